@@ -1,0 +1,38 @@
+"""drift: is a chunked KV cache's difference from full attention rounding, or is it a bug?
+
+The names below are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from drift._version import __version__
+
+if TYPE_CHECKING:
+    from drift.checkpoints import load_model
+    from drift.dataset import open_sweep
+    from drift.trace import trace, trace_folds
+
+__all__ = ["__version__", "load_model", "open_sweep", "trace", "trace_folds"]
+
+_HOMES = {
+    "load_model": "drift.checkpoints",
+    "open_sweep": "drift.dataset",
+    "trace": "drift.trace",
+    "trace_folds": "drift.trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        # A function may bear its module's name: bind it here, or the submodule would shadow it on the next access.
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'drift' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

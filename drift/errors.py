@@ -1,0 +1,50 @@
+"""Errors meant for people: what was wrong, where, and what to do about it.
+
+Every error that bad input can cause derives from :class:`DriftError`; command lines print its message
+without a traceback. Anything else that escapes is a defect in drift itself.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "CorpusError",
+    "DatasetError",
+    "DriftError",
+    "PrecisionError",
+    "ReportError",
+    "UnsupportedModelError",
+]
+
+
+class DriftError(Exception):
+    """Base class of all errors whose message is the whole story for the user."""
+
+
+class ConfigError(DriftError):
+    """A configuration, command line or argument that cannot be carried out as written."""
+
+
+class CheckpointError(DriftError):
+    """Weights or a tokenizer that cannot be found, fetched, verified or trusted."""
+
+
+class CorpusError(DriftError):
+    """Text that cannot be found, or that is too short for what was asked."""
+
+
+class DatasetError(DriftError):
+    """A result file or folder that breaks the data contract."""
+
+
+class PrecisionError(DriftError):
+    """A rung of the precision ladder that the weights or the device cannot stand on."""
+
+
+class ReportError(DriftError):
+    """A notebook that cannot be run or rendered as asked."""
+
+
+class UnsupportedModelError(DriftError):
+    """A model whose layers cannot be driven one at a time, or that keeps no KV cache."""

@@ -1,0 +1,95 @@
+"""Shared fixtures: tiny models made from configurations, seeded; and the embedded Llama checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+_SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+
+# One row per family: configuration class, and what it needs beyond the common sizes.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "mistral-window": ("MistralConfig", {"sliding_window": 10}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "qwen3-moe": ("Qwen3MoeConfig", {"head_dim": 16, **_MOE}),
+    "gemma2": ("Gemma2Config", {"head_dim": 16, "sliding_window": 10, "query_pre_attn_scalar": 16}),
+    "gemma3-short-window": (
+        "Gemma3TextConfig",
+        {"head_dim": 16, "sliding_window": 5, "layer_types": _SLIDING, "query_pre_attn_scalar": 16},
+    ),
+    "gemma3-long-window": (
+        "Gemma3TextConfig",
+        {"head_dim": 16, "sliding_window": 24, "layer_types": _SLIDING, "query_pre_attn_scalar": 16},
+    ),
+    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "phi3": ("Phi3Config", {"pad_token_id": 0}),
+}
+
+
+def make_model(family: str, dtype: str = "float32", attn_implementation: str = "sdpa", seed: int = 0) -> Any:
+    """A tiny model of a family: random weights of a size that makes attention matter."""
+    import torch
+    import transformers
+
+    config_name, options = FAMILIES[family]
+    config = getattr(transformers, config_name)(**{**_COMMON, **options})
+    config._attn_implementation = attn_implementation
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """Factory of tiny models."""
+    return make_model
+
+
+@pytest.fixture
+def token_ids() -> Callable[..., Any]:
+    """Factory of seeded token ids: int64 [document, token]."""
+    import numpy as np
+
+    def make(documents: int, tokens: int, vocabulary: int = 97, seed: int = 0) -> Any:
+        return np.random.default_rng(seed).integers(3, vocabulary, size=(documents, tokens))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The embedded Llama checkpoint, fetched once into the cache."""
+    from drift import checkpoints
+
+    name = "smollm2-135m-instruct"
+    checkpoints.fetch(name, report=lambda message: None)
+    return name

@@ -1,0 +1,171 @@
+"""Measures against closed forms, float64 and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+from scipy.special import log_softmax, rel_entr, softmax
+
+from drift.measures import (
+    LogitReference,
+    compare_logits,
+    compare_states,
+    sampled_steps,
+    step_mean,
+    step_quantiles,
+)
+
+STARTS = [0, 4, 8]
+
+
+def states(seed: int, rows: int = 10, features: int = 7, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(rows, features, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_states_against_numpy_in_float64() -> None:
+    a, b = states(0), states(1)
+    rows = compare_states(a, b)
+    x, y = a.double().numpy(), b.double().numpy()
+    parts = [slice(0, 4), slice(4, 8), slice(8, 10)]
+    norm = np.linalg.norm
+    np.testing.assert_allclose(rows.rel_l2(STARTS), [norm(x[p] - y[p]) / norm(x[p]) for p in parts], rtol=1e-14)
+    np.testing.assert_allclose(rows.norm(STARTS), [norm(x[p]) for p in parts], rtol=1e-14)
+    np.testing.assert_array_equal(rows.step_max_abs(STARTS), [np.abs(x[p] - y[p]).max() for p in parts])
+    cosine = 1 - (x * y).sum(1) / norm(x, axis=1) / norm(y, axis=1)
+    np.testing.assert_allclose(rows.cosine_distance(STARTS), [cosine[p].mean() for p in parts], rtol=1e-12)
+    token = norm(x - y, axis=1) / norm(x, axis=1)
+    np.testing.assert_allclose(
+        step_quantiles(rows.rel_l2_token(), STARTS, (0.1, 0.5, 1.0)),
+        [np.quantile(token[p], (0.1, 0.5, 1.0)) for p in parts],
+        rtol=1e-14,
+    )
+
+
+@given(st.floats(1e-14, 1e-2))
+@settings(max_examples=40)
+def test_cosine_distance_of_a_tiny_rotation_keeps_its_digits(angle: float) -> None:
+    """Rotating by t gives 2 sin(t/2)^2 exactly; 1 - cos computed naively is 0 below t = 1e-8."""
+    a = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    b = torch.tensor([[np.cos(angle), np.sin(angle)]], dtype=torch.float64)
+    got = compare_states(a, b).cosine_distance([0])[0]
+    # The rotated vector is rounded: its length is off by up to one ulp, which the formula must not see.
+    assert got == pytest.approx(2 * np.sin(angle / 2) ** 2, rel=1e-6, abs=1e-31)
+
+
+def test_identical_states_read_exactly_zero() -> None:
+    a = states(3, dtype=torch.bfloat16)
+    rows = compare_states(a, a.clone())
+    assert not rows.rel_l2(STARTS).any()
+    assert not rows.cosine_distance(STARTS).any()
+    assert not compare_states(torch.zeros(10, 3), torch.zeros(10, 3)).rel_l2(STARTS).any()
+
+
+def test_one_ulp_in_one_element_is_seen() -> None:
+    a = states(4)
+    b = a.clone()
+    b[5, 2] = torch.nextafter(b[5, 2], torch.tensor(torch.inf))
+    drift = compare_states(a, b).rel_l2(STARTS)
+    assert drift[1] > 0
+    assert drift[0] == drift[2] == 0
+
+
+def test_nonfinite_states_are_counted_and_not_averaged_away() -> None:
+    a, b = states(5), states(6)
+    a[1, 0] = torch.nan
+    b[1, 1] = torch.inf
+    b[9, 0] = -torch.inf
+    rows = compare_states(a, b)
+    np.testing.assert_array_equal(rows.step_nonfinite(STARTS), [2, 0, 1])
+    assert np.isnan(rows.rel_l2(STARTS)[0])
+    assert np.isfinite(rows.rel_l2(STARTS)[1])
+    assert not np.isfinite(rows.rel_l2(STARTS)[2])
+    assert np.isnan(rows.cosine_distance(STARTS)[[0, 2]]).all()
+    assert np.isnan(step_quantiles(rows.rel_l2_token(), STARTS, (0.5,))[0]).all()
+
+
+def logit_pair(scale: float, seed: int = 0, rows: int = 5, vocabulary: int = 301) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    a = 3 * rng.standard_normal((rows, vocabulary))
+    return torch.from_numpy(a), torch.from_numpy(a + scale * rng.standard_normal((rows, vocabulary)))
+
+
+@pytest.mark.parametrize("scale", [0.03, 0.4, 3.0, 30.0, 200.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_against_scipy(scale: float, dtype: torch.dtype) -> None:
+    a, b = (x.to(dtype) for x in logit_pair(scale))
+    targets = torch.tensor([0, 7, 300, 12, -1])
+    rows = compare_logits(LogitReference(a, targets), b)
+    x, y = a.double().numpy(), b.double().numpy()
+    p, q = softmax(x, axis=1), softmax(y, axis=1)
+    # float32 elementwise, float64 sums: a few hundred float32 roundings at worst
+    tolerance = 5e-6 if dtype is torch.float32 else 1e-9
+    np.testing.assert_allclose(rows.kl, (p * (log_softmax(x, axis=1) - log_softmax(y, axis=1))).sum(1), rtol=tolerance)
+    np.testing.assert_allclose(rows.js, jensenshannon(p, q, axis=1) ** 2, rtol=tolerance)
+    np.testing.assert_allclose(rows.max_abs, np.abs(x - y).max(1), rtol=1e-6)
+    np.testing.assert_array_equal(rows.top1, (x.argmax(1) == y.argmax(1)).astype(float))
+    index = np.arange(4), targets[:4].numpy()
+    np.testing.assert_allclose(rows.nll_full[:4], -log_softmax(x, axis=1)[index], rtol=tolerance)
+    np.testing.assert_allclose(rows.nll_fold[:4], -log_softmax(y, axis=1)[index], rtol=tolerance)
+    np.testing.assert_allclose(rows.delta_p[:4], (q - p)[index], rtol=1e-4, atol=1e-7)
+    assert np.isnan([rows.nll_full[4], rows.nll_fold[4], rows.delta_p[4]]).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-5, 1e-7])
+def test_small_divergences_keep_their_digits_in_float32(scale: float) -> None:
+    """To second order KL = Var_p(d) / 2 and JS = Var_p(d) / 8; log-probabilities in float32 would drown both."""
+    rng = np.random.default_rng(1)
+    a = (3 * rng.standard_normal((4, 500))).astype(np.float32)
+    b = (a + scale * rng.standard_normal(a.shape)).astype(np.float32)
+    rows = compare_logits(LogitReference(torch.from_numpy(a), torch.full((4,), -1)), torch.from_numpy(b))
+    p, d = softmax(a.astype(np.float64), axis=1), b.astype(np.float64) - a
+    variance = (p * d**2).sum(1) - (p * d).sum(1) ** 2
+    np.testing.assert_allclose(rows.kl, variance / 2, rtol=max(1e-5, 3 * scale))
+    np.testing.assert_allclose(rows.js, variance / 8, rtol=max(1e-5, 3 * scale))
+    naive = rel_entr(np.exp(log_softmax(a, axis=1)), np.exp(log_softmax(b, axis=1))).sum(1)
+    if scale == 1e-7:
+        assert (np.abs(naive - variance / 2) > 10 * variance).any(), "the naive formula would have done"
+
+
+def test_identical_logits_read_exactly_zero_and_a_shift_is_no_drift() -> None:
+    a, _ = logit_pair(1.0)
+    rows = compare_logits(LogitReference(a, torch.zeros(5, dtype=torch.int64)), a.clone())
+    assert not rows.kl.any()
+    assert not rows.js.any()
+    np.testing.assert_array_equal(rows.nll_full, rows.nll_fold)
+    shifted = compare_logits(LogitReference(a, torch.zeros(5, dtype=torch.int64)), a + 5.0)
+    assert (shifted.kl < 1e-28).all()
+    assert (shifted.max_abs > 4.9).all()
+
+
+def test_nonfinite_logits_are_counted() -> None:
+    a, b = logit_pair(0.1)
+    b[2, 5] = torch.nan
+    b[2, 6] = torch.inf
+    rows = compare_logits(LogitReference(a, torch.zeros(5, dtype=torch.int64)), b)
+    np.testing.assert_array_equal(rows.nonfinite, [0, 0, 2, 0, 0])
+    np.testing.assert_array_equal(np.isfinite(rows.kl), [True, True, False, True, True])
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match="alike"):
+        compare_states(torch.zeros(3, 2), torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="alike"):
+        compare_logits(LogitReference(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)), torch.zeros(3, 4))
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 9))
+def test_sampled_steps_against_a_loop(tokens: int, chunk: int, stride: int) -> None:
+    rows = np.arange(0, tokens, stride)
+    starts = list(range(0, tokens, chunk))
+    steps, first = sampled_steps(rows, starts)
+    want = [[i for i, r in enumerate(rows) if s <= r < s + chunk] for s in starts]
+    assert steps.tolist() == [k for k, w in enumerate(want) if w]
+    assert first == [w[0] for w in want if w]
+
+
+def test_step_mean_is_not_fooled_by_a_short_last_step() -> None:
+    np.testing.assert_array_equal(step_mean(np.array([1.0, 3, 5, 7, 10]), [0, 2, 4]), [2, 6, 10])

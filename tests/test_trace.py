@@ -1,0 +1,268 @@
+"""Datasets from models: against numbers worked out from a plain transformers loop, and against theory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import make_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+import drift
+from drift.dataset import same_data, validate
+from drift.errors import ConfigError, UnsupportedModelError
+
+
+def plain(model: Any, ids: Any, size: int, restart: bool = False) -> dict[str, Any]:
+    """Hidden states [layer, token, feature], keys and logits of a plain loop, in float64."""
+    cache = DynamicCache(config=model.config)
+    layers, logits = [], []
+    with torch.inference_mode():
+        for start in range(0, len(ids), size):
+            chunk = torch.as_tensor(ids[start : start + size])[None]
+            out = model(
+                chunk,
+                position_ids=torch.arange(chunk.shape[1])[None] + (0 if restart else start),
+                past_key_values=cache,
+                use_cache=True,
+                output_hidden_states=True,
+            )
+            layers.append(torch.stack(out.hidden_states)[:, 0].double())
+            logits.append(out.logits[0].double())
+    return {
+        "layers": torch.cat(layers, 1).numpy(),
+        "keys": torch.stack([layer.keys[0] for layer in cache.layers]).double().numpy(),
+        "logits": torch.cat(logits).numpy(),
+    }
+
+
+@pytest.mark.parametrize(("protocol", "dtype"), [("append", "float32"), ("restart", "float32"), ("restart", "bfloat16")])
+def test_numbers_are_those_of_a_plain_loop(
+    protocol: str, dtype: str, tiny: Callable[..., Any], token_ids: Callable[..., Any]
+) -> None:
+    model, ids = tiny("qwen2", dtype), token_ids(2, 30)
+    cell = drift.trace(model, ids, 8, protocol)
+    validate(cell)
+    assert dict(cell.sizes) == {"document": 2, "layer": 5, "step": 4, "quantile": 9, "block": 3}
+    for document in range(2):
+        full, fold = plain(model, ids[document], 30), plain(model, ids[document], 8, protocol == "restart")
+        for step, start in enumerate(range(0, 30, 8)):
+            part = slice(start, min(start + 8, 30))
+            at = cell.isel(document=document, step=step)
+            # transformers' last hidden state is after the final norm: layers 0, 1, 2 and 4 of ours
+            for ours, theirs in ((0, 0), (1, 1), (2, 2), (4, 3)):
+                a, b = full["layers"][theirs, part], fold["layers"][theirs, part]
+                want = np.linalg.norm(a - b) / np.linalg.norm(a)
+                assert float(at.hidden_rel_l2.isel(layer=ours)) == pytest.approx(want, rel=1e-12)
+                assert float(at.hidden_max_abs.isel(layer=ours)) == np.abs(a - b).max()
+            a, b = full["keys"][:, :, part], fold["keys"][:, :, part]
+            want = np.sqrt(((a - b) ** 2).sum((1, 2, 3)) / (a**2).sum((1, 2, 3)))
+            np.testing.assert_allclose(at.key_rel_l2, want, rtol=1e-12)
+            a, b = full["logits"][part], fold["logits"][part]
+            assert float(at.logit_rel_l2) == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-6)
+            log_p = torch.log_softmax(torch.from_numpy(a), -1).numpy()
+            log_q = torch.log_softmax(torch.from_numpy(b), -1).numpy()
+            assert float(at.logit_kl) == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(1).mean(), rel=1e-5)
+            targets = ids[document][part.start + 1 : part.stop + 1]
+            rows = np.arange(len(targets)), targets
+            assert float(at.nll_full) == pytest.approx(-log_p[rows].mean(), rel=1e-6)
+            assert float(at.nll_fold) == pytest.approx(-log_q[rows].mean(), rel=1e-6)
+            assert int(at.target_count) == len(targets)
+    if protocol == "restart":
+        assert float(cell.hidden_rel_l2.isel(layer=-1, step=-1).min()) > 0.01, "the comparison saw no drift at all"
+    # 3 layers x (keys + values) x 2 heads x 8 features
+    per_token = 96 * (4 if dtype == "float32" else 2)
+    np.testing.assert_array_equal(cell.cache_bytes.isel(document=0), per_token * np.array([8, 16, 24, 30]))
+
+
+def test_a_single_chunk_is_full_attention_and_reads_exactly_zero(
+    tiny: Callable[..., Any], token_ids: Callable[..., Any]
+) -> None:
+    cell = drift.trace(tiny("llama", "bfloat16"), token_ids(1, 24), chunk_size=24)
+    for name in ("hidden_rel_l2", "hidden_cosine_distance", "key_rel_l2", "value_rel_l2", "logit_kl", "logit_max_abs"):
+        assert not cell[name].values.any(), name
+    assert (cell.top1_agreement == 1).all()
+
+
+def test_folds_that_share_a_descent_do_not_touch_each_other(
+    tiny: Callable[..., Any], token_ids: Callable[..., Any]
+) -> None:
+    model, ids = tiny("gemma3-short-window", "bfloat16"), token_ids(2, 40)
+    folds = [(8, "append"), (5, "reprime"), (16, "restart")]
+    together = drift.trace_folds(model, ids, folds)
+    swapped = drift.trace_folds(model, ids, folds[::-1])[::-1]
+    for (size, protocol), cell, other in zip(folds, together, swapped, strict=True):
+        assert same_data(cell, drift.trace(model, ids, size, protocol)) == []
+        assert same_data(cell, other) == []
+    assert same_data(together[0], together[1]) != []
+
+
+@given(st.integers(2, 40), st.data())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_chunk_size_in_float64_agrees_to_float64(tokens: int, data: st.DataObject) -> None:
+    """The literal fold is full attention: whatever the cut, true float64 leaves only its own rounding."""
+    size = data.draw(st.integers(1, tokens))
+    ids = np.random.default_rng(tokens).integers(3, 97, tokens)
+    cell = drift.trace(_float64_model(), ids, size)
+    assert float(cell.hidden_rel_l2.max()) < 1e-13
+    assert float(cell.key_rel_l2.max()) < 1e-13
+    assert float(cell.logit_kl.max()) < 1e-24
+
+
+def _float64_model(cache: dict[str, Any] = {}) -> Any:  # noqa: B006 - built once for all examples
+    if "model" not in cache:
+        cache["model"] = make_model("qwen3", "float64")
+    return cache["model"]
+
+
+def test_structural_protocols_do_not_shrink_with_the_unit_roundoff(
+    tiny: Callable[..., Any], token_ids: Callable[..., Any]
+) -> None:
+    ids = token_ids(1, 48)
+    level = {}
+    for dtype in ("float32", "float64"):
+        cells = drift.trace_folds(tiny("llama", dtype), ids, [(8, "append"), (8, "restart"), (8, "reprime")])
+        for cell in cells:
+            level[str(cell.protocol.values), dtype] = float(cell.hidden_rel_l2.isel(layer=-1, step=-1).mean())
+    assert level["append", "float32"] < 1e-5
+    assert level["append", "float64"] < 1e-13
+    for protocol in ("restart", "reprime"):
+        assert level[protocol, "float64"] > 0.01
+        assert level[protocol, "float32"] == pytest.approx(level[protocol, "float64"], rel=1e-4)
+
+
+def test_logit_stride_samples_the_same_numbers(tiny: Callable[..., Any], token_ids: Callable[..., Any]) -> None:
+    model, ids = tiny("gemma2", "float32", "eager"), token_ids(1, 26)
+    every = drift.trace(model, ids, 1, logit_stride=1)
+    third = drift.trace(model, ids, 5, logit_stride=3)
+    assert third.logit_count.values.tolist() == [[2, 2, 1, 2, 2, 0]]
+    assert third.target_count.values.tolist() == [[2, 2, 1, 2, 2, 0]]
+    want = every.nll_full.values[0, ::3]
+    np.testing.assert_allclose(third.nll_full.values[0, :2], [want[:2].mean(), want[2:4].mean()], rtol=1e-5)
+    assert np.isnan(third.logit_kl.values[0, -1])
+    np.testing.assert_array_equal(third.hidden_rel_l2, drift.trace(model, ids, 5).hidden_rel_l2)
+
+
+def test_nonfinite_weights_are_counted_and_stop_nothing(
+    tiny: Callable[..., Any], token_ids: Callable[..., Any]
+) -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    cell = drift.trace(model, token_ids(1, 16), 8)
+    validate(cell)
+    assert not cell.nonfinite_count.sel(layer=[0, 1]).values.any()
+    assert (cell.nonfinite_count.sel(layer=2) == 8).all()  # one feature of each of the chunk's 8 tokens
+    assert np.isnan(cell.hidden_rel_l2.isel(layer=-1)).all()
+    assert (cell.logit_nonfinite_count > 0).all()
+
+
+def test_model_is_left_as_it_was(tiny: Callable[..., Any], token_ids: Callable[..., Any]) -> None:
+    model = tiny("llama").train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    drift.trace(model, token_ids(1, 12), 4)
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any("forward" in m.__dict__ for m in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_taps_come_off_after_an_error(tiny: Callable[..., Any], token_ids: Callable[..., Any]) -> None:
+    model = tiny("llama")
+
+    def stop(share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drift.trace(model, token_ids(1, 12), 4, on_progress=stop)
+    assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+@pytest.mark.parametrize("config", ["MambaConfig", "RwkvConfig"])
+def test_models_without_a_kv_cache_are_refused(config: str) -> None:
+    tiny = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**tiny))
+    with pytest.raises(UnsupportedModelError, match="KV cache|PreTrainedModel|layers"):
+        drift.trace(model, np.arange(10), 4)
+
+
+def test_hybrid_and_foreign_models_are_refused() -> None:
+    config = transformers.Qwen3NextConfig(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=2,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    with pytest.raises(UnsupportedModelError, match="no KV cache of their own"):
+        drift.trace(transformers.AutoModelForCausalLM.from_config(config), np.arange(10), 4)
+    with pytest.raises(UnsupportedModelError, match="not a transformers model"):
+        drift.trace(torch.nn.Linear(2, 2), np.arange(10), 4)  # type: ignore[arg-type]
+    headless = transformers.AutoModel.from_config(make_model("llama").config)
+    with pytest.raises(UnsupportedModelError, match="no language-model head"):
+        drift.trace(headless, np.arange(10), 4)
+
+
+
+def test_a_model_that_the_tap_does_not_understand_is_refused(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    inner = model.model
+
+    class Doubling(type(inner)):  # type: ignore[misc]
+        def forward(self, input_ids: Any, position_ids: Any = None, past_key_values: Any = None, **kwargs: Any) -> Any:
+            states = self.embed_tokens(input_ids)
+            rotary = self.rotary_emb(states, position_ids)
+            for layer in self.layers:
+                states = 2 * layer(
+                    states, attention_mask=None, position_embeddings=rotary, past_key_values=past_key_values
+                )
+            return transformers.modeling_outputs.BaseModelOutputWithPast(last_hidden_state=self.norm(states))
+
+    inner.__class__ = Doubling
+    with pytest.raises(UnsupportedModelError, match="between its decoder layers"):
+        drift.trace(model, np.arange(3, 13), 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"chunk_size": 99}, "chunk_size is 99"),
+        ({"protocol": "apend"}, "Did you mean 'append'"),
+        ({"tokens": np.zeros((2, 0), dtype=int)}, "not empty"),
+        ({"tokens": np.zeros((2, 3))}, "must be integers"),
+        ({"tokens": np.full(8, 97)}, "come from another tokenizer"),
+        ({"tokens": np.full(8, -1)}, "come from another tokenizer"),
+        ({"tokens": np.full(513, 5)}, "beyond the model's context of 512"),
+        ({"tokens": np.full(512, 5), "protocol": "reprime"}, "reaches position 639"),
+        ({"protocol": "reprime(token=97)"}, "not in the model's vocabulary"),
+        ({"logit_stride": 0}, "logit_stride is 0"),
+        ({"labels": {"dtype": "bf16"}}, "the model is in torch.float32"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(tiny: Callable[..., Any], change: dict[str, Any], message: str) -> None:
+    arguments = {"tokens": np.full(16, 5), "chunk_size": 4, **change}
+    with pytest.raises(ConfigError, match=message):
+        drift.trace(tiny("llama"), **arguments)
+
+
+def test_beyond_the_context_is_an_explicit_choice(tiny: Callable[..., Any]) -> None:
+    cell = drift.trace(tiny("llama"), np.full(520, 5), 260, allow_beyond_context=True, logit_stride=130)
+    assert cell.sizes["step"] == 2
+
+
+def test_importing_drift_imports_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, drift; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'xarray', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
