@@ -16,15 +16,15 @@ from drift.precision import numerics, rung
 
 @pytest.fixture(scope="module")
 def text(smollm2: str) -> np.ndarray:
-    """One document of 192 tokens."""
+    """One document of 300 tokens."""
     tokenizer = checkpoints.load(smollm2, "fp32").tokenizer
-    return corpus.documents("pydoc", tokenizer, documents=1, tokens=192)
+    return corpus.documents("pydoc", tokenizer, documents=1, tokens=300)
 
 
 def test_drift_is_that_of_a_plain_transformers_loop(smollm2: str, text: np.ndarray) -> None:
     model, _ = drift.load_model(smollm2, dtype="bf16")
-    cell = drift.trace(model, text, 64, half_matmul="float32")
-    ids = torch.from_numpy(text)
+    cell = drift.trace(model, text[:, :192], 64, half_matmul="float32")
+    ids = torch.from_numpy(text[:, :192])
     with numerics(rung("bf16"), half_matmul="float32"):
         full = model(ids, past_key_values=DynamicCache(config=model.config), output_hidden_states=True)
         cache = DynamicCache(config=model.config)
@@ -39,15 +39,17 @@ def test_drift_is_that_of_a_plain_transformers_loop(smollm2: str, text: np.ndarr
     assert float(step.logit_max_abs) == float((logits - full.logits[0].float())[128:].abs().max())
 
 
+# 100 divides by none of the tile sizes that CPU kernels work in: with chunks of 64 the first few hundred tokens come out
+# bit for bit as in full attention on some machines, and there would be no rounding to measure.
 def levels(smollm2: str, text: np.ndarray, dtype: str, **options: Any) -> Any:
     model, _ = drift.load_model(smollm2, dtype=dtype)
-    return drift.trace(model, text, 32, half_matmul="float32", **options)
+    return drift.trace(model, text, 100, half_matmul="float32", logit_stride=4, **options)
 
 
 def test_the_literal_fold_scales_with_the_unit_roundoff(smollm2: str, text: np.ndarray) -> None:
     """drift / unit roundoff stays within two decades over thirteen decades of roundoff, down to true float64."""
     at = {dtype: levels(smollm2, text, dtype) for dtype in ("bf16", "fp16", "fp32", "fp64")}
-    late = {dtype: float(cell.hidden_rel_l2.isel(layer=-1, document=0, step=slice(3, None)).mean()) for dtype, cell in at.items()}
+    late = {dtype: float(cell.hidden_rel_l2.isel(layer=-1, document=0, step=slice(1, None)).mean()) for dtype, cell in at.items()}
     assert 3e-3 < late["bf16"] < 5e-2
     assert 3e-4 < late["fp16"] < 6e-3
     assert 1e-7 < late["fp32"] < 4e-6
@@ -59,31 +61,22 @@ def test_the_literal_fold_scales_with_the_unit_roundoff(smollm2: str, text: np.n
     assert nll["fp32"] == pytest.approx(nll["fp64"], abs=1e-5)
 
 
-def test_without_the_guard_float64_has_a_float32_floor(smollm2: str, text: np.ndarray) -> None:
-    """The control: the same pass with transformers' own casts is six decades worse, so the guard does something."""
+def test_without_the_guard_float64_is_only_float32_inside(smollm2: str, text: np.ndarray) -> None:
+    """The control: transformers' own casts leave a float64 pass five decades short of float64."""
     model, _ = drift.load_model(smollm2, dtype="fp64")
-    ids = torch.from_numpy(text[:, :96])
-
-    def late() -> float:
-        full = model.model(ids, past_key_values=DynamicCache(config=model.config)).last_hidden_state[0, 64:]
-        cache = DynamicCache(config=model.config)
-        model.model(ids[:, :64], past_key_values=cache)
-        fold = model.model(ids[:, 64:], past_key_values=cache).last_hidden_state[0]
-        return float((full - fold).norm() / full.norm())
-
+    ids = torch.from_numpy(text[:, :64])
     with torch.inference_mode():
-        unguarded = late()
+        unguarded = model.model(ids).last_hidden_state
     with numerics(rung("fp64")):
-        guarded = late()
-    assert guarded < 1e-13
-    assert unguarded > 1e-10
+        guarded = model.model(ids).last_hidden_state
+    assert float((unguarded - guarded).norm() / guarded.norm()) > 1e-9
 
 
 def test_structural_readings_do_not_care_about_precision(smollm2: str, text: np.ndarray) -> None:
     level = {}
     for dtype in ("bf16", "fp32"):
         model, _ = drift.load_model(smollm2, dtype=dtype)
-        cells = drift.trace_folds(model, text, [(32, "restart"), (32, "reprime")], half_matmul="float32", logit_stride=8)
+        cells = drift.trace_folds(model, text[:, :192], [(32, "restart"), (32, "reprime")], half_matmul="float32", logit_stride=8)
         for cell in cells:
             level[str(cell.protocol.values), dtype] = float(cell.hidden_rel_l2.isel(layer=-1, step=slice(2, None)).mean())
     for protocol, least in (("restart", 0.3), ("reprime", 0.05)):

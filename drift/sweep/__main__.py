@@ -1,0 +1,237 @@
+"""The command line of sweeps: ``python -m drift.sweep``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from drift.errors import DriftError
+from drift.sweep.config import AXES, DEFAULTS, OPTIONS, load_config, presets
+from drift.sweep.cost import show_bytes, show_seconds
+from drift.sweep.outcome import Exit, Interrupted
+from drift.sweep.planning import Plan, plan
+from drift.sweep.progress import reporter
+from drift.sweep.running import run, select
+
+_EXIT_CODES = (
+    "exit codes: 0 complete, 1 some cells failed, 2 bad configuration or usage, 3 stopped with cells left, "
+    "130 interrupted"
+)
+
+
+def _epilog() -> str:
+    def rows(entries: dict[str, str]) -> str:
+        width = max(map(len, entries)) + 2
+        return "\n".join(
+            textwrap.fill(text, 110, initial_indent=f"  {name:<{width}}", subsequent_indent=" " * (width + 2))
+            for name, text in entries.items()
+        )
+
+    def shown(name: str) -> str:
+        value = DEFAULTS.get(name)
+        if value is None:
+            return ""
+        return f" (default: {','.join(map(str, value)) if isinstance(value, list) else str(value).lower()})"
+
+    return "\n".join(
+        [
+            "presets:",
+            rows(presets()),
+            "",
+            "axes (one value or a list each; a grid is their product):",
+            rows({name: text + shown(name) for name, text in AXES.items()}),
+            "",
+            "options of a grid:",
+            rows({name: text + shown(name) for name, text in OPTIONS.items()}),
+            "",
+            "examples:",
+            "  python -m drift.sweep quick --dry-run",
+            "  python -m drift.sweep default --set dtype=bf16,fp32,fp64 --set tokens=2048 --out data/sweeps/mine",
+            "  python -m drift.sweep mine.yaml --only model=gemma-3-270m --retry-failed",
+            "",
+            "Running the same command again computes what is missing; a finished cell is never computed twice.",
+            _EXIT_CODES,
+        ]
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m drift.sweep",
+        description="Compute the cells of a sweep: drift of folded passes against full attention.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_epilog(),
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("config", nargs="?", metavar="CONFIG|PRESET", help="a YAML file or the name of a preset (default: default)")
+    add("--set", action="append", default=[], metavar="AXIS=A,B", help="replace an axis in every grid; repeatable")
+    add("--out", type=Path, metavar="DIR", help="folder of the sweep (default: data/sweeps/NAME)")
+    add("--dry-run", action="store_true", help="list the cells, what is done, and estimates; compute nothing")
+    add("--only", action="append", default=[], metavar="AXIS=A,B", help="compute matching cells only; repeatable")
+    add("--limit", type=_positive, metavar="N", help="compute N cells at most")
+    add("--force", action="store_true", help="compute cells again that are done")
+    add("--retry-failed", action="store_true", help="compute cells again that failed")
+    add("--fail-fast", action="store_true", help="stop at the first cell that fails")
+    add("--json", action="store_true", help="print a JSON object on stdout and everything else on stderr")
+    add("--list-presets", action="store_true", help="list the presets and exit")
+    return parser
+
+
+def _preview(todo: Plan, only: Sequence[str]) -> dict[str, Any]:
+    """What a dry run shows, as a JSON object."""
+    cells = select(todo, only)
+    states = {cell.file: todo.state(cell) for cell in cells}
+    todo_now = [cell for cell in cells if states[cell.file] == "pending"]
+    listed = []
+    for cell in cells:
+        entry = {"file": cell.file, "state": states[cell.file], **cell.axes, "estimate": todo.estimate([cell])}
+        if states[cell.file] == "failed":
+            entry["reason"] = todo.survey.failures[cell.file]["reason"]
+        listed.append(entry)
+    return {
+        "name": todo.config.name,
+        "folder": str(todo.folder),
+        "dry_run": True,
+        "cells": {
+            "total": len(cells),
+            "done": list(states.values()).count("done"),
+            "failed": list(states.values()).count("failed"),
+            "left": len(todo_now),
+        },
+        "descents": len(todo.groups(todo_now)),
+        "estimate": todo.estimate(todo_now),
+        "plan": listed,
+        "broken": todo.survey.broken,
+        "not_in_this_plan": todo.survey.strangers,
+    }
+
+
+def _table(preview: dict[str, Any]) -> list[str]:
+    """A dry run in words."""
+    columns = ["state", "model", "dtype", "protocol", "chunk_size", "documents", "tokens", "corpus", "device"]
+    heads = {"chunk_size": "chunk", "documents": "docs"}
+    rows = [[heads.get(name, name) for name in columns]]
+    rows += [[str(cell[name]) for name in columns] for cell in preview["plan"]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    counts, estimate = preview["cells"], preview["estimate"]
+    lines += [
+        "",
+        (
+            f"{preview['name']} in {preview['folder']}: {counts['total']} cells, {counts['done']} done, "
+            f"{counts['failed']} failed, {counts['left']} left in {preview['descents']} descents."
+        ),
+    ]
+    if counts["left"] > estimate["unknown"]:
+        lines.append(
+            f"Estimates for what is left: about {show_seconds(estimate['seconds'])}, "
+            f"{show_bytes(estimate['memory_bytes'])} of memory at most, {show_bytes(estimate['disk_bytes'])} of disk."
+        )
+    if estimate["unknown"]:
+        lines.append(f"No estimate for {estimate['unknown']} cells: their models are not fetched yet.")
+    if counts["failed"]:
+        lines += [f"  failed: {c['file']}: {c['reason']}" for c in preview["plan"] if c["state"] == "failed"][:20]
+        lines.append("Failed cells stay failed until --retry-failed is given.")
+    lines += [f"broken, will be set aside and computed again: {reason}" for reason in preview["broken"].values()]
+    if preview["not_in_this_plan"]:
+        lines.append(f"not in this plan, left alone: {', '.join(preview['not_in_this_plan'][:5])}" + (
+            f" and {len(preview['not_in_this_plan']) - 5} more" if len(preview["not_in_this_plan"]) > 5 else ""
+        ))  # fmt: skip
+    return lines
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    if arguments.list_presets:
+        width = max(map(len, presets()))
+        print("\n".join(f"{name:<{width}}  {text}" for name, text in presets().items()))
+        return Exit.COMPLETE
+    config = load_config(arguments.config, arguments.set)
+    if arguments.dry_run:
+        preview = _preview(plan(config, arguments.out, dry_run=True), arguments.only)
+        print(json.dumps(preview, indent=1) if arguments.json else "\n".join(_table(preview)))
+        return Exit.COMPLETE
+    interrupted = False
+    # Whatever libraries print must not mix with the summary.
+    with redirect_stdout(sys.stderr):
+        try:
+            summary = run(
+                config,
+                arguments.out,
+                only=arguments.only,
+                limit=arguments.limit,
+                force=arguments.force,
+                retry_failed=arguments.retry_failed,
+                fail_fast=arguments.fail_fast,
+                report=reporter(sys.stderr),
+            )
+        except Interrupted as stop:
+            summary, interrupted = stop.summary, True
+    if interrupted:
+        print(f"interrupted: {summary.done} of {summary.total} cells are done; running the same command resumes",
+              file=sys.stderr)  # fmt: skip
+    if arguments.json:
+        print(json.dumps(summary.as_dict(), indent=1))
+    elif not interrupted:
+        print("\n".join(summary.lines()))
+    return summary.exit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    with _terminable():
+        return _guarded(argv)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a polite request to end (``kill``, a closed terminal) do what Ctrl-C does."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(number, signal.signal(number, _interrupt)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    try:
+        return int(_command(_parser().parse_args(argv)))
+    except DriftError as error:
+        for line in str(error).splitlines():
+            print(f"drift.sweep: {line}", file=sys.stderr)
+        return Exit.USAGE
+    except KeyboardInterrupt:
+        print("interrupted before anything was computed; running the same command resumes", file=sys.stderr)
+        return Exit.INTERRUPTED
+    except BrokenPipeError:  # `| head`
+        sys.stderr.close()
+        return Exit.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""What a sweep will take: time, memory and disk, estimated from the shape of the model.
+
+The model of time: the floating-point operations of all lanes, divided by a throughput of the device and rung, plus a
+fixed price per layer call (what small chunks pay), plus a price per compared logit. The constants were measured on two
+cores of a server CPU; they are right within a factor of about two. Once groups of a folder are finished, their measured
+times correct the rest (:func:`correction`).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["Cost", "Sized", "cell_bytes", "correction", "group_cost", "show_bytes", "show_seconds"]
+
+# Operations per second: per core on a CPU, per device on a GPU.
+_THROUGHPUT = {
+    ("cpu", "bf16", "native"): 60e9,
+    ("cpu", "fp16", "native"): 60e9,
+    ("cpu", "bf16", "float32"): 28e9,
+    ("cpu", "fp16", "float32"): 28e9,
+    ("cpu", "fp32", "native"): 32e9,
+    ("cpu", "fp64", "native"): 14e9,
+    ("cuda", "bf16", "native"): 200e12,
+    ("cuda", "fp16", "native"): 200e12,
+    ("cuda", "tf32", "native"): 100e12,
+    ("cuda", "fp32", "native"): 25e12,
+    ("cuda", "fp64", "native"): 20e12,
+}
+_CALL_SECONDS = {"cpu": 6e-4, "cuda": 4e-4}  # one layer called for one chunk, whatever its size
+_LOGIT_SECONDS = {"cpu": 1.6e-8, "cuda": 4e-11}  # one entry of the vocabulary compared for one token; per core
+_LOAD_BYTES_PER_SECOND = 0.5e9
+_LOAD_SECONDS = 2.0
+_ITEM_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}
+_RUNTIME_BYTES = 0.6e9  # interpreter, torch and transformers themselves
+_LOGIT_WORKSPACE = 0.5e9
+
+
+class Sized(Protocol):
+    """What is asked of a model's shape (see :class:`drift.checkpoints.Shape`)."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    parameters: int
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate: seconds of computing, seconds of loading weights, peak memory in bytes."""
+
+    seconds: float
+    load_seconds: float
+    memory_bytes: float
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def group_cost(
+    shape: Sized,
+    *,
+    dtype: str,
+    device: str,
+    half_matmul: str,
+    documents: int,
+    tokens: int,
+    folds: Sequence[int],
+    logit_stride: int = 1,
+) -> Cost:
+    """Estimate one descent.
+
+    Parameters
+    ----------
+    shape : Sized
+        The model's shape.
+    dtype, device, half_matmul : str
+        Rung, ``cpu`` or ``cuda``, and how 16-bit products are computed.
+    documents, tokens : int
+        Number of texts and their length.
+    folds : sequence of int
+        Chunk size of every fold in the descent; full attention is added.
+    logit_stride : int
+        Logits of every n-th token are compared.
+
+    Returns
+    -------
+    Cost
+    """
+    cores = _cores() if device == "cpu" else 1
+    embedding = shape.vocab_size * shape.hidden_size
+    in_blocks = max(shape.parameters - embedding * (1 if shape.tied else 2), 1)
+    lanes = len(folds) + 1
+    compared = -(-tokens // logit_stride)
+    per_lane = (
+        2.0 * in_blocks * tokens
+        + 2.0 * embedding * compared
+        + 2.0 * shape.layers * shape.heads * shape.head_dim * float(tokens) ** 2
+    )
+    throughput = _THROUGHPUT.get((device, dtype, half_matmul), _THROUGHPUT[(device, dtype, "native")]) * cores
+    calls = shape.layers * (1 + sum(-(-tokens // size) for size in folds))
+    logits = float(compared) * shape.vocab_size * len(folds)
+    seconds = documents * (
+        lanes * per_lane / throughput + calls * _CALL_SECONDS[device] + logits * _LOGIT_SECONDS[device] / cores
+    )
+    item = _ITEM_BYTES[dtype]
+    weights = shape.parameters * item
+    hidden = 3.0 * lanes * tokens * shape.hidden_size * item
+    cache = 4.0 * lanes * tokens * shape.kv_heads * shape.head_dim * item
+    widened = 4.0 * (in_blocks / shape.layers + embedding) if half_matmul == "float32" else 0.0
+    # While weights are widened, the published 16-bit ones stand beside them.
+    loading = shape.parameters * (item + (2 if item > 2 else 0))
+    working = weights + hidden + cache + widened + _LOGIT_WORKSPACE
+    return Cost(
+        seconds=seconds,
+        load_seconds=_LOAD_SECONDS + 2.0 * shape.parameters / _LOAD_BYTES_PER_SECOND,
+        memory_bytes=_RUNTIME_BYTES + max(loading, working),
+    )
+
+
+def cell_bytes(shape: Sized, *, documents: int, tokens: int, chunk_size: int) -> float:
+    """Estimate the size of a cell's file on disk, in bytes.
+
+    Five numbers and nine quantiles per document, layer and step, two per block, and a score per document and step;
+    compression takes off four tenths, names and attributes
+    add a tenth of a megabyte.
+    """
+    steps = -(-tokens // chunk_size)
+    numbers = documents * steps * ((shape.layers + 2) * (5 + 9) + 2 * shape.layers + 13 + 9)
+    return 110_000 + 0.6 * 8 * numbers
+
+
+def correction(finished: Iterable[Mapping[str, Any]], *, device: str, dtype: str) -> float:
+    """How many times longer than estimated finished groups took: the median of the nearest kin there is.
+
+    Parameters
+    ----------
+    finished : iterable of mapping
+        Records of groups with ``device``, ``dtype``, ``elapsed_s`` and ``estimated_s``.
+    device, dtype : str
+        Groups of the same device and rung are preferred, then of the same device, then any.
+    """
+    kin: tuple[list[float], list[float], list[float]] = ([], [], [])
+    for group in finished:
+        estimated, elapsed = float(group.get("estimated_s") or 0), float(group.get("elapsed_s") or 0)
+        if estimated <= 0 or elapsed <= 0:
+            continue
+        same_device = group.get("device") == device
+        kin[2].append(elapsed / estimated)
+        if same_device:
+            kin[1].append(elapsed / estimated)
+        if same_device and group.get("dtype") == dtype:
+            kin[0].append(elapsed / estimated)
+    return next((statistics.median(ratios) for ratios in kin if ratios), 1.0)
+
+
+def show_seconds(seconds: float) -> str:
+    """A duration in the digits it deserves: ``7 s``, ``25 s``, ``3 min``, ``1.5 h``."""
+    if seconds < 10:
+        return f"{max(seconds, 1):.0f} s"
+    if seconds < 90:
+        return f"{round(seconds / 5) * 5} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
+
+
+def show_bytes(count: float) -> str:
+    """A size in the digits it deserves: ``80 kB``, ``1.3 MB``, ``12 GB``."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= unit:
+            value = count / unit
+            return f"{value:.1f} {name}" if value < 10 else f"{value:.0f} {name}"
+    return f"{max(round(count / 1e4) * 10, 10)} kB"

@@ -1,0 +1,448 @@
+"""From a configuration to cells: what each one is, what it is called, which share a descent, what they will cost.
+
+No torch here: a plan is made, checked and shown in a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+from drift._version import NUMERICS_VERSION
+from drift.errors import CheckpointError, ConfigError, DriftError
+from drift.sweep.config import Config, Grid, load_config
+from drift.sweep.cost import Cost, cell_bytes, correction, group_cost
+from drift.sweep.state import Folder, Survey
+
+__all__ = ["Cell", "Group", "Plan", "cuda_problem", "plan"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the sweep: one file.
+
+    Attributes
+    ----------
+    model : str
+        As resolved by :func:`drift.checkpoints.resolve`; `label` is its short form.
+    protocol : str
+        Canonical label.
+    device : str
+        ``cpu`` or ``cuda``; never ``auto``.
+    half_matmul : str
+        Resolved; ``native`` on the rungs it does not bear on.
+    checkpoint, text : str
+        sha256 of the weights with tokenizer and config, and of the corpus.
+    versions : tuple of (str, str)
+        What else the numbers depend on.
+    beyond_context : bool
+        Whether longer texts than the model's context are allowed. A permission, not part of the identity.
+    """
+
+    model: str
+    label: str
+    family: str
+    dtype: str
+    chunk_size: int
+    protocol: str
+    documents: int
+    tokens: int
+    corpus: str
+    attn_implementation: str
+    device: str
+    logit_stride: int
+    half_matmul: str
+    seed: int
+    checkpoint: str
+    text: str
+    versions: tuple[tuple[str, str], ...]
+    beyond_context: bool = field(default=False, compare=False)
+
+    @property
+    def axes(self) -> dict[str, str | int]:
+        """The values a person chose, by axis."""
+        names = ("dtype", "chunk_size", "protocol", "documents", "tokens", "corpus", "attn_implementation", "device")
+        options = ("logit_stride", "half_matmul", "seed")
+        return {"model": self.label, **{name: getattr(self, name) for name in (*names, *options)}}
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Everything the numbers in the cell depend on; its hash is the cell's identity."""
+        return {
+            **self.axes,
+            "checkpoint_sha256": self.checkpoint,
+            "corpus_sha256": self.text,
+            "versions": dict(self.versions),
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of :attr:`record` as canonical JSON."""
+        from drift.dataset import content_hash
+
+        return content_hash(self.record)
+
+    @property
+    def file(self) -> str:
+        """Name of the cell's file."""
+        protocol = re.sub(r"[^A-Za-z0-9]+", "-", self.protocol).strip("-")
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.") or "model"
+        return f"{label}_{self.dtype}_{protocol}_c{self.chunk_size}_{self.hash[:16]}.nc"
+
+    @property
+    def descent(self) -> tuple[object, ...]:
+        """Cells with the same value share one descent."""
+        return (*self.weights, self.documents, self.tokens, self.corpus, self.logit_stride, self.half_matmul, self.seed)
+
+    @property
+    def weights(self) -> tuple[object, ...]:
+        """Cells with the same value share the model in memory."""
+        return (self.model, self.dtype, self.attn_implementation, self.device)
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.dtype} {self.protocol} chunk {self.chunk_size}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that one descent computes: folds of the same texts through the same weights."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def title(self) -> str:
+        """One line for progress reports."""
+        cell = self.cells[0]
+        folds = ", ".join(f"{c.protocol}/{c.chunk_size}" for c in self.cells)
+        size = f"{cell.documents} x {cell.tokens} tokens of {cell.corpus}"
+        return f"{cell.label} {cell.dtype} on {cell.device} ({cell.attn_implementation}), {size}: {folds}"
+
+    def cost(self) -> Cost | None:
+        """Estimate the descent; None where the model's shape is not known yet."""
+        cell = self.cells[0]
+        shape = _shape(cell.model, cell.checkpoint)
+        if shape is None:
+            return None
+        return group_cost(
+            shape,
+            dtype=cell.dtype,
+            device=cell.device,
+            half_matmul=cell.half_matmul,
+            documents=cell.documents,
+            tokens=cell.tokens,
+            folds=[c.chunk_size for c in self.cells],
+            logit_stride=cell.logit_stride,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a sweep in the order of computing, and what its folder already holds."""
+
+    config: Config
+    folder: Folder
+    cells: tuple[Cell, ...]
+    survey: Survey
+
+    def surveyed(self) -> Plan:
+        """The same plan after a (new) look into the folder."""
+        return replace(self, survey=self.folder.survey({cell.file: cell.hash for cell in self.cells}))
+
+    def groups(self, cells: Sequence[Cell] | None = None) -> list[Group]:
+        """Cells (all by default) by descent, in the plan's order."""
+        together: dict[tuple[object, ...], list[Cell]] = {}
+        for cell in self.cells if cells is None else cells:
+            together.setdefault(cell.descent, []).append(cell)
+        return [Group(tuple(members)) for members in together.values()]
+
+    def state(self, cell: Cell) -> str:
+        """``done``, ``failed`` or ``pending``."""
+        if cell.file in self.survey.done:
+            return "done"
+        return "failed" if cell.file in self.survey.failures else "pending"
+
+    def estimate(self, cells: Sequence[Cell]) -> dict[str, float | int]:
+        """Estimate ``seconds``, ``memory_bytes``, ``disk_bytes`` of computing cells; some are of ``unknown`` size."""
+        total: dict[str, float | int] = {"seconds": 0.0, "memory_bytes": 0.0, "disk_bytes": 0.0, "unknown": 0}
+        weights: tuple[object, ...] = ()
+        for group in self.groups(cells):
+            cost, first = group.cost(), group.cells[0]
+            if cost is None:
+                total["unknown"] += len(group.cells)
+                continue
+            total["seconds"] += cost.seconds * correction(self.survey.timings, device=first.device, dtype=first.dtype)
+            if first.weights != weights:
+                total["seconds"] += cost.load_seconds
+                weights = first.weights
+            total["memory_bytes"] = max(total["memory_bytes"], cost.memory_bytes)
+            total["disk_bytes"] += sum(
+                cell_bytes(
+                    _shape(c.model, c.checkpoint), documents=c.documents, tokens=c.tokens, chunk_size=c.chunk_size
+                )
+                for c in group.cells
+            )
+        return total
+
+
+# ---------------------------------------------------------------- the machine
+
+
+@cache
+def cuda_problem() -> str | None:
+    """Why there is no CUDA device for torch, or None where there is one. Asks the driver, without importing torch."""
+    version = _installed("torch")
+    if version.endswith("+cpu"):
+        return f"the installed torch {version} is built for CPUs only"
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver (libcuda) on this machine"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value < 1:
+        return "the NVIDIA driver reports no usable device"
+    return None
+
+
+@cache
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"{package} is not installed, and a sweep computes with it: pip install {package}") from None
+
+
+@lru_cache(maxsize=256)
+def _shape(model: str, identity: str) -> Any:
+    """The model's shape, None where it is not known. `identity` is only there to notice other weights of that name."""
+    from drift import checkpoints
+
+    try:
+        return checkpoints.shape(model)
+    except CheckpointError:  # weights cut short: loading them will say so, and only their cells fail
+        return None
+
+
+# ---------------------------------------------------------------- checking and resolving
+
+
+class _Problems:
+    """Collects everything that is wrong, so that a person mends a configuration in one go."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, place: str, text: object) -> None:
+        line = f"{place}: {text}"
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def attempt(self, place: str, function: Callable[[], _T]) -> _T | None:
+        try:
+            return function()
+        except DriftError as error:
+            self.add(place, error)
+            return None
+
+    def raise_any(self) -> None:
+        if self.lines:
+            raise ConfigError("\n".join(self.lines))
+
+
+def _resolve(grid: Grid, config: Config, problems: _Problems, dry_run: bool) -> Iterator[Cell]:
+    """The cells of one grid; values that stand for nothing are reported and left out."""
+    from drift import checkpoints, corpus, precision, protocols
+    from drift.dataset import SCHEMA_VERSION
+
+    versions = (
+        ("numerics", NUMERICS_VERSION),
+        ("schema", SCHEMA_VERSION),
+        ("torch", _installed("torch")),
+        ("transformers", _installed("transformers")),
+    )
+    models: dict[str, tuple[Any, str]] = {}
+    for name in grid.model:
+        place = grid.origin("model", name)
+        checkpoint = problems.attempt(place, lambda name=name: checkpoints.resolve(name))  # type: ignore[misc]
+        if checkpoint is not None:
+            identity = problems.attempt(place, lambda found=checkpoint: checkpoints.identity(found.name))  # type: ignore[misc]
+            if identity is not None:
+                models[name] = (checkpoint, identity)
+    texts = {}
+    for name in grid.corpus:
+        identity = problems.attempt(grid.origin("corpus", name), lambda name=name: corpus.identity(name, config.seed))  # type: ignore[misc]
+        if identity is not None:
+            texts[name] = identity
+    readings = {}
+    for name in grid.protocol:
+        reading = problems.attempt(grid.origin("protocol", name), lambda name=name: protocols.parse(name))  # type: ignore[misc]
+        if reading is not None:
+            readings[name] = reading
+    devices = {}
+    for name in grid.device:
+        devices[name] = ("cpu" if cuda_problem() else "cuda") if name == "auto" else name
+        # A dry run may be made on a laptop for a machine that has the device.
+        if name == "cuda" and cuda_problem() and not dry_run:
+            problems.add(grid.origin("device", name), f"cuda cannot be used: {cuda_problem()}. Use device: cpu or auto")
+    rungs = {}
+    for name in grid.dtype:
+        rung = problems.attempt(grid.origin("dtype", name), lambda name=name: _rung(name))  # type: ignore[misc]
+        if rung is None:
+            continue
+        rungs[name] = rung
+        if rung.needs_gpu and "cpu" in devices.values():
+            why = cuda_problem() if "auto" in devices else "this grid runs on the CPU"
+            others = ", ".join(n for n, r in precision.RUNGS.items() if not r.needs_gpu)
+            problems.add(grid.origin("dtype", name), f"{name} needs a GPU ({why}). On a CPU: {others}")
+    for tokens, size in product(grid.tokens, grid.chunk_size):
+        if size > tokens:
+            problems.add(
+                grid.origin("chunk_size", size),
+                f"chunk size {size} is larger than the text of {tokens} tokens "
+                f"({grid.origin('tokens', tokens)}); make it {tokens} at most, or put it into a grid of its own",
+            )
+    for checkpoint, identity in models.values():
+        shape = _shape(checkpoint.name, identity)
+        if shape is not None and shape.max_positions and not grid.allow_beyond_context:
+            for label, reading in readings.items():
+                _check_context(grid, checkpoint.name, shape.max_positions, label, reading, problems)
+    for name, dtype, device in product(models, rungs, devices):
+        checkpoint, identity = models[name]
+        half = "native"
+        if dtype in ("bf16", "fp16") and devices[device] == "cpu":
+            half = precision.default_half_matmul("cpu") if grid.half_matmul == "auto" else grid.half_matmul
+        for documents, tokens, text, attention, label, size in product(
+            grid.documents, grid.tokens, texts, grid.attn_implementation, readings, grid.chunk_size
+        ):
+            yield Cell(
+                model=checkpoint.name,
+                label=checkpoint.label,
+                family=checkpoint.family,
+                dtype=dtype,
+                chunk_size=size,
+                protocol=readings[label].label,
+                documents=documents,
+                tokens=tokens,
+                corpus=text,
+                attn_implementation=attention,
+                device=devices[device],
+                logit_stride=grid.logit_stride,
+                half_matmul=half,
+                seed=config.seed,
+                checkpoint=identity,
+                text=texts[text],
+                versions=versions,
+                beyond_context=grid.allow_beyond_context,
+            )
+
+
+_ALIASES = {
+    "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32", "single": "fp32",
+    "float64": "fp64", "double": "fp64",
+}  # fmt: skip
+
+
+def _rung(name: str) -> Any:
+    from drift import precision
+
+    if name in _ALIASES:
+        raise ConfigError(
+            f"Unknown dtype {name!r}; it is called {_ALIASES[name]!r} here. Known dtypes: {', '.join(precision.RUNGS)}."
+        )
+    return precision.rung(name)
+
+
+def _check_context(grid: Grid, model: str, context: int, label: str, reading: Any, problems: _Problems) -> None:
+    """Positions that the model was not trained on are an error unless they were asked for."""
+    bound = reading.bind(lambda: 0)  # which token is put in front does not matter for counting
+    for tokens, size in product(grid.tokens, grid.chunk_size):
+        if size > tokens:
+            continue
+        needed = max([tokens, *(c.first_position + len(c) for c in bound.chunks(tokens, size))])
+        if needed > context:
+            extra = (
+                f" and {needed - tokens} more that {label} puts in front of chunks of {size}" if needed > tokens else ""
+            )
+            problems.add(
+                grid.origin("tokens", tokens),
+                f"{tokens} tokens{extra} are beyond the context of {model} ({context} positions); "
+                "use fewer, or set allow_beyond_context: true",
+            )
+            break
+
+
+def plan(
+    config: Config | str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    dry_run: bool = False,
+    look: bool = True,
+) -> Plan:
+    """Make the plan of a sweep and look at what its folder already holds.
+
+    Parameters
+    ----------
+    config : Config, str, Path, optional
+        A configuration, or what :func:`load_config` reads (default: the preset ``default``).
+    out : path, optional
+        The sweep's folder; ``data/sweeps/NAME`` under the current directory by default.
+    dry_run : bool
+        A CUDA device that is not there is no error: nothing will be computed here.
+    look : bool
+        Whether to look into the folder; without, every cell counts as pending.
+
+    Returns
+    -------
+    Plan
+        Cells in the order of computing: those that share weights stand together, those that share a descent too.
+
+    Raises
+    ------
+    ConfigError
+        With every problem that can be known before computing, one line each.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config)
+    problems = _Problems()
+    cells: dict[str, Cell] = {}
+    for grid in config.grids:
+        for cell in _resolve(grid, config, problems, dry_run):
+            known = cells.get(cell.hash)
+            # The same cell in two grids is one cell; it has the permission that either gives it.
+            if known is None or (cell.beyond_context and not known.beyond_context):
+                cells[cell.hash] = cell
+    for label in dict.fromkeys(cell.label for cell in cells.values()):
+        names = list(dict.fromkeys(cell.model for cell in cells.values() if cell.label == label))
+        if len(names) > 1:
+            problems.add(
+                f"{config.source}: model",
+                f"{' and '.join(names)} would both be called {label!r} in the results; rename one of them",
+            )
+    problems.raise_any()
+    folder = Folder(Path(out) if out is not None else Path("data") / "sweeps" / config.name)
+    folder.check()
+    made = Plan(config, folder, _in_order(cells.values()), Survey())
+    return made.surveyed() if look else made
+
+
+def _in_order(cells: Any) -> tuple[Cell, ...]:
+    """Cells that share weights together, models in the order they were written, folds within a descent sorted."""
+    rank: dict[object, int] = {}
+    for cell in cells:
+        for key in (("m", cell.model), cell.weights, cell.descent):
+            rank.setdefault(key, len(rank))
+    return tuple(
+        sorted(
+            cells,
+            key=lambda c: (rank["m", c.model], rank[c.weights], rank[c.descent], c.protocol, c.chunk_size, c.hash),
+        )
+    )

@@ -1,0 +1,491 @@
+"""Carry a plan out: descend, write, remember; survive whatever happens on the way."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drift._version import __version__
+from drift.errors import ConfigError, DatasetError
+from drift.sweep.config import AXES, Config, closest, parse_pair
+from drift.sweep.cost import correction, show_seconds
+from drift.sweep.outcome import Failure, Interrupted, Summary, is_refusal
+from drift.sweep.planning import Cell, Group, Plan, plan
+from drift.sweep.progress import Silent
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["run", "select"]
+
+
+# What a cell keeps of the record of its weights: nothing that differs from machine to machine.
+_KEPT = ("source", "family", "label", "original", "license", "weights", "published_dtype", "underflow_share")
+
+
+class _CannotWrite(Exception):
+    """Nothing more can be written: no cell's fault."""
+
+
+# ---------------------------------------------------------------- which cells
+
+
+def select(todo: Plan, only: Sequence[str] = ()) -> tuple[Cell, ...]:
+    """The cells of a plan that match every ``axis=value,value``.
+
+    Raises
+    ------
+    ConfigError
+        If an axis is unknown, or no cell has a value.
+    """
+    cells = todo.cells
+    for text in only:
+        axis, values = parse_pair(text, "--only", (*AXES, "logit_stride", "half_matmul"))
+        present = list(dict.fromkeys(str(value) for cell in todo.cells for value in _names(cell, axis)))
+        for value in values:
+            if value not in present:
+                raise ConfigError(
+                    f"--only {text}: no cell of this plan has {axis} {value!r}; there are {', '.join(present)}"
+                    f"{closest(value, present)}"
+                )
+        cells = tuple(cell for cell in cells if set(_names(cell, axis)) & set(values))
+    if only and not cells:
+        raise ConfigError(f"--only {' --only '.join(only)}: each matches some cells, but no cell matches all")
+    return cells
+
+
+def _names(cell: Cell, axis: str) -> tuple[str, ...]:
+    """What a value may be called: a model by its name or its label."""
+    return (cell.label, cell.model) if axis == "model" else (str(getattr(cell, axis)),)
+
+
+# ---------------------------------------------------------------- the run
+
+
+class _Run:
+    """One run over one locked folder."""
+
+    def __init__(self, todo: Plan, report: Silent, *, fail_fast: bool) -> None:
+        self.plan = todo
+        self.report = report
+        self.fail_fast = fail_fast
+        self.folder = todo.folder
+        self.done = set(todo.survey.done)
+        self.checked = dict(todo.survey.checked)
+        self.failures = dict(todo.survey.failures)
+        self.timings = list(todo.survey.timings)
+        self.files: list[str] = []
+        self.set_aside: list[str] = []
+        self.stopped = ""
+        self.at_work_on = ""
+        self.started = time.monotonic()
+        self._weights: tuple[object, ...] = ()
+        self._loaded: Any = None
+        self._load_failure: Failure | None = None
+
+    # -------------------------------------------------------- state
+
+    def save(self) -> None:
+        """Write ``sweep.json``; a disk that refuses does not end the sweep, for the cells speak for themselves."""
+        config = self.plan.config
+        cells = [
+            {
+                "file": cell.file,
+                "hash": cell.hash,
+                "state": self._state(cell),
+                **({"checked": self.checked[cell.file]} if cell.file in self.checked else {}),
+                **({"reason": self.failures[cell.file]["reason"]} if self._state(cell) == "failed" else {}),
+                "config": cell.axes,
+            }
+            for cell in self.plan.cells
+        ]
+        record = {
+            "schema": 1,
+            "name": config.name,
+            "description": config.description,
+            "seed": config.seed,
+            "drift_version": __version__,
+            "updated_at": _now(),
+            "at_work_on": self.at_work_on,
+            "config": config.model_dump(exclude={"source"}),
+            "cells": cells,
+            "failures": [self.failures[c.file] for c in self.plan.cells if self._state(c) == "failed"],
+            "groups": self.folder.recent(self.timings),
+        }
+        try:
+            self.folder.save(record)
+        except OSError as error:
+            self.report.line(f"warning: {self.folder}/sweep.json cannot be written: {error.strerror or error}")
+
+    def _state(self, cell: Cell) -> str:
+        if cell.file in self.done:
+            return "done"
+        return "failed" if cell.file in self.failures else "pending"
+
+    def look_again(self) -> None:
+        """Believe the folder: an interruption may fall between the writing of a cell and the remembering of it."""
+        found = self.plan.surveyed().survey
+        self.done, self.checked = set(found.done), dict(found.checked)
+        for file in found.done:
+            self.failures.pop(file, None)
+
+    def summary(self, *, interrupted: bool = False) -> Summary:
+        states = [self._state(cell) for cell in self.plan.cells]
+        return Summary(
+            name=self.plan.config.name,
+            folder=str(self.folder),
+            total=len(states),
+            done=states.count("done"),
+            failed=states.count("failed"),
+            left=states.count("pending"),
+            files=[str(self.folder.cell(file)) for file in self.files],
+            failures=[self.failures[c.file] for c in self.plan.cells if self._state(c) == "failed"],
+            set_aside=self.set_aside,
+            not_in_this_plan=self.plan.survey.strangers,
+            stopped=self.stopped,
+            interrupted=interrupted,
+            seconds=time.monotonic() - self.started,
+        )
+
+    def fail(self, cell: Cell, failure: Failure) -> None:
+        """Remember why a cell could not be computed."""
+        self.failures[cell.file] = {
+            "file": cell.file,
+            "cell": str(cell),
+            "config": cell.axes,
+            "kind": failure.kind,
+            "reason": failure.reason,
+            "log": self.folder.log(cell.file, failure.text),
+            "at": _now(),
+        }
+        self.done.discard(cell.file)
+        self.checked.pop(cell.file, None)
+        self.report.line(f"    failed: {cell}: {failure.reason}")
+        if self.fail_fast and not self.stopped:
+            self.stopped = f"--fail-fast, after {cell} failed"
+
+    def keep(self, cell: Cell, ds: xr.Dataset) -> None:
+        """Write a computed cell."""
+        from drift import dataset
+
+        ds.attrs.update(
+            title=f"Drift of the folded pass against full attention: {cell}",
+            config_json=dataset.canonical_json(cell.record),
+            config_sha256=cell.hash,
+        )
+        try:
+            dataset.write(ds, self.folder.cell(cell.file))
+        except DatasetError as error:
+            if is_refusal(error):
+                raise _CannotWrite(str(error)) from error
+            self.fail(cell, Failure.of(error))
+            return
+        self.done.add(cell.file)
+        self.checked[cell.file] = self.folder.fingerprint(cell.file)
+        self.files.append(cell.file)
+        self.failures.pop(cell.file, None)
+        self.folder.forget_log(cell.file)
+
+    # -------------------------------------------------------- computing
+
+    def groups(self, groups: Sequence[Group]) -> None:
+        """Compute groups one after another, until something stops the run."""
+        for index, group in enumerate(groups):
+            if self.stopped:
+                return
+            cost, first = group.cost(), group.cells[0]
+            estimated = cost.seconds if cost else 0.0
+            expected = estimated * correction(self.timings, device=first.device, dtype=first.dtype)
+            self.at_work_on = group.title
+            self.save()
+            hint = f" (about {show_seconds(expected)})" if expected else ""
+            self.report.group(f"[{index + 1}/{len(groups)}] {group.title}{hint}", expected, first.documents)
+            before, failed_before = len(self.files), len(self.failures)
+            began = time.monotonic()
+            try:
+                computing = self._group(group)
+            except _CannotWrite as error:
+                self.stopped = str(error)
+                return
+            finally:
+                self.at_work_on = ""
+            computed = len(self.files) - before
+            if computed == len(group.cells) and computing:
+                self.timings.append(
+                    {
+                        "title": group.title,
+                        "device": first.device,
+                        "dtype": first.dtype,
+                        "cells": [cell.file for cell in group.cells],
+                        "estimated_s": round(estimated, 3),
+                        "elapsed_s": round(computing, 3),
+                        "load_s": round(time.monotonic() - began - computing, 3),
+                        "finished_at": _now(),
+                    }
+                )
+            self.save()
+            failed = len(self.failures) - failed_before
+            self.report.group_done(
+                f"{computed} of {len(group.cells)} cells done in {show_seconds(time.monotonic() - began)}"
+                + (f", {failed} failed" if failed > 0 else "")
+            )
+
+    def _group(self, group: Group) -> float:
+        """Compute one group; returns the seconds spent after loading."""
+        from drift import corpus, protocols
+
+        first = group.cells[0]
+        failure = self._load(first)
+        if failure is not None:
+            for cell in group.cells:
+                self.fail(cell, failure)
+            return 0.0
+        began = time.monotonic()
+        tokenizer = self._loaded.tokenizer
+        try:
+            tokens = corpus.documents(first.corpus, tokenizer, first.documents, first.tokens, first.seed)
+        except Exception as error:
+            failure = Failure.of(error, "corpus")
+            for cell in group.cells:
+                self.fail(cell, failure)
+            return 0.0
+        cells = []
+        for cell in group.cells:
+            # A reading that needs a token the tokenizer lacks must not take the others with it.
+            try:
+                protocols.parse(cell.protocol).bind(lambda: tokenizer.bos_token_id)
+                cells.append(cell)
+            except ConfigError as error:
+                self.fail(cell, Failure.of(error))
+        self._descend(cells, tokens)
+        return time.monotonic() - began
+
+    def _descend(self, cells: Sequence[Cell], tokens: Any) -> None:
+        """Compute cells in one descent, or, where that fails for reasons that may lie in one of them, one by one."""
+        if not cells or self.stopped:
+            return
+        failure: Failure | None = None
+        datasets: list[xr.Dataset] = []
+        try:
+            datasets = self._trace(cells, tokens)
+        except Exception as error:
+            failure = Failure.of(error)
+        if failure is None:
+            for cell, ds in zip(cells, datasets, strict=True):
+                self.keep(cell, ds)
+            return
+        _free(cells[0].device)
+        if len(cells) == 1 or not failure.may_be_one_folds:
+            for cell in cells:
+                self.fail(cell, failure)
+            return
+        self.report.line(f"    {failure.reason}; trying the {len(cells)} folds one at a time")
+        for cell in cells:
+            self._descend([cell], tokens)
+
+    def _trace(self, cells: Sequence[Cell], tokens: Any) -> list[xr.Dataset]:
+        from drift.trace import trace_folds
+
+        first = cells[0]
+        return trace_folds(
+            self._loaded.model,
+            tokens,
+            [(cell.chunk_size, cell.protocol) for cell in cells],
+            bos_token_id=self._loaded.tokenizer.bos_token_id,
+            logit_stride=first.logit_stride,
+            half_matmul=first.half_matmul,
+            labels={"model": first.label, "family": first.family, "dtype": first.dtype},
+            attrs={
+                "checkpoint_sha256": first.checkpoint,
+                "checkpoint_json": {key: self._loaded.record[key] for key in _KEPT if key in self._loaded.record},
+                "corpus": first.corpus,
+                "corpus_sha256": first.text,
+                "seed": first.seed,
+            },
+            on_progress=self.report.fraction,
+            allow_beyond_context=any(cell.beyond_context for cell in cells),
+        )
+
+    def _load(self, cell: Cell) -> Failure | None:
+        """Have the weights of a cell in memory; the ones before are let go first."""
+        from drift import checkpoints
+
+        if cell.weights == self._weights:
+            return self._load_failure
+        self._loaded, self._load_failure, self._weights = None, None, cell.weights
+        _free(cell.device)
+        try:
+            self._loaded = checkpoints.load(cell.model, cell.dtype, cell.device, cell.attn_implementation)
+        except Exception as error:
+            self._load_failure = Failure.of(error, "checkpoint")
+            _free(cell.device)
+        return self._load_failure
+
+
+def _free(device: str) -> None:
+    """Give memory back before more is taken."""
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Let nothing interrupt the saving of the state."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _fetch_hub(todo: Plan, cells: Sequence[Cell], runner: Callable[[Plan], _Run], report: Silent) -> tuple[Plan, _Run]:
+    """Fetch hub models that are not here yet: only then is known what their cells are called."""
+    from drift import checkpoints
+
+    failures: dict[str, Failure] = {}
+    fetched = False
+    for name in dict.fromkeys(cell.model for cell in cells if cell.checkpoint == "unfetched"):
+        try:
+            checkpoints.fetch(name, report.line)
+            fetched = True
+        except Exception as error:
+            failures[name] = Failure.of(error, "checkpoint")
+    if fetched:
+        todo = plan(todo.config, todo.folder.path)
+    run_ = runner(todo)
+    for cell in todo.cells:
+        if cell.model in failures and cell.checkpoint == "unfetched":
+            run_.fail(cell, failures[cell.model])
+    return todo, run_
+
+
+def run(
+    todo: Plan | Config | str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    only: Sequence[str] = (),
+    limit: int | None = None,
+    force: bool = False,
+    retry_failed: bool = False,
+    fail_fast: bool = False,
+    report: Silent | None = None,
+) -> Summary:
+    """Compute the cells of a plan that are not there yet.
+
+    Parameters
+    ----------
+    todo : Plan, Config, str, Path, optional
+        A plan, or what :func:`drift.sweep.plan` takes.
+    out : path, optional
+        The folder, where `todo` is not a plan already.
+    only : sequence of str
+        ``"axis=value,value"`` each: compute matching cells only.
+    limit : int, optional
+        Compute this many cells at most.
+    force : bool
+        Compute cells again that are done or have failed.
+    retry_failed : bool
+        Compute cells again that have failed.
+    fail_fast : bool
+        Stop at the first failure.
+    report : Silent, optional
+        Told about progress (see :mod:`drift.sweep.progress`); nothing is said by default.
+
+    Returns
+    -------
+    Summary
+        Failures of cells are in it; they are not raised.
+
+    Raises
+    ------
+    ConfigError
+        If the plan cannot be carried out at all, or another sweep is at work in the folder.
+    Interrupted
+        On Ctrl-C, after the state was saved. Running the same again resumes.
+    """
+    report = report or Silent()
+    if not isinstance(todo, Plan):
+        todo = plan(todo, out, look=False)
+    with todo.folder.lock():
+        # Whatever was seen before, another sweep may have ended since: look under the lock.
+        todo = todo.surveyed()
+        cells = select(todo, only)
+
+        def runner(made: Plan) -> _Run:
+            return _Run(made, report, fail_fast=fail_fast)
+
+        run_ = runner(todo)
+        try:
+            _tell(todo, report)
+            wanted = _to_compute(todo, cells, force=force, retry_failed=retry_failed)
+            if any(cell.checkpoint == "unfetched" for cell in wanted):
+                todo, run_ = _fetch_hub(todo, wanted, runner, report)
+                cells = select(todo, only)
+                wanted = _to_compute(todo, cells, force=force, retry_failed=retry_failed)
+                wanted = [cell for cell in wanted if cell.checkpoint != "unfetched"]
+            for file, reason in todo.survey.broken.items():
+                aside = run_.folder.set_aside(file)
+                run_.set_aside.append(str(aside))
+                report.line(f"warning: {reason}\n    renamed to {aside.name}; the cell is computed again")
+            if limit is not None and len(wanted) > limit:
+                wanted = wanted[:limit]
+            for cell in wanted:
+                run_.failures.pop(cell.file, None)
+            if wanted:
+                estimate = todo.estimate(wanted)
+                report.begin(float(estimate["seconds"]))
+            run_.groups(todo.groups(wanted))
+        except KeyboardInterrupt:
+            with _deaf():
+                report.end()
+                run_.look_again()
+                run_.save()
+            raise Interrupted(run_.summary(interrupted=True)) from None
+        report.end()
+        run_.save()
+        if limit is not None and not run_.stopped and run_.summary().left:
+            run_.stopped = f"--limit {limit}"
+        return run_.summary()
+
+
+def _to_compute(todo: Plan, cells: Sequence[Cell], *, force: bool, retry_failed: bool) -> list[Cell]:
+    def wanted(cell: Cell) -> bool:
+        state = todo.state(cell)
+        return force or state == "pending" or (retry_failed and state == "failed")
+
+    return [cell for cell in cells if wanted(cell)]
+
+
+def _tell(todo: Plan, report: Silent) -> None:
+    """What a person should know before the first cell."""
+    for note in todo.survey.notes:
+        report.line(f"warning: {note}")
+    if todo.survey.cut_off:
+        report.line(
+            f"note: an earlier run was killed while computing {todo.survey.cut_off}. If it was for lack of memory, "
+            "use fewer tokens or a smaller model."
+        )
+    if todo.survey.strangers:
+        count = len(todo.survey.strangers)
+        report.line(f"note: {count} cell{'s' * (count > 1)} in {todo.folder} not in this plan: left alone")
+    states = [todo.state(cell) for cell in todo.cells]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed", "pending"))
+    report.line(f"{todo.config.name}: {len(states)} cells in {todo.folder}: {counts}")

@@ -1,0 +1,240 @@
+"""Notebooks and pages: executed for real, on a kernel that is this interpreter, and readable without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import synthetic
+
+from drift import report
+from drift._resources import resource
+from drift.errors import ReportError
+
+ROOT = Path(report.__file__).parents[1]
+NOTEBOOKS = ("plateau", "layers")
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "drift.report", *map(str, arguments)],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("my sweep")
+    synthetic.sweep(folder, ["alpha", "beta"], ["bf16", "fp32"], ["append", "restart"], [16, 32], layers=2, tokens=128)
+    (folder / "broken.nc").write_text("not a cell")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rendered(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("out") / "pages"
+    # a python3 kernel of another environment, which must not be used
+    trap = tmp_path_factory.mktemp("jupyter")
+    (trap / "kernels" / "python3").mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "trap", "language": "python"}
+    (trap / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    done = run(sweep, "--out", out, JUPYTER_PATH=str(trap))
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout + done.stderr
+
+
+def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
+    out, said = rendered
+    assert {p.name for p in out.iterdir()} == {"index.html", "plateau.html", "layers.html", "figures"}
+    figures = {p.name for p in (out / "figures").iterdir()}
+    assert {
+        "plateau-drift-per-step-append.png", "plateau-drift-per-step-restart.png", "plateau-heat-map.png",
+        "plateau-logits-per-step.png", "plateau-level-vs-roundoff.png", "plateau-level-vs-chunk-size.png",
+        "layers-growth-through-depth.png", "layers-keys-and-values.png", "layers-worst-tokens-append.png",
+    } <= figures  # fmt: skip
+    assert all((out / "figures" / name).read_bytes()[:4] == b"\x89PNG" for name in figures)
+    index = (out / "index.html").read_text()
+    links = set(re.findall(r'(?:src|href)="([^"]+)"', index))
+    assert {f"figures/{name}" for name in figures} <= links
+    assert all((out / link).is_file() for link in links)
+    assert "append: drift scales with the unit roundoff: it is rounding, in all 2 models" in index
+    assert "restart: drift does not depend on the precision: it is structural" in index
+    assert "broken.nc is left out" in said
+    assert "1 files could not be used" in index
+    assert f"report: {out / 'index.html'}" in said
+
+
+def test_pages_read_offline_and_show_no_code(rendered: tuple[Path, str]) -> None:
+    out, _ = rendered
+    for page in out.glob("*.html"):
+        text = page.read_text()
+        assert _network(text) == []
+        assert "<script" not in text
+        assert "import" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+        assert "open_sweep" not in text
+        for tag in re.findall(r"<img[^>]*>", text):
+            alt = re.search(r'alt="([^"]*)"', tag)
+            assert alt, tag[:80]
+            assert len(alt[1]) > 20
+    assert _network('<script src="https://cdn.example/x.js">') == ["https://cdn.example/x.js"]  # the check can fail
+    assert _network("<style>@import url(//fonts.example/f.css)</style>")
+
+
+def _network(text: str) -> list[str]:
+    """Addresses that a browser would fetch."""
+    text = re.sub(r'"data:[^"]*"', '""', text)
+    tags = re.findall(r'<(?:script|link|img|iframe|source)[^>]*?(?:src|href)="?((?:https?:)?//[^"\s>]+)', text)
+    return tags + re.findall(r"(?:url\(|@import )[\"']?((?:https?:)?//[^\"')]+)", text)
+
+
+def test_plateau_page_says_what_the_cells_say(rendered: tuple[Path, str]) -> None:
+    text = (rendered[0] / "plateau.html").read_text()
+    for words in (
+        "it scales with rounding", "so it is structural", "log-log slope",
+        "python -m drift.sweep --set model=alpha,beta",
+        "None: every value in every lane is finite.", "broken.nc", "What was run on what", "level / unit roundoff",
+        "descriptive, no test",
+    ):  # fmt: skip
+        assert words in text, words
+    assert text.count("data:image/png;base64,") == 6
+    assert "values drift" in (rendered[0] / "layers.html").read_text()
+
+
+def test_pages_are_small(rendered: tuple[Path, str]) -> None:
+    assert sum(p.stat().st_size for p in rendered[0].rglob("*") if p.is_file()) < 5_000_000
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_committed_notebooks_are_clean(name: str) -> None:
+    notebook = nbformat.read(resource(f"notebooks/{name}.ipynb"), as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert not any("torch" in cell.source for cell in code)
+    assert max(len(cell.source.splitlines()) for cell in code) <= 8
+
+
+def test_parameters_reach_the_notebook(sweep: Path, tmp_path: Path) -> None:
+    code = report.main(
+        [
+            str(sweep),
+            "--notebook",
+            "plateau",
+            "--out",
+            str(tmp_path),
+            "-p",
+            "measure=key_rel_l2",
+            "-p",
+            'models=["beta"]',
+        ]
+    )
+    assert code == 0
+    text = (tmp_path / "plateau.html").read_text()
+    assert "relative L2 drift of the keys that the chunk appended" in text
+    assert "append, beta" in text
+    assert "append, alpha" not in text
+
+
+def test_values_are_plain_types() -> None:
+    texts = {
+        "3": 3,
+        "1e-3": 1e-3,
+        "true": True,
+        "null": None,
+        "[1,2]": [1, 2],
+        "last": "last",
+        "None": None,
+        "a,b": "a,b",
+    }
+    for text, value in texts.items():
+        assert report._plain(text) == value
+        assert type(report._plain(text)) is type(value)
+
+
+def test_a_failing_notebook_leaves_what_it_had(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = report.main([str(sweep), "--notebook", "plateau", "--out", str(tmp_path), "-p", "measure=absent"])
+    assert code == 1
+    said = capfd.readouterr()
+    assert "DatasetError: there is no measure 'absent'" in said.err
+    assert re.search(r"cell \d+ stopped", said.err)
+    assert "FAILED" in said.out
+    partial = nbformat.read(tmp_path / "plateau.partial.ipynb", as_version=4)
+    outputs = [o for cell in partial.cells for o in cell.get("outputs", [])]
+    assert any(o.output_type == "error" and o.ename == "DatasetError" for o in outputs)
+    assert not (tmp_path / "plateau.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "colour=red"], "no notebook has a parameter 'colour'; there are layer, measure, models"),
+        (["-p", "sweep=other"], "first argument"),
+        (["--notebook", "absent"], "drift comes with plateau, layers"),
+        (["--notebook", "no/such.ipynb"], "no such notebook"),
+    ],
+)
+def test_bad_usage_is_refused_before_anything_runs(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert report.main([str(sweep), "--out", str(tmp_path / "out"), *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "running" not in said.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_sweeps_without_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert report.main([str(tmp_path)]) == 2
+    assert "holds no readable cell" in capsys.readouterr().err
+    (tmp_path / "bad.nc").write_text("x")
+    assert report.main([str(tmp_path)]) == 2
+    assert "bad.nc" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(tmp_path), "-p", "measure"])
+    assert stopped.value.code == 2
+
+
+def test_notebooks_of_ones_own(sweep: Path, tmp_path: Path) -> None:
+    v4 = nbformat.v4
+    own = v4.new_notebook(
+        cells=[v4.new_code_cell("sweep = ''", metadata={"tags": ["parameters"]}),
+               v4.new_code_cell("import sys\nprint('made by', sys.executable)")],
+        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
+    )  # fmt: skip
+    path = tmp_path / "own.ipynb"
+    nbformat.write(own, path)
+    report.render(sweep, [str(path)], tmp_path / "out", report=lambda line: None)
+    assert f"made by {sys.executable}" in (tmp_path / "out" / "own.html").read_text()
+    own.cells[0].metadata.tags = []
+    nbformat.write(own, path)
+    with pytest.raises(ReportError, match="no parameter 'sweep'"):
+        report.render(sweep, [str(path)], tmp_path / "again", report=lambda line: None)
+    path.write_text("{")
+    with pytest.raises(ReportError, match="cannot be read as a notebook"):
+        report.render(sweep, [str(path)], tmp_path / "again", report=lambda line: None)
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom drift import report\n"
+        "try:\n    report.main(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "assert not {'torch', 'papermill', 'nbconvert', 'matplotlib', 'xarray'} & sys.modules.keys()"
+    )
+    best = float("inf")
+    for _ in range(2):
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        best = min(best, time.monotonic() - started)
+        assert done.returncode == 0, done.stderr
+        assert "exit codes" in done.stdout
+    assert best < 1.5

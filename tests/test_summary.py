@@ -1,0 +1,301 @@
+"""Figures and sentences: right on curves whose answer is known, and honest about what cannot be said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drift import summary
+from drift.dataset import Sweep, open_sweep
+from drift.errors import DatasetError
+
+MODEL = "smollm2-135m-instruct"
+
+
+def small(**options: object) -> xr.Dataset:
+    return synthetic.cell(**({"model": "tiny", "layers": 2, "tokens": 512, "chunk_size": 16} | options))  # type: ignore[arg-type]
+
+
+def flat(level: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda step: np.full(step.shape, level)
+
+
+# ------------------------------------------------------------------------------------------ figures
+def test_flat_curve() -> None:
+    found = summary.figures(np.full((3, 20), 0.02))
+    assert (found.level, found.first, found.ratio) == pytest.approx((0.02, 0.02, 1.0))
+    assert (found.growth, found.growth_low, found.growth_high) == pytest.approx((0.0, 0.0, 0.0), abs=1e-9)
+    assert (found.zeros, found.nonfinite, found.points, found.growth_documents) == (0, 0, 60, 3)
+
+
+@given(power=st.floats(-1, 1), documents=st.integers(1, 4), steps=st.integers(8, 60))
+@settings(max_examples=25, deadline=None)
+def test_growth_is_exact_on_a_power_law(power: float, documents: int, steps: int) -> None:
+    curve = 0.1 * (np.arange(steps) + 1.0) ** power
+    found = summary.figures(np.tile(curve, (documents, 1)))
+    assert found.growth == pytest.approx(100 * (2**power - 1), abs=1e-6)
+    assert math.isnan(found.growth_low) == (documents < 3)
+    assert found.ratio == pytest.approx(found.level / 0.1)
+
+
+def test_level_is_geometric_by_document_and_then_over_documents() -> None:
+    values = np.array([[9.0, 9.0, 1.0, 100.0], [9.0, 9.0, 1000.0, 1000.0]])
+    found = summary.figures(values)
+    assert found.level == pytest.approx(100.0)
+    assert (found.level_low, found.level_high) == pytest.approx((10.0, 1000.0))
+
+
+def test_interval_is_students() -> None:
+    powers = np.array([0.05, 0.1, 0.15, 0.3])
+    values = 0.1 * (np.arange(40) + 1.0) ** powers[:, None]
+    found = summary.figures(values)
+    half = 2.353363 * powers.std(ddof=1) / 2  # t(0.95, 3 degrees of freedom)
+    assert found.growth_low == pytest.approx(100 * (2 ** (powers.mean() - half) - 1), rel=1e-5)
+    assert found.growth_high == pytest.approx(100 * (2 ** (powers.mean() + half) - 1), rel=1e-5)
+
+
+def test_zeros_and_nonfinite_are_counted_and_left_out() -> None:
+    values = np.full((2, 8), 0.5)
+    values[0, 5], values[1, 6], values[1, 7] = 0.0, np.nan, np.inf
+    found = summary.figures(values)
+    assert (found.zeros, found.nonfinite, found.points) == (1, 2, 16)
+    assert found.level == pytest.approx(0.5)
+
+
+def test_exact_zero_is_exactly_zero_and_nothing_is_nothing() -> None:
+    zero = summary.figures(np.zeros((2, 6)))
+    assert zero.level == 0.0
+    assert math.isnan(zero.ratio)
+    assert math.isnan(zero.growth)
+    nothing = summary.figures(np.full((2, 6), np.nan))
+    assert math.isnan(nothing.level)
+    assert nothing.nonfinite == 12
+    one = summary.figures(np.array([[0.25]]))
+    assert one.level == 0.25
+    assert math.isnan(one.growth)
+    with pytest.raises(DatasetError):
+        summary.figures(np.zeros(3))
+
+
+# ------------------------------------------------------------------------------------------ slopes
+def test_slope_recovers_the_law_that_made_the_levels() -> None:
+    for power in (0.0, 0.5, 1.0):
+        cells = [small(dtype=d, level=flat(synthetic.ROUNDOFF[d] ** power), noise=0) for d in ("bf16", "fp16", "fp32")]
+        found = summary.slopes(summary.table(Sweep(cells)))
+        assert found["slope"].item() == pytest.approx(power, abs=1e-9)
+        assert found["dtypes"].item() == "bf16, fp16, fp32"
+    assert summary.table(Sweep(cells))["roundoffs"].tolist() == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_slope_leaves_out_what_has_no_logarithm_and_says_so() -> None:
+    cells = [small(dtype="bf16", level=flat(0.01)), small(dtype="fp64", level=flat(0.0))]
+    found = summary.slopes(summary.table(Sweep(cells)))
+    assert math.isnan(found["slope"].item())
+    assert found["left_out"].item() == 1
+
+
+@pytest.mark.parametrize(
+    ("slopes", "kind"),
+    [
+        ([0.9, 0.8], "rounding"),
+        ([0.01, -0.02], "structural"),
+        ([0.3], "between"),
+        ([0.9, 0.0], "between"),
+        ([-0.5], "reversed"),
+        ([], "unknown"),
+        ([math.nan], "unknown"),
+    ],
+)
+def test_verdict_words(slopes: list[float], kind: str) -> None:
+    found, words = summary.verdict(slopes)
+    assert found == kind
+    assert ("structural" in words) == (kind in ("structural", "between"))
+
+
+# ------------------------------------------------------------------------------------------ sentences
+@pytest.fixture(scope="module")
+def real() -> Sweep:
+    return Sweep(synthetic.cells(models=[MODEL], chunk_sizes=[64, 256], layers=3))
+
+
+def test_sentences_say_rounding_and_structural(real: Sweep) -> None:
+    append = [s for s in summary.sentences(real) if s.startswith("append")]
+    assert "1.3e-2 in bf16" in append[0] or "1.2e-2 to 1.3e-2 in bf16" in append[0]
+    assert "65,536-fold change in unit roundoff: it scales with rounding" in append[0]
+    assert "above 0.5" in append[0]
+    assert "descriptive, no test" in append[1]
+    restart = [s for s in summary.sentences(real) if s.startswith("restart")]
+    assert "it does not scale with the unit roundoff, so it is structural" in restart[0]
+    assert summary.headline(real)["append"].startswith("append: drift scales with the unit roundoff: it is rounding")
+    assert "structural" in summary.headline(real)["reprime"]
+    assert "0.5" in summary.thresholds()
+
+
+def test_sentences_follow_the_data_not_the_name() -> None:
+    # the same protocol name, with the curves exchanged: the words must change sides
+    cells = [small(dtype=d, protocol="append", level=flat(0.67)) for d in ("bf16", "fp32")]
+    cells += [small(dtype=d, protocol="restart", level=flat(synthetic.APPEND[d])) for d in ("bf16", "fp32")]
+    heads = summary.headline(Sweep(cells))
+    assert "structural" in heads["append"]
+    assert "rounding" in heads["restart"]
+
+
+def test_models_that_disagree_are_named() -> None:
+    cells = [small(model="a", dtype=d, level=flat(0.5)) for d in ("bf16", "fp32")]
+    cells += [small(model="b", dtype=d, level=flat(synthetic.APPEND[d])) for d in ("bf16", "fp32")]
+    text = summary.headline(Sweep(cells))["append"]
+    assert "a: drift does not depend" in text
+    assert "b: drift scales" in text
+
+
+@pytest.mark.parametrize(("power", "word"), [(0.0, "flat"), (0.3, "rising"), (-0.3, "falling")])
+def test_chain_words(power: float, word: str) -> None:
+    cell = small(level=lambda s: 1e-3 * (s + 1) ** power, noise=0, documents=3)
+    text = summary.sentences(Sweep([cell]))[1]
+    assert f"then {word} (" in text
+    assert "90 % interval over 3 documents" in text
+
+
+def test_one_precision_one_document_few_steps() -> None:
+    text = " ".join(summary.sentences(Sweep([small(documents=1, tokens=48)])))
+    assert "with one precision only (bf16)" in text
+    assert "cannot be said" in text
+    assert "too few steps to tell a trend" in text
+    assert "interval" not in text
+
+
+def test_zero_and_nan_cells_are_said_aloud() -> None:
+    bad = small(dtype="fp16")
+    bad["hidden_rel_l2"].values[...] = np.nan
+    part = small(dtype="bf16")
+    part["hidden_rel_l2"].values[0, -1, 3] = np.inf
+    zero = small(dtype="fp64", level=flat(0.0))
+    text = " ".join(summary.sentences(Sweep([bad, part, zero])))
+    assert "exactly 0 in fp64" in text
+    assert "In fp64 the level is exactly 0" in text
+    assert "not measured in fp16" in text
+    assert "65 of 192 values are NaN or Inf" in text
+    assert "no finite value in the last half" in text
+    assert "nan" not in text.lower().replace("nan or inf", "")
+
+
+def test_every_sentence_function_takes_any_cell() -> None:
+    broken = small()
+    for name in ("hidden_rel_l2", "key_rel_l2", "hidden_rel_l2_token", "logit_kl", "top1_agreement", "nll_fold"):
+        broken[name].values[...] = np.nan
+    for cells in ([], [broken], [small(level=flat(0.0))], [small(documents=1, tokens=16)]):
+        sweep = Sweep(cells)
+        for say in (summary.sentences, summary.chunk_sentences, summary.logit_sentences, summary.depth_sentences,
+                    summary.token_sentences, summary.contents):  # fmt: skip
+            lines = say(sweep)
+            assert lines
+            assert all(line.endswith((".", ";", "”.")) and " nan" not in line for line in lines), lines
+
+
+def test_chunk_logit_depth_and_token_sentences(real: Sweep) -> None:
+    assert any(
+        "over chunk sizes 64 to 256 the level changes by a factor of" in s for s in summary.chunk_sentences(real)
+    )
+    logits = [s for s in summary.logit_sentences(real) if s.startswith("restart, smollm2-135m-instruct, bf16")]
+    assert "NLL" in logits[0]
+    assert "80 % of tokens" in logits[0] or "to 8" in logits[0] or "81 %" in logits[0]
+    depth = summary.depth_sentences(Sweep([small(noise=0, level=flat(0.1))]))[0]
+    assert "0.10 after the final norm" in depth
+    assert "values drift 1.4 times as much" in depth
+    token = summary.token_sentences(Sweep([small(noise=0, level=flat(0.1))]))[0]
+    assert f"worst token {summary.number(math.exp(2.7))} times" in token
+
+
+def test_worst_token_is_placed() -> None:
+    cell = small()
+    cell["hidden_rel_l2_token"].values[1, -1, 5, -1] = 77.0
+    assert (
+        "The worst of all (77) is among tokens 80 to 95 of document 1 (chain step 6)"
+        in summary.token_sentences(Sweep([cell]))[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "exactly 0"), (math.nan, "not measured"), (math.inf, "infinite"), (0.0131, "1.3e-2"), (8.1e-7, "8.1e-7"),
+        (0.674, "0.67"), (16234.0, "16,000"), (1.0, "1.0"), (0.0999, "0.10"), (9.96, "10"), (123.4, "120"),
+        (2e9, "2.0e9"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_people_say_them(value: float, text: str) -> None:
+    assert summary.number(value) == text
+
+
+# ------------------------------------------------------------------------------------------ tables
+def test_nonfinite_table_names_the_first_place() -> None:
+    clean, bad = small(dtype="fp32"), small(dtype="fp16")
+    bad["nonfinite_count"].values[1, 2, 4] = 9
+    bad["logit_nonfinite_count"].values[0, 5] = 3
+    bad["logit_kl"].values[0, 5] = np.nan
+    table = summary.nonfinite(Sweep([clean, bad]))
+    assert len(table) == 1
+    row = table.iloc[0]
+    assert (row["dtype"], row["non-finite"], row["first chain step"], row["first layer"]) == ("fp16", 12, 5, "block 2")
+    assert row["figures not finite"] == 1
+    assert summary.nonfinite(Sweep([clean])).empty
+    assert any("12 values are NaN or Inf" in line for line in summary.contents(Sweep([clean, bad])))
+
+
+def test_provenance_and_commands_come_from_the_cells(real: Sweep) -> None:
+    table = summary.provenance(real)
+    assert len(table) == 1
+    assert table["precisions"].item() == "bf16, fp32"
+    assert table["torch"].item() == "2.13.0"
+    commands = summary.reproduce(real)
+    assert f"--set model={MODEL}" in commands
+    assert "--set chunk_size=64,256" in commands
+    assert "git checkout 0000000" in commands
+    assert summary.reproduce(Sweep([])) == ""
+
+
+def test_failures_and_problems(tmp_path: Path) -> None:
+    synthetic.sweep(tmp_path, ["tiny"], ["bf16"], ["append"], [16], layers=2, tokens=48)
+    (tmp_path / "bad.nc").write_text("x")
+    sweep = open_sweep(tmp_path)
+    assert summary.problems(sweep)["file"].tolist() == ["bad.nc"]
+    failed = Sweep(sweep.cells, failures=[{"file": "x.nc", "config": {"model": "m"}, "reason": "out of memory"}])
+    assert summary.failures(failed).iloc[0].to_dict() == {"file": "x.nc", "model": "m", "reason": "out of memory"}
+    assert summary.failures(sweep).empty
+
+
+def test_html_escapes_and_says_when_there_is_nothing(real: Sweep) -> None:
+    frame = summary.problems(Sweep([], problems={"a<b>.nc": "a<b>.nc: <script>"}))
+    assert "<script>" not in summary.html(frame)
+    assert summary.html(frame.iloc[:0], empty="None & well") == "<p>None &amp; well</p>"
+    assert "<th>protocols</th>" in summary.html(summary.provenance(real), upright=True)
+    assert "<td>smollm2-135m-instruct</td>" in summary.html(summary.shown(summary.table(real)))
+    assert "&lt;i&gt;" in summary.bullets(["<i>: x"])
+
+
+def test_curve_refuses_what_is_not_there() -> None:
+    cell = small()
+    assert summary.curve(cell, "hidden_rel_l2", 0).max() == 0
+    assert summary.curve(cell, "key_rel_l2", 2).shape == (2, 32)
+    with pytest.raises(DatasetError, match="no measure 'foo'"):
+        summary.curve(cell, "foo")
+    with pytest.raises(DatasetError, match="no layer 9"):
+        summary.curve(cell, "hidden_rel_l2", 9)
+    with pytest.raises(DatasetError, match="no quantile"):
+        summary.curve(cell, "logit_kl_token", quantile=0.3)
+
+
+def test_select_and_longest(real: Sweep) -> None:
+    assert len(summary.select(real, None)) == len(real)
+    assert len(summary.select(real, f" {MODEL} ")) == len(real)
+    with pytest.raises(DatasetError):
+        summary.select(real, ["absent"])
+    assert summary.longest(real).values("chunk_size") == [64]
