@@ -57,19 +57,19 @@ setup: $(STAMP)
 report: PREFETCH := --all
 report: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch --all
-	@$(PY) -m drift.sweep default --out $(SWEEP)
+	@$(PY) -m drift.sweep default --jobs auto --out $(SWEEP)
 	@$(PY) -m drift.report $(SWEEP) --out $(REPORT)
 	@echo "drift: the report lies in $(abspath $(REPORT)):"
 	@ls -1 $(abspath $(REPORT))/*.html
 
 sweep: $(STAMP)
-	@$(PY) -m drift.sweep $(PRESET) --out data/sweeps/$(notdir $(basename $(PRESET)))
+	@$(PY) -m drift.sweep $(PRESET) --jobs auto --out data/sweeps/$(notdir $(basename $(PRESET)))
 
 test: PREFETCH := smollm2-135m-instruct
 test: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct
 	@$(MAKE) --no-print-directory lint
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

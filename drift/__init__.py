@@ -13,15 +13,15 @@ from drift._version import __version__
 if TYPE_CHECKING:
     from drift.checkpoints import load_model
     from drift.dataset import open_sweep
-    from drift.trace import trace, trace_folds
+    from drift.tracing import trace, trace_folds
 
 __all__ = ["__version__", "load_model", "open_sweep", "trace", "trace_folds"]
 
 _HOMES = {
     "load_model": "drift.checkpoints",
     "open_sweep": "drift.dataset",
-    "trace": "drift.trace",
-    "trace_folds": "drift.trace",
+    "trace": "drift.tracing",
+    "trace_folds": "drift.tracing",
 }
 
 

@@ -27,10 +27,10 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 from drift.errors import UnsupportedModelError
 from drift.protocols import Chunk
 
-__all__ = ["LOGIT_ROWS", "Lane", "Recorder", "descend", "check_supported", "depth"]
+__all__ = ["LOGIT_ROWS", "Lane", "Recorder", "check_supported", "depth", "descend"]
 
 LOGIT_ROWS = 1024
-"""Most rows of logits that are ever computed at once in one lane (a full vocabulary in fp32 is 1 MB a row for Gemma)."""
+"""Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB)."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def check_supported(model: object) -> None:
         )
     if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
         raise UnsupportedModelError(
-            f"{name}: {type(decoder).__name__} has no ModuleList named `layers`, so its decoder layers cannot be tapped."
+            f"{name}: {type(decoder).__name__} has no ModuleList named `layers`, so its layers cannot be tapped."
         )
     cache = DynamicCache(config=_text_config(model))
     for index, layer in enumerate(cache.layers):
@@ -340,20 +340,27 @@ class _Piece:
 
 
 def _pieces(lane: _Descending, head: Head, stride: int) -> Iterator[_Piece]:
-    """Yield a lane's text tokens chunk by chunk, at most `LOGIT_ROWS` at a time."""
+    """Yield a lane's text tokens chunk by chunk, at most `LOGIT_ROWS` at a time.
+
+    Where logits are only sampled, the sampled rows of several chunks share one product with the output embedding: a
+    large vocabulary is then read once for all of them, and not once a chunk.
+    """
+    if stride > 1:
+        rows, text = torch.arange(len(lane.lane.tokens)), lane.text(lane.states)[None]
+        for part, inputs in zip(rows.split(LOGIT_ROWS), text.split(LOGIT_ROWS, dim=1), strict=True):
+            sampled = part % stride == 0
+            final, logits = head(inputs, sampled.nonzero()[:, 0])
+            yield _Piece(part, final, part[sampled], logits)
+        return
     for chunk, states in zip(lane.lane.chunks, lane.states, strict=True):
         rows = torch.arange(chunk.start - len(chunk.prefix), chunk.stop)
         for part, inputs in zip(rows.split(LOGIT_ROWS), states.split(LOGIT_ROWS, dim=1), strict=True):
-            sampled = (part >= chunk.start) & (part % stride == 0)
-            keep = None if stride == 1 else sampled.nonzero()[:, 0]
-            final, logits = head(inputs, keep)
+            final, logits = head(inputs, None)
             text = part >= chunk.start
-            prefixed = not bool(text.all())
-            if prefixed:
-                final = final[text.to(final.device)]
-            if keep is None and prefixed:
-                logits = logits[text.to(logits.device)]
-            yield _Piece(part[text], final, part[sampled], logits)
+            if not bool(text.all()):
+                part, keep = part[text], text.to(final.device)
+                final, logits = final[keep], logits[keep]
+            yield _Piece(part, final, part, logits)
 
 
 def descend(

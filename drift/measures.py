@@ -14,7 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["LogitReference", "LogitRows", "StateRows", "compare_logits", "compare_states", "sampled_steps", "step_mean", "step_quantiles"]
+__all__ = [
+    "LogitReference",
+    "LogitRows",
+    "StateRows",
+    "compare_logits",
+    "compare_states",
+    "sampled_steps",
+    "step_mean",
+    "step_quantiles",
+]
 
 Float = NDArray[np.float64]
 
@@ -104,7 +113,8 @@ def compare_states(reference: Tensor, other: Tensor) -> StateRows:
         If the shapes differ.
     """
     if reference.shape != other.shape or reference.ndim != 2:
-        raise ValueError(f"states must be [token, feature] and alike, not {tuple(reference.shape)} and {tuple(other.shape)}")
+        shapes = f"{tuple(reference.shape)} and {tuple(other.shape)}"
+        raise ValueError(f"states must be [token, feature] and alike, not {shapes}")
     out: dict[str, list[Tensor]] = {f.name: [] for f in fields(StateRows)}
     rows = max(1, _BLOCK // max(1, reference.shape[1]))
     for a, b in zip(reference.split(rows), other.split(rows), strict=True):
@@ -274,7 +284,7 @@ def _sum64(x: Tensor) -> Tensor:
 
 
 def _argmax(x: Tensor) -> Tensor:
-    """Index of the largest element of each row, the first of several (NumPy vectorises this on a CPU, torch does not)."""
+    """Index of each row's largest element, the first of several (NumPy vectorises this on a CPU, torch does not)."""
     return torch.from_numpy(x.numpy().argmax(-1)) if x.device.type == "cpu" else x.argmax(-1)
 
 

@@ -101,7 +101,8 @@ def default_half_matmul(device: str) -> str:
     if not device.startswith("cpu") or platform.machine().lower() not in ("x86_64", "amd64"):
         return "native"
     try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("flags", 1)[1].split("\n")[0].split())
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        flags = set(text.split("flags", 1)[1].split("\n")[0].split())
     except (OSError, IndexError):
         return "native"
     return "native" if flags & {"avx512_bf16", "amx_bf16", "avx_ne_convert"} else "float32"
@@ -159,8 +160,8 @@ def widen(model: torch.nn.Module, rung: Rung) -> dict[str, Any]:
                 if bool(overflowed.any()):
                     largest = float(parameter.detach().abs().max())
                     raise PrecisionError(
-                        f"The weight {name} holds {largest:.4g}, which overflows on the fp16 rung (largest number 65504). "
-                        f"Use bf16, fp32 or fp64 for this model."
+                        f"The weight {name} holds {largest:.4g}, which overflows on the fp16 rung "
+                        f"(largest number 65504). Use bf16, fp32 or fp64 for this model."
                     )
                 changed += int((cast.to(torch.float32) != parameter.to(torch.float32)).sum())
                 total += int((parameter != 0).sum())
@@ -219,8 +220,8 @@ def _accumulate_in_float32() -> Any:
     halves = (torch.bfloat16, torch.float16)
     functional = torch.nn.functional
     products = {
-        functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm, torch.mm,
-        torch.Tensor.mm, torch.baddbmm, torch.addmm, torch.einsum, functional.scaled_dot_product_attention,
+        functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm,
+        torch.mm, torch.Tensor.mm, torch.baddbmm, torch.addmm, torch.einsum, functional.scaled_dot_product_attention,
     }  # fmt: skip
     # One layer's weights and the output embedding: enough for every chunk of every lane to find its weights widened.
     capacity = 16
@@ -249,7 +250,8 @@ def _accumulate_in_float32() -> Any:
         ) -> Any:
             kwargs = kwargs or {}
             if func in products:
-                tensor = next((a for a in args if isinstance(a, torch.Tensor)), kwargs.get("input", kwargs.get("query")))
+                named = kwargs.get("input", kwargs.get("query"))
+                tensor = next((a for a in args if isinstance(a, torch.Tensor)), named)
                 if isinstance(tensor, torch.Tensor) and tensor.dtype in halves and tensor.device.type == "cpu":
                     out = func(*(widen(a) for a in args), **{k: widen(v) for k, v in kwargs.items()})
                     return out.to(tensor.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,7 @@ import torch
 from conftest import FAMILIES, make_model
 from transformers import DynamicCache
 
-from drift.descent import Lane, Recorder, check_supported, descend
-from drift.errors import UnsupportedModelError
+from drift.descent import Lane, Recorder, descend
 from drift.precision import numerics, rung_of
 from drift.protocols import Chunk, parse
 
@@ -77,10 +76,11 @@ def plain_loop(model: Any, text: torch.Tensor, chunks: Sequence[Chunk]) -> dict[
         logits.append(out.logits[0, skip:])
     skips = [len(c.prefix) for c in chunks]
     kept = [
-        tuple(torch.cat([pair[side][0, :, skip:] for pair, skip in zip(pairs, skips, strict=True)], 1) for side in (0, 1))
+        [torch.cat([p[side][0, :, skip:] for p, skip in zip(pairs, skips, strict=True)], 1) for side in (0, 1)]
         for _, pairs in sorted(cache.seen.items())
     ]
-    return {"layers": [torch.cat(parts) for parts in zip(*layers, strict=True)], "logits": torch.cat(logits), "kept": kept}
+    joined = [torch.cat(parts) for parts in zip(*layers, strict=True)]
+    return {"layers": joined, "logits": torch.cat(logits), "kept": kept}
 
 
 def compare_with_plain(model: Any, folds: Sequence[tuple[int, str]], tokens: int = TOKENS) -> None:

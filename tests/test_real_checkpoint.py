@@ -39,17 +39,22 @@ def test_drift_is_that_of_a_plain_transformers_loop(smollm2: str, text: np.ndarr
     assert float(step.logit_max_abs) == float((logits - full.logits[0].float())[128:].abs().max())
 
 
-# 100 divides by none of the tile sizes that CPU kernels work in: with chunks of 64 the first few hundred tokens come out
-# bit for bit as in full attention on some machines, and there would be no rounding to measure.
+# 100 divides by none of the tile sizes that CPU kernels work in: with chunks of 64 the first few hundred tokens come
+# out bit for bit as in full attention on some machines, and there would be no rounding to measure.
 def levels(smollm2: str, text: np.ndarray, dtype: str, **options: Any) -> Any:
     model, _ = drift.load_model(smollm2, dtype=dtype)
     return drift.trace(model, text, 100, half_matmul="float32", logit_stride=4, **options)
 
 
+def mean_drift(cell: Any) -> float:
+    """Drift of the final hidden state, mean over all steps but the first."""
+    return float(cell.hidden_rel_l2.isel(layer=-1, step=slice(1, None)).mean())
+
+
 def test_the_literal_fold_scales_with_the_unit_roundoff(smollm2: str, text: np.ndarray) -> None:
     """drift / unit roundoff stays within two decades over thirteen decades of roundoff, down to true float64."""
     at = {dtype: levels(smollm2, text, dtype) for dtype in ("bf16", "fp16", "fp32", "fp64")}
-    late = {dtype: float(cell.hidden_rel_l2.isel(layer=-1, document=0, step=slice(1, None)).mean()) for dtype, cell in at.items()}
+    late = {dtype: mean_drift(cell) for dtype, cell in at.items()}
     assert 3e-3 < late["bf16"] < 5e-2
     assert 3e-4 < late["fp16"] < 6e-3
     assert 1e-7 < late["fp32"] < 4e-6
@@ -76,9 +81,10 @@ def test_structural_readings_do_not_care_about_precision(smollm2: str, text: np.
     level = {}
     for dtype in ("bf16", "fp32"):
         model, _ = drift.load_model(smollm2, dtype=dtype)
-        cells = drift.trace_folds(model, text[:, :192], [(32, "restart"), (32, "reprime")], half_matmul="float32", logit_stride=8)
+        folds = [(32, "restart"), (32, "reprime")]
+        cells = drift.trace_folds(model, text[:, :192], folds, half_matmul="float32", logit_stride=8)
         for cell in cells:
-            level[str(cell.protocol.values), dtype] = float(cell.hidden_rel_l2.isel(layer=-1, step=slice(2, None)).mean())
+            level[str(cell.protocol.values), dtype] = mean_drift(cell)
     for protocol, least in (("restart", 0.3), ("reprime", 0.05)):
         assert level[protocol, "fp32"] > least
         assert level[protocol, "bf16"] == pytest.approx(level[protocol, "fp32"], rel=0.1)

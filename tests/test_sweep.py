@@ -688,7 +688,7 @@ def test_out_of_memory_tries_the_folds_one_at_a_time(
 ) -> None:
     import torch
 
-    import drift.trace
+    import drift.tracing
 
     raised = {
         "MemoryError": MemoryError(),
@@ -697,7 +697,7 @@ def test_out_of_memory_tries_the_folds_one_at_a_time(
         ),
         "OutOfMemoryError": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     }[error]
-    real = drift.trace.trace_folds
+    real = drift.tracing.trace_folds
 
     def tight(model: Any, tokens: Any, folds: Any, **options: Any) -> Any:
         if len(folds) > 1 or folds[0] == (4, "reprime"):
@@ -705,7 +705,7 @@ def test_out_of_memory_tries_the_folds_one_at_a_time(
         return real(model, tokens, folds, **options)
 
     # Running a machine out of memory in earnest would take the test run with it.
-    monkeypatch.setattr(drift.trace, "trace_folds", tight)
+    monkeypatch.setattr(drift.tracing, "trace_folds", tight)
     config, undisturbed = finished
     summary = run(load_config(config), here / "out")
     assert summary.exit == 1

@@ -42,7 +42,10 @@ def plain(model: Any, ids: Any, size: int, restart: bool = False) -> dict[str, A
     }
 
 
-@pytest.mark.parametrize(("protocol", "dtype"), [("append", "float32"), ("restart", "float32"), ("restart", "bfloat16")])
+NUMBERS = [("append", "float32"), ("restart", "float32"), ("restart", "bfloat16")]
+
+
+@pytest.mark.parametrize(("protocol", "dtype"), NUMBERS)
 def test_numbers_are_those_of_a_plain_loop(
     protocol: str, dtype: str, tiny: Callable[..., Any], token_ids: Callable[..., Any]
 ) -> None:
@@ -188,7 +191,7 @@ def test_taps_come_off_after_an_error(tiny: Callable[..., Any], token_ids: Calla
 def test_models_without_a_kv_cache_are_refused(config: str) -> None:
     tiny = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**tiny))
-    with pytest.raises(UnsupportedModelError, match="KV cache|PreTrainedModel|layers"):
+    with pytest.raises(UnsupportedModelError, match=r"KV cache|PreTrainedModel|layers"):
         drift.trace(model, np.arange(10), 4)
 
 

@@ -91,7 +91,8 @@ class Protocol(ABC):
         """
         if not 1 <= chunk_size <= tokens:
             raise ConfigError(
-                f"chunk_size is {chunk_size}, but a text of {tokens} tokens can only be cut into chunks of 1 to {tokens} tokens."
+                f"chunk_size is {chunk_size}, but a text of {tokens} tokens can only be cut into chunks "
+                f"of 1 to {tokens} tokens."
             )
         chunks: list[Chunk] = []
         cached = 0

@@ -71,6 +71,10 @@ def _positive(text: str) -> int:
     return value
 
 
+def _jobs(text: str) -> int | None:
+    return None if text == "auto" else _positive(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m drift.sweep",
@@ -89,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="compute cells again that are done")
     add("--retry-failed", action="store_true", help="compute cells again that failed")
     add("--fail-fast", action="store_true", help="stop at the first cell that fails")
+    add("--jobs", type=_jobs, default=1, metavar="N|auto", help="groups computed at once, each in its own process")
     add("--json", action="store_true", help="print a JSON object on stdout and everything else on stderr")
     add("--list-presets", action="store_true", help="list the presets and exit")
     return parser
@@ -183,6 +188,7 @@ def _command(arguments: argparse.Namespace) -> int:
                 force=arguments.force,
                 retry_failed=arguments.retry_failed,
                 fail_fast=arguments.fail_fast,
+                jobs=arguments.jobs,
                 report=reporter(sys.stderr),
             )
         except Interrupted as stop:

@@ -19,6 +19,7 @@ from drift.sweep.cost import correction, show_seconds
 from drift.sweep.outcome import Failure, Interrupted, Summary, is_refusal
 from drift.sweep.planning import Cell, Group, Plan, plan
 from drift.sweep.progress import Silent
+from drift.sweep.workers import Outcome, automatic_jobs, in_processes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -195,20 +196,18 @@ class _Run:
 
     # -------------------------------------------------------- computing
 
-    def groups(self, groups: Sequence[Group]) -> None:
-        """Compute groups one after another, until something stops the run."""
-        for index, group in enumerate(groups):
+    def groups(self, groups: Sequence[Group], jobs: int = 1) -> None:
+        """Compute groups, `jobs` at a time, until something stops the run."""
+        if jobs > 1 and len(groups) > 1:
+            self._parallel(groups, jobs)
+            return
+        for group in groups:
             if self.stopped:
                 return
-            cost, first = group.cost(), group.cells[0]
-            estimated = cost.seconds if cost else 0.0
-            expected = estimated * correction(self.timings, device=first.device, dtype=first.dtype)
-            self.at_work_on = group.title
-            self.save()
-            hint = f" (about {show_seconds(expected)})" if expected else ""
-            self.report.group(f"[{index + 1}/{len(groups)}] {group.title}{hint}", expected, first.documents)
-            before, failed_before = len(self.files), len(self.failures)
-            began = time.monotonic()
+            self._begin(group, groups)
+            before, began = len(self.files), time.monotonic()
+            failed_before = set(self.failures)
+            computing = 0.0
             try:
                 computing = self._group(group)
             except _CannotWrite as error:
@@ -216,26 +215,70 @@ class _Run:
                 return
             finally:
                 self.at_work_on = ""
-            computed = len(self.files) - before
-            if computed == len(group.cells) and computing:
-                self.timings.append(
-                    {
-                        "title": group.title,
-                        "device": first.device,
-                        "dtype": first.dtype,
-                        "cells": [cell.file for cell in group.cells],
-                        "estimated_s": round(estimated, 3),
-                        "elapsed_s": round(computing, 3),
-                        "load_s": round(time.monotonic() - began - computing, 3),
-                        "finished_at": _now(),
-                    }
-                )
-            self.save()
-            failed = len(self.failures) - failed_before
-            self.report.group_done(
-                f"{computed} of {len(group.cells)} cells done in {show_seconds(time.monotonic() - began)}"
-                + (f", {failed} failed" if failed > 0 else "")
+            computed, failed = len(self.files) - before, len(set(self.failures) - failed_before)
+            self._end(group, computed, failed, computing, time.monotonic() - began)
+
+    def _parallel(self, groups: Sequence[Group], jobs: int) -> None:
+        """Compute groups in processes of their own, the longest first, so that none is left over at the end."""
+        order = sorted(groups, key=lambda group: -self._expected(group))
+        for group, outcome in in_processes(
+            self.plan,
+            order,
+            jobs,
+            fail_fast=self.fail_fast,
+            begin=lambda group: self._begin(group, order),
+            go_on=lambda: not self.stopped,
+        ):
+            self.files += outcome.files
+            self.done |= set(outcome.files)
+            self.checked |= outcome.checked
+            for file in outcome.files:
+                self.failures.pop(file, None)
+            for cell in group.cells:
+                if outcome.died:
+                    # What it had written before it died is good: cells are written whole or not at all.
+                    self.look_again()
+                    if cell.file not in self.done:
+                        self.fail(cell, Failure.of(RuntimeError(outcome.died), "died"))
+                elif cell.file in outcome.failures:
+                    self.failures[cell.file] = outcome.failures[cell.file]
+                    self.report.line(f"    failed: {cell}: {self.failures[cell.file]['reason']}")
+            self.stopped = self.stopped or outcome.stopped
+            self._end(group, len(outcome.files), len(outcome.failures), outcome.computing, outcome.seconds)
+
+    def _expected(self, group: Group) -> float:
+        """Estimated seconds of a group, refined by what groups took here before."""
+        cost, first = group.cost(), group.cells[0]
+        return cost.seconds * correction(self.timings, device=first.device, dtype=first.dtype) if cost else 0.0
+
+    def _begin(self, group: Group, groups: Sequence[Group]) -> None:
+        expected = self._expected(group)
+        self.at_work_on = group.title
+        self.save()
+        hint = f" (about {show_seconds(expected)})" if expected else ""
+        place = f"[{list(groups).index(group) + 1}/{len(groups)}]"
+        self.report.group(f"{place} {group.title}{hint}", expected, group.cells[0].documents)
+
+    def _end(self, group: Group, computed: int, failed: int, computing: float, seconds: float) -> None:
+        cost, first = group.cost(), group.cells[0]
+        if computed == len(group.cells) and computing:
+            self.timings.append(
+                {
+                    "title": group.title,
+                    "device": first.device,
+                    "dtype": first.dtype,
+                    "cells": [cell.file for cell in group.cells],
+                    "estimated_s": round(cost.seconds if cost else 0.0, 3),
+                    "elapsed_s": round(computing, 3),
+                    "load_s": round(seconds - computing, 3),
+                    "finished_at": _now(),
+                }
             )
+        self.save()
+        self.report.group_done(
+            f"{group.title.split(',')[0]}: {computed} of {len(group.cells)} cells done in {show_seconds(seconds)}"
+            + (f", {failed} failed" if failed > 0 else "")
+        )
 
     def _group(self, group: Group) -> float:
         """Compute one group; returns the seconds spent after loading."""
@@ -291,7 +334,7 @@ class _Run:
             self._descend([cell], tokens)
 
     def _trace(self, cells: Sequence[Cell], tokens: Any) -> list[xr.Dataset]:
-        from drift.trace import trace_folds
+        from drift.tracing import trace_folds
 
         first = cells[0]
         return trace_folds(
@@ -327,6 +370,21 @@ class _Run:
             self._load_failure = Failure.of(error, "checkpoint")
             _free(cell.device)
         return self._load_failure
+
+
+def compute_group(todo: Plan, group: Group, *, fail_fast: bool) -> Outcome:
+    """Compute one group in this process; the sweep's state is left to the caller."""
+    run_ = _Run(todo, Silent(), fail_fast=fail_fast)
+    outcome = Outcome()
+    try:
+        outcome.computing = run_._group(group)
+    except _CannotWrite as error:
+        run_.stopped = str(error)
+    outcome.files, outcome.stopped = run_.files, run_.stopped
+    outcome.checked = {file: run_.checked[file] for file in run_.files if file in run_.checked}
+    files = {cell.file for cell in group.cells} - set(run_.files)
+    outcome.failures = {file: record for file, record in run_.failures.items() if file in files}
+    return outcome
 
 
 def _free(device: str) -> None:
@@ -386,6 +444,7 @@ def run(
     force: bool = False,
     retry_failed: bool = False,
     fail_fast: bool = False,
+    jobs: int | None = 1,
     report: Silent | None = None,
 ) -> Summary:
     """Compute the cells of a plan that are not there yet.
@@ -406,6 +465,8 @@ def run(
         Compute cells again that have failed.
     fail_fast : bool
         Stop at the first failure.
+    jobs : int, optional
+        Groups computed at once, each in a process of its own that gets its share of the cores; None chooses.
     report : Silent, optional
         Told about progress (see :mod:`drift.sweep.progress`); nothing is said by default.
 
@@ -452,7 +513,11 @@ def run(
             if wanted:
                 estimate = todo.estimate(wanted)
                 report.begin(float(estimate["seconds"]))
-            run_.groups(todo.groups(wanted))
+            groups = todo.groups(wanted)
+            if jobs is None and wanted:
+                peak = float(todo.estimate(wanted).get("memory_bytes", 0))
+                jobs = automatic_jobs(wanted[0].device, len(groups), peak)
+            run_.groups(groups, jobs or 1)
         except KeyboardInterrupt:
             with _deaf():
                 report.end()

@@ -28,7 +28,9 @@ __all__ = ["trace", "trace_folds"]
 _FAMILIES = {"llama": "Llama", "qwen": "Qwen", "gemma": "Gemma", "mistral": "Mistral", "olmo": "OLMo", "phi": "Phi"}
 
 
-def trace(model: PreTrainedModel, tokens: ArrayLike, chunk_size: int = 64, protocol: str = "append", **options: Any) -> Dataset:
+def trace(
+    model: PreTrainedModel, tokens: ArrayLike, chunk_size: int = 64, protocol: str = "append", **options: Any
+) -> Dataset:
     """Run one fold and full attention side by side and measure how they differ.
 
     Parameters
@@ -152,9 +154,8 @@ def trace_folds(
                         on_progress((index + done / (blocks + 1)) / len(ids))
 
                 recorder = _DocumentRecorder(text, chunks, logit_stride)
-                descend(
-                    model, [Lane(text, c) for c in (full, *chunks)], recorder, logit_stride=logit_stride, on_block=on_block
-                )
+                lanes = [Lane(text, c) for c in (full, *chunks)]
+                descend(model, lanes, recorder, logit_stride=logit_stride, on_block=on_block)
                 recorders.append(recorder)
                 if on_progress is not None:
                     on_progress((index + 1) / len(ids))
@@ -189,7 +190,8 @@ def trace_folds(
             "device": device.type,
         }
         own = {
-            "title": f"Drift of {protocol.label} (chunk size {size}) against full attention, {scalars['model']}, {dtype.name}",
+            "title": f"Drift of {protocol.label} (chunk size {size}) against full attention: "
+            f"{scalars['model']}, {dtype.name}",
             "config_json": {**{k: v for k, v in scalars.items() if k != "unit_roundoff"}, "logit_stride": logit_stride},
             "protocol_json": {"name": fold_bound.name, "label": fold_bound.label},
         }
@@ -214,7 +216,8 @@ def _tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:
         ids = ids[None]
     if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
         raise ConfigError(
-            f"tokens must be integers [document, token] or [token], and not empty; got shape {ids.shape}, dtype {ids.dtype}."
+            "tokens must be integers [document, token] or [token], and not empty; "
+            f"got shape {ids.shape}, dtype {ids.dtype}."
         )
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if ids.min() < 0 or ids.max() >= vocabulary:
@@ -232,7 +235,8 @@ def _check_chunks(text_config: Any, lanes: Sequence[Sequence[Chunk]], allow_beyo
     for chunks in lanes:
         for chunk in chunks:
             if any(not 0 <= token < vocabulary for token in chunk.prefix):
-                raise ConfigError(f"The prefix token {chunk.prefix[0]} is not in the model's vocabulary of {vocabulary}.")
+                token = chunk.prefix[0]
+                raise ConfigError(f"The prefix token {token} is not in the model's vocabulary of {vocabulary}.")
         end = max(chunk.first_position + len(chunk) for chunk in chunks)
         if context is not None and end > context and not allow_beyond_context:
             raise ConfigError(

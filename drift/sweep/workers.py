@@ -1,0 +1,162 @@
+"""Groups in processes of their own: several at once, and a worker that dies costs its own cells only."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+    from drift.sweep.planning import Group, Plan
+
+__all__ = ["Outcome", "automatic_jobs", "in_processes"]
+
+
+@dataclass
+class Outcome:
+    """What became of one group.
+
+    Attributes
+    ----------
+    files : list of str
+        Cells that were written.
+    checked : dict
+        Their fingerprints.
+    failures : dict
+        File to failure record, of the cells that could not be computed.
+    stopped : str
+        Why the run must end, or empty.
+    computing, seconds : float
+        Seconds spent on passes, and in all.
+    died : str
+        What killed the worker, or empty.
+    """
+
+    files: list[str] = field(default_factory=list)
+    checked: dict[str, list[int]] = field(default_factory=dict)
+    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stopped: str = ""
+    computing: float = 0.0
+    seconds: float = 0.0
+    died: str = ""
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def automatic_jobs(device: str, groups: int, peak_bytes: float) -> int:
+    """How many groups to compute at once: one a core on a CPU, as far as memory goes; one on a GPU.
+
+    Small chunks leave a second thread of the same pass little to do, so one thread a group is the better use of a core.
+    """
+    if device != "cpu":
+        return 1
+    try:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        available = 0
+    fitting = int(0.8 * available // peak_bytes) if available and peak_bytes else 1
+    return max(1, min(_cores(), groups, fitting))
+
+
+def _watch_parent(parent: int) -> None:
+    """End with the parent, however it ends: a killed sweep must not leave workers behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(todo: Plan, group: Group, fail_fast: bool, threads: int, parent: int, pipe: Connection) -> None:
+    """Compute one group in this process and send what became of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its workers
+    _watch_parent(parent)
+    import torch
+
+    from drift.sweep.running import compute_group
+
+    torch.set_num_threads(threads)
+    pipe.send(compute_group(todo, group, fail_fast=fail_fast))
+    pipe.close()
+
+
+def in_processes(
+    todo: Plan,
+    groups: Sequence[Group],
+    jobs: int,
+    *,
+    fail_fast: bool,
+    begin: Callable[[Group], None],
+    go_on: Callable[[], bool],
+) -> Iterator[tuple[Group, Outcome]]:
+    """Compute groups in at most `jobs` processes at once; yield each with its outcome as it ends.
+
+    Parameters
+    ----------
+    todo : Plan
+        The plan that the groups belong to.
+    groups : sequence of Group
+        In the order in which they are to be begun.
+    jobs : int
+        Processes at once; they share the cores evenly.
+    fail_fast : bool
+        Whether a worker stops at its first failure.
+    begin : callable
+        Told of each group as it is begun.
+    go_on : callable
+        Asked before a group is begun; once it says no, only what is under way is finished.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, _cores() // jobs)
+    waiting = list(groups)
+    running: dict[Connection, tuple[Group, SpawnProcess, float]] = {}
+    try:
+        while running or (waiting and go_on()):
+            while waiting and len(running) < jobs and go_on():
+                group = waiting.pop(0)
+                receive, send = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_work, args=(todo, group, fail_fast, threads, os.getpid(), send), daemon=True
+                )
+                process.start()
+                send.close()
+                running[receive] = (group, process, time.monotonic())
+                begin(group)
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                group, process, began = running.pop(ready)
+                try:
+                    outcome: Outcome = ready.recv()
+                except EOFError:  # it closed its end without a word
+                    process.join()
+                    outcome = Outcome(died=_cause(process.exitcode))
+                process.join()
+                ready.close()
+                outcome.seconds = time.monotonic() - began
+                yield group, outcome
+    finally:
+        for _, process, _ in running.values():
+            with suppress(OSError):
+                process.kill()
+            process.join()
+
+
+def _cause(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = ": often the system, for lack of memory" if name == "SIGKILL" else ""
+        return f"its process was killed by {name}{hint}"
+    return f"its process ended with exit code {code}"

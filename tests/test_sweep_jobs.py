@@ -1,0 +1,102 @@
+"""Groups in processes of their own: the same bits, and a worker that dies costs its own cells only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
+
+from drift import dataset
+from drift.sweep import run
+from drift.sweep.workers import automatic_jobs
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four cells in two groups."""
+    here = tmp_path_factory.mktemp("jobs")
+    tiny_checkpoint(here / "tiny")
+    return write_config(
+        here / "two.yaml",
+        name="two",
+        model=str(here / "tiny"),
+        dtype=["bf16", "fp32"],
+        chunk_size=[8, 16],
+        protocol="append",
+        documents=1,
+        tokens=64,
+        corpus=f"file:{text_file(here / 'text.txt')}",
+    )
+
+
+def test_two_processes_give_the_same_bits_as_one(config: Path, tmp_path: Path) -> None:
+    one, two = run(config, tmp_path / "one"), run(config, tmp_path / "two", jobs=2)
+    assert (one.done, two.done, two.failed, two.left) == (4, 4, 0, 0)
+    cells = {path.name: dataset.read(path) for path in (tmp_path / "two").glob("*.nc")}
+    assert len(cells) == 4
+    for path in (tmp_path / "one").glob("*.nc"):
+        differences = dataset.same_data(dataset.read(path), cells[path.name])
+        assert [d for d in differences if "threads" not in d] == []
+    record = json.loads((tmp_path / "two" / "sweep.json").read_text())
+    assert [cell["state"] for cell in record["cells"]] == ["done"] * 4
+    assert len(record["groups"]) == 2
+    assert run(config, tmp_path / "two", jobs=2).files == []
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the worker in /proc")
+def test_a_killed_worker_costs_its_own_cells_only(config: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "drift.sweep", str(config), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    sweep = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    victim = None
+    for _ in range(600):
+        workers = [pid for pid in children(sweep.pid) if b"spawn_main" in command_line(pid)]
+        if len(workers) == 2:
+            victim = workers[0]
+            break
+        time.sleep(0.05)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    _, said = sweep.communicate(timeout=120)
+    assert sweep.returncode == 1, said
+    assert "its process was killed by SIGKILL" in said
+    record = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert sorted(cell["state"] for cell in record["cells"]) == ["done", "done", "failed", "failed"]
+    again = run(config, tmp_path / "out", retry_failed=True)
+    assert (again.done, len(again.files)) == (4, 2)
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[1]) == parent:
+                found.append(int(entry.name))
+    return found
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_jobs_are_chosen_by_cores_groups_and_memory() -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert automatic_jobs("cpu", 100, 1.0) == cores
+    assert automatic_jobs("cpu", 1, 1.0) == 1
+    assert automatic_jobs("cpu", 100, 1e18) == 1
+    assert automatic_jobs("cuda", 100, 1.0) == 1
