@@ -1025,8 +1025,11 @@ def _fetch_hub(name: str) -> Path:
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
-def _published_dtype(folder: Path) -> str:
-    """Torch name of the dtype that most weights of a folder are stored in."""
+def _published(folder: Path) -> tuple[str, int]:
+    """Torch name of the dtype that most weights of a folder are stored in, and how many are stored in another.
+
+    The few that are stored otherwise are rounded to the main dtype when loaded, the same on every rung.
+    """
     counts: dict[str, int] = {}
     for stored, count in _tensors(folder).values():
         counts[stored] = counts.get(stored, 0) + count
@@ -1036,7 +1039,7 @@ def _published_dtype(folder: Path) -> str:
             f"{folder}: the weights are quantised ({main}). Drift is measured on plain bf16, fp16, fp32 or fp64 "
             "weights; use the original checkpoint, or dequantise it and save it again."
         )
-    return _STORED[main]
+    return _STORED[main], sum(counts.values()) - counts[main]
 
 
 def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementation: str = "sdpa") -> Loaded:
@@ -1073,7 +1076,7 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
     checkpoint = resolve(name)
     folder = fetch(name)
     config = _config(folder)
-    published = _published_dtype(folder)
+    published, others = _published(folder)
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -1119,6 +1122,7 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
         "device": device,
         "attn_implementation": attn_implementation,
         **widened,
+        "weights_in_another_dtype": others,
     }
     if checkpoint.source == "embedded":
         record |= {key: checkpoint.entry[key] for key in ("original", "license", "weights")}

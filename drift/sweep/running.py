@@ -28,7 +28,10 @@ __all__ = ["run", "select"]
 
 
 # What a cell keeps of the record of its weights: nothing that differs from machine to machine.
-_KEPT = ("source", "family", "label", "original", "license", "weights", "published_dtype", "underflow_share")
+_KEPT = (
+    "source", "family", "label", "original", "license", "weights", "published_dtype", "underflow_share",
+    "weights_in_another_dtype",
+)  # fmt: skip
 
 
 class _CannotWrite(Exception):
