@@ -213,9 +213,7 @@ def _tap(model: PreTrainedModel, lane: Lane) -> tuple[list[Tensor], list[list[_C
     with _replaced(blocks, [make_tap(i) for i in range(len(blocks))]):
         for chunk in lane.chunks:
             seen.clear()
-            positions = torch.arange(
-                chunk.first_position, chunk.first_position + len(chunk), device=lane.tokens.device
-            )
+            positions = torch.arange(chunk.first_position, chunk.first_position + len(chunk), device=lane.tokens.device)
             decoder(
                 input_ids=lane.token_ids(chunk),
                 position_ids=positions[None],

@@ -215,7 +215,6 @@ def test_hybrid_and_foreign_models_are_refused() -> None:
         drift.trace(headless, np.arange(10), 4)
 
 
-
 def test_a_model_that_the_tap_does_not_understand_is_refused(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
     inner = model.model

@@ -97,9 +97,7 @@ class Protocol(ABC):
         chunks: list[Chunk] = []
         cached = 0
         for step, start in enumerate(range(0, tokens, chunk_size)):
-            chunk = Chunk(
-                start, min(start + chunk_size, tokens), self.prefix(step), self.first_position(step, cached)
-            )
+            chunk = Chunk(start, min(start + chunk_size, tokens), self.prefix(step), self.first_position(step, cached))
             chunks.append(chunk)
             cached += len(chunk)
         return tuple(chunks)
