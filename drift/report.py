@@ -30,6 +30,9 @@ __all__ = ["DEFAULT_NOTEBOOKS", "NotebookFailure", "Page", "main", "render"]
 
 DEFAULT_NOTEBOOKS = ("plateau", "layers")
 
+#: Beside the pages: the fingerprint of what they were made of.
+INPUTS = "made-of.sha256"
+
 _CSS = """
 :root { --ink: #1d2430; --soft: #5b6675; --line: #dfe3e8; --wash: #f6f7f9; --link: #0b5cad; }
 * { box-sizing: border-box; }
@@ -310,12 +313,35 @@ def _index(sweep: Sweep, pages: Sequence[Page], out: Path, links: Sequence[tuple
     (out / "index.html").write_text(_page(title, "\n".join(body), links, "index.html"), encoding="utf-8")
 
 
+def _inputs(sweep: Sweep, source: Path, shares: Mapping[Path, Mapping[str, Any]]) -> str:
+    """Fingerprint of all that a report is made of: cells, failures, notebooks, parameters, and the code that draws."""
+    from drift.dataset import content_hash
+
+    def stamp(path: Path) -> list[Any]:
+        state = path.stat()
+        return [path.name, state.st_size, state.st_mtime_ns]
+
+    code = [Path(__file__).with_name(name) for name in ("dataset.py", "summary.py", "plots.py", "report.py")]
+    return content_hash(
+        {
+            "sweep": str(source.resolve()),
+            "cells": sorted(stamp(path) for path in source.glob("*.nc")),
+            "failures": sweep.failures,
+            "problems": sorted(map(str, sweep.problems)),
+            "notebooks": {p.stem: [p.read_text(encoding="utf-8"), given] for p, given in shares.items()},
+            "code": [path.read_text(encoding="utf-8") for path in code],
+        }
+    )
+
+
 def render(
     folder: str | os.PathLike[str],
     notebooks: Sequence[str] = DEFAULT_NOTEBOOKS,
     out: str | os.PathLike[str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
+    *,
+    unless_current: bool = False,
 ) -> Path:
     """Render notebooks on a sweep.
 
@@ -331,6 +357,8 @@ def render(
         For the notebooks: numbers, text, booleans, None and lists of them.
     report : callable
         Gets a line of progress at a time.
+    unless_current : bool
+        Do nothing where the pages are there already and were made of the same cells, notebooks, parameters and code.
 
     Returns
     -------
@@ -361,6 +389,13 @@ def render(
     shares = _share_out(paths, parameters or {})
     target = Path(out) if out is not None else Path("reports") / "local" / source.resolve().name
     figures = target / "figures"
+    inputs, made_of = _inputs(sweep, source, shares), target / INPUTS
+    expected = [target / "index.html", *(target / f"{path.stem}.html" for path in paths)]
+    there = made_of.is_file() and all(page.is_file() for page in expected)
+    if unless_current and there and made_of.read_text(encoding="utf-8").strip() == inputs:
+        report(f"report: {expected[0].resolve()} (current; --force renders it again)")
+        return expected[0]
+    made_of.unlink(missing_ok=True)
     try:
         figures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -395,6 +430,7 @@ def render(
     _index(sweep, pages, target, links, f"Drift report: {sweep.plan.get('name') or source.resolve().name}")
     if failed:
         raise NotebookFailure("\n".join(str(error) for error in failed))
+    made_of.write_text(inputs + "\n", encoding="utf-8")
     report(f"report: {(target / 'index.html').resolve()}")
     return target / "index.html"
 
@@ -424,6 +460,7 @@ def _parser() -> argparse.ArgumentParser:
         "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
         help="parameter for the notebooks, such as measure=logit_kl or 'models=[\"gemma-3-270m\"]'; may be repeated",
     )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="render again even where nothing has changed")
     return parser
 
 
@@ -439,7 +476,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parameters[name.strip()] = _plain(value)
     notebooks = [n for group in args.notebook or [DEFAULT_NOTEBOOKS] for n in group]
     try:
-        render(args.sweep, notebooks, args.out, parameters, report=lambda line: print(line, flush=True))
+        render(
+            args.sweep,
+            notebooks,
+            args.out,
+            parameters,
+            report=lambda line: print(line, flush=True),
+            unless_current=not args.force,
+        )
     except NotebookFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -52,7 +52,7 @@ def rendered(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
     out, said = rendered
-    assert {p.name for p in out.iterdir()} == {"index.html", "plateau.html", "layers.html", "figures"}
+    assert {p.name for p in out.iterdir()} == {"index.html", "plateau.html", "layers.html", "figures", report.INPUTS}
     figures = {p.name for p in (out / "figures").iterdir()}
     assert {
         "plateau-drift-per-step-append.png", "plateau-drift-per-step-restart.png", "plateau-heat-map.png",
@@ -238,3 +238,30 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         assert done.returncode == 0, done.stderr
         assert "exit codes" in done.stdout
     assert best < 1.5
+
+
+def test_a_current_report_is_not_rendered_again(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    v4 = nbformat.v4
+    code = "sweep, word = '', 'x'"
+    own = v4.new_notebook(
+        cells=[v4.new_code_cell(code, metadata={"tags": ["parameters"]}), v4.new_code_cell("print(word)")],
+        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
+    )
+    path, out = tmp_path / "own.ipynb", tmp_path / "out"
+    nbformat.write(own, path)
+    command = [str(sweep), "--notebook", str(path), "--out", str(out)]
+
+    def rendered(*more: str) -> bool:
+        assert report.main([*command, *more]) == 0
+        return "current" not in capfd.readouterr().out
+
+    assert rendered()
+    assert not rendered()
+    assert rendered("-p", "word=other")
+    assert rendered()
+    os.utime(next(sweep.glob("*.nc")), (1, 1))
+    assert rendered()
+    (out / "own.html").unlink()
+    assert rendered()
+    assert rendered("--force")
+    assert not rendered()

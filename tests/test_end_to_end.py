@@ -1,0 +1,46 @@
+"""From a checkpoint on disk to HTML, through the command lines that people use."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from sweep_tools import text_file, tiny_checkpoint, write_config
+
+import drift
+from drift import report
+from drift.sweep.__main__ import main as sweep_main
+
+
+def test_a_sweep_becomes_a_report(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "tiny")
+    config = write_config(
+        tmp_path / "small.yaml",
+        name="small",
+        model=str(tmp_path / "tiny"),
+        dtype=["bf16", "fp32"],
+        chunk_size=[8, 16],
+        protocol=["append", "restart", "reprime"],
+        documents=2,
+        tokens=96,
+        corpus=f"file:{text_file(tmp_path / 'text.txt')}",
+    )
+    out = tmp_path / "small"
+    assert sweep_main([str(config), "--out", str(out)]) == 0
+    sweep = drift.open_sweep(out)
+    assert len(sweep) == 12
+    assert sweep.problems == {}
+    assert report.main([str(out), "--out", str(tmp_path / "pages")]) == 0
+    page = (tmp_path / "pages" / "plateau.html").read_text(encoding="utf-8")
+    assert "12 cells read" in page
+    # What the page says of restart is what the cells hold: geometric mean over the last half, then over documents.
+    for dtype in ("bf16", "fp32"):
+        cell = sweep.sel(protocol="restart", chunk_size=8, dtype=dtype).only()
+        drifts = cell.hidden_rel_l2.isel(layer=-1, step=slice(6, None)).values
+        assert drifts.shape == (2, 6)
+        level = np.exp(np.log(drifts).mean(axis=1).mean())
+        mantissa, exponent = f"{level:.2e}".split("e")
+        assert f"{mantissa}e{int(exponent)}" in page
+    for protocol in ("append", "restart", "reprime"):
+        assert re.search(rf"{protocol}:</strong> ", page), protocol
