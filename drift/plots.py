@@ -753,7 +753,7 @@ def worst_tokens(
                     ax,
                     "chain step (1 = first chunk), final layer"
                     if row == 0
-                    else "layer (0 = embeddings), last half of the chain",
+                    else "layer (0 = embeddings),\nlast half of the chain",
                 )
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         if some:

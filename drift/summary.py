@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+import yaml
 from scipy import stats
 
 from drift.dataset import SCALARS, VARIABLES, Sweep
@@ -814,7 +815,8 @@ def contents(sweep: Sweep) -> list[str]:
         ("protocol", "protocols"),
         ("chunk_size", "chunk sizes"),
     ):
-        axes.append(f"{words}: {', '.join(str(v) for v in sweep.values(name))}")
+        values = sweep.values(name)
+        axes.append(f"{words}: {', '.join(map(str, sorted(values) if name == 'chunk_size' else values))}")
     said = [f"{len(sweep)} cells read ({'; '.join(axes)})."]
     if sweep.failures:
         said.append(f"**{len(sweep.failures)} cells failed** and are missing from every picture; see “Failures”.")
@@ -971,6 +973,20 @@ def reproduce(sweep: Sweep) -> str:
         lines.append(f"git checkout {commits[0]}" + ("   # with uncommitted changes" if dirty else ""))
     elif len(commits) > 1:
         lines.append(f"# cells of {len(commits)} commits: {', '.join(c[:10] for c in commits)}")
+    # how 16-bit products were accumulated depends on the machine unless it is said
+    halves = {
+        json.loads(ds.attrs["config_json"]).get("half_matmul") for ds in sweep if ds["unit_roundoff"].item() > 1e-4
+    }
+    half_matmul = next(iter(halves)) if len(halves) == 1 else None
+    out = shlex.quote(sweep.folder.name if sweep.folder else "SWEEP")
+    if isinstance(sweep.plan.get("config"), dict):
+        config = json.loads(json.dumps(sweep.plan["config"]))
+        for grid in config.get("grids", ()):
+            if half_matmul and grid.get("half_matmul") == "auto":
+                grid["half_matmul"] = half_matmul
+        written = yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+        lines += ["cat > sweep.yaml <<'END'", written.rstrip(), "END", f"python -m drift.sweep sweep.yaml --out {out}"]
+        return "\n".join([*lines, f"python -m drift.report {out}"])
     groups: dict[str, dict[str, list[Any]]] = {}
     for ds in sweep:
         config = json.loads(ds.attrs["config_json"])
@@ -990,19 +1006,14 @@ def reproduce(sweep: Sweep) -> str:
         for name, values in axes.items():
             if ds[name].item() not in values:
                 values.append(ds[name].item())
-    out = sweep.folder.name if sweep.folder else "SWEEP"
-    # how 16-bit products were accumulated depends on the machine unless it is said
-    halves = {
-        json.loads(ds.attrs["config_json"]).get("half_matmul") for ds in sweep if ds["unit_roundoff"].item() > 1e-4
-    }
     for key, axes in groups.items():
         settings = {**{n: sorted(v) if n == "chunk_size" else v for n, v in axes.items()}, **json.loads(key)}
-        if len(halves) == 1 and None not in halves:
-            settings["half_matmul"] = next(iter(halves))
+        if half_matmul:
+            settings["half_matmul"] = half_matmul
         words = [
             f"--set {shlex.quote(name + '=' + ','.join(map(str, v if isinstance(v, list) else [v])))}"
             for name, v in settings.items()
         ]
-        lines.append("python -m drift.sweep " + " ".join(words) + f" --out {shlex.quote(out)}")
-    lines.append(f"python -m drift.report {shlex.quote(out)}")
+        lines.append("python -m drift.sweep " + " ".join(words) + f" --out {out}")
+    lines.append(f"python -m drift.report {out}")
     return "\n".join(lines)

@@ -9,7 +9,8 @@ import numpy as np
 from sweep_tools import text_file, tiny_checkpoint, write_config
 
 import drift
-from drift import report
+from drift import report, summary
+from drift.sweep import run
 from drift.sweep.__main__ import main as sweep_main
 
 
@@ -44,3 +45,9 @@ def test_a_sweep_becomes_a_report(tmp_path: Path) -> None:
         assert f"{mantissa}e{int(exponent)}" in page
     for protocol in ("append", "restart", "reprime"):
         assert re.search(rf"{protocol}:</strong> ", page), protocol
+    # The commands that the page gives lead to the very same cells: nothing is left to compute.
+    commands = summary.reproduce(sweep)
+    assert commands.splitlines()[-1] == "python -m drift.report small"
+    (tmp_path / "sweep.yaml").write_text(commands.split("<<'END'\n")[1].split("\nEND")[0], encoding="utf-8")
+    again = run(tmp_path / "sweep.yaml", out)
+    assert (again.done, again.files) == (12, [])
