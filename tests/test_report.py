@@ -242,7 +242,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 def test_a_current_report_is_not_rendered_again(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     v4 = nbformat.v4
-    code = "sweep, word = '', 'x'"
+    code = "sweep = ''\nword = 'x'"
     own = v4.new_notebook(
         cells=[v4.new_code_cell(code, metadata={"tags": ["parameters"]}), v4.new_code_cell("print(word)")],
         metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
