@@ -253,7 +253,7 @@ def test_a_current_report_is_not_rendered_again(sweep: Path, tmp_path: Path, cap
 
     def rendered(*more: str) -> bool:
         assert report.main([*command, *more]) == 0
-        return "current" not in capfd.readouterr().out
+        return "(current;" not in capfd.readouterr().out
 
     assert rendered()
     assert not rendered()
