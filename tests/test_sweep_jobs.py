@@ -65,7 +65,7 @@ def test_a_killed_worker_costs_its_own_cells_only(config: Path, tmp_path: Path) 
         time.sleep(0.05)
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
-    _, said = sweep.communicate(timeout=120)
+    _, said = sweep.communicate(timeout=250)
     assert sweep.returncode == 1, said
     assert "its process was killed by SIGKILL" in said
     record = json.loads((tmp_path / "out" / "sweep.json").read_text())
