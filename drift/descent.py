@@ -30,7 +30,11 @@ from drift.protocols import Chunk
 __all__ = ["LOGIT_ROWS", "Lane", "Recorder", "check_supported", "depth", "descend"]
 
 LOGIT_ROWS = 1024
-"""Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB)."""
+"""Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB).
+
+Up to this many rows a chunk's logits are bitwise those of a plain forward; a longer chunk's are computed in several
+products with the output embedding, which may round differently from one.
+"""
 
 
 @dataclass(frozen=True)
