@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -12,3 +15,12 @@ import pytest
 def test_trace_is_a_function_whatever_was_imported_first(first: str) -> None:
     code = f"import drift; {first}; assert callable(drift.trace) and callable(drift.trace_folds); drift.load_model"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_console_scripts_lead_to_functions() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    scripts = project["project"]["scripts"]
+    assert set(scripts) == {"drift-sweep", "drift-report", "drift-checkpoints"}
+    for target in scripts.values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(import_module(module), function)), target
