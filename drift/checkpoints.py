@@ -39,6 +39,7 @@ from typing import IO, Any
 
 from ._resources import resource
 from .errors import CheckpointError, DriftError
+from .families import family_of
 
 __all__ = [
     "Checkpoint",
@@ -65,15 +66,6 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-_FAMILIES = {
-    "gemma": "Gemma",
-    "llama": "Llama",
-    "mistral": "Mistral",
-    "mixtral": "Mistral",
-    "olmo": "OLMo",
-    "phi": "Phi",
-    "qwen": "Qwen",
-}
 
 Report = Callable[[str], None]
 
@@ -196,10 +188,6 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.") or "model"
 
 
-def _family(model_type: str) -> str:
-    return next((family for start, family in _FAMILIES.items() if model_type.lower().startswith(start)), model_type)
-
-
 def resolve(name: str) -> Checkpoint:
     """Say what a name stands for, without network and without torch.
 
@@ -223,7 +211,7 @@ def resolve(name: str) -> Checkpoint:
         if (path / "config.json").is_file():
             config = _config(path)
             return Checkpoint(
-                name, "folder", _family(str(config.get("model_type", "unknown"))), _safe(path.resolve().name), path
+                name, "folder", family_of(str(config.get("model_type", "unknown"))), _safe(path.resolve().name), path
             )
         found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
         raise CheckpointError(
@@ -232,11 +220,11 @@ def resolve(name: str) -> Checkpoint:
         )
     if name and path.is_file():
         if path.suffix.lower() == ".gguf":
-            return Checkpoint(name, "gguf", _family(_gguf_architecture(path)), _safe(path.stem), path)
+            return Checkpoint(name, "gguf", family_of(_gguf_architecture(path)), _safe(path.stem), path)
         raise CheckpointError(f"{path}: {_refusal(path) or 'neither a folder nor a .gguf file'}.")
     if _HUB_ID.fullmatch(name):
         cached = _hub_config(name)
-        family = _family(str(cached.get("model_type", "unknown")))
+        family = family_of(str(cached.get("model_type", "unknown")))
         return Checkpoint(name, "hub", family, _safe(name.replace("/", "--")))
     near = difflib.get_close_matches(name, entries, n=1, cutoff=0.4)
     raise CheckpointError(
@@ -1114,7 +1102,7 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
     record = {
         "name": name,
         "source": checkpoint.source,
-        "family": _family(str(config.get("model_type", checkpoint.family))),
+        "family": family_of(str(config.get("model_type", checkpoint.family))),
         "label": checkpoint.label,
         "identity": identity(name),
         "folder": str(folder),

@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 from drift.errors import UnsupportedModelError
 from drift.protocols import Chunk
 
-__all__ = ["LOGIT_ROWS", "Lane", "Recorder", "check_supported", "depth", "descend"]
+__all__ = ["LOGIT_ROWS", "Lane", "Recorder", "check_supported", "descend"]
 
 LOGIT_ROWS = 1024
 """Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB).
@@ -109,11 +109,6 @@ def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
     blocks = getattr(model.get_decoder(), "layers", None)
     assert isinstance(blocks, torch.nn.ModuleList)
     return blocks
-
-
-def depth(model: PreTrainedModel) -> int:
-    """Number of decoder blocks of a supported model."""
-    return len(_blocks(model))
 
 
 def check_supported(model: object) -> None:

@@ -19,13 +19,12 @@ from drift import dataset, measures
 from drift.dataset import QUANTILES, VARIABLES
 from drift.descent import Lane, Recorder, check_supported, descend
 from drift.errors import ConfigError
+from drift.families import family_of
 from drift.precision import numerics, rung, rung_of
 from drift.protocols import Chunk, Protocol, parse
 from drift.provenance import provenance
 
 __all__ = ["trace", "trace_folds"]
-
-_FAMILIES = {"llama": "Llama", "qwen": "Qwen", "gemma": "Gemma", "mistral": "Mistral", "olmo": "OLMo", "phi": "Phi"}
 
 
 def trace(
@@ -174,8 +173,7 @@ def trace_folds(
         "elapsed_s": round(time.perf_counter() - started, 3),
         **(attrs or {}),
     }
-    model_type = str(getattr(text_config, "model_type", "unknown"))
-    family = next((name for key, name in _FAMILIES.items() if key in model_type), model_type)
+    family = family_of(str(getattr(text_config, "model_type", "unknown")))
     results = []
     for fold, ((size, _), protocol, fold_bound) in enumerate(zip(folds, protocols, bound, strict=True)):
         scalars = {

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Cost", "Sized", "cell_bytes", "correction", "group_cost", "show_bytes", "show_seconds"]
+__all__ = ["Cost", "Sized", "cell_bytes", "cores", "correction", "group_cost", "show_bytes", "show_seconds"]
 
 # Operations per second: per core on a CPU, per device on a GPU.
 _THROUGHPUT = {
@@ -61,7 +61,8 @@ class Cost:
     memory_bytes: float
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -98,7 +99,7 @@ def group_cost(
     -------
     Cost
     """
-    cores = _cores() if device == "cpu" else 1
+    usable = cores() if device == "cpu" else 1
     embedding = shape.vocab_size * shape.hidden_size
     in_blocks = max(shape.parameters - embedding * (1 if shape.tied else 2), 1)
     lanes = len(folds) + 1
@@ -108,11 +109,11 @@ def group_cost(
         + 2.0 * embedding * compared
         + 2.0 * shape.layers * shape.heads * shape.head_dim * float(tokens) ** 2
     )
-    throughput = _THROUGHPUT.get((device, dtype, half_matmul), _THROUGHPUT[(device, dtype, "native")]) * cores
+    throughput = _THROUGHPUT.get((device, dtype, half_matmul), _THROUGHPUT[(device, dtype, "native")]) * usable
     calls = shape.layers * (1 + sum(-(-tokens // size) for size in folds))
     logits = float(compared) * shape.vocab_size * len(folds)
     seconds = documents * (
-        lanes * per_lane / throughput + calls * _CALL_SECONDS[device] + logits * _LOGIT_SECONDS[device] / cores
+        lanes * per_lane / throughput + calls * _CALL_SECONDS[device] + logits * _LOGIT_SECONDS[device] / usable
     )
     item = _ITEM_BYTES[dtype]
     weights = shape.parameters * item

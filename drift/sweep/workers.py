@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from drift.sweep.cost import cores
+
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
@@ -50,10 +52,6 @@ class Outcome:
     died: str = ""
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def automatic_jobs(device: str, groups: int, peak_bytes: float) -> int:
     """How many groups to compute at once: one a core on a CPU, as far as memory goes; one on a GPU.
 
@@ -66,7 +64,7 @@ def automatic_jobs(device: str, groups: int, peak_bytes: float) -> int:
     except (ValueError, OSError, AttributeError):
         available = 0
     fitting = int(0.8 * available // peak_bytes) if available and peak_bytes else 1
-    return max(1, min(_cores(), groups, fitting))
+    return max(1, min(cores(), groups, fitting))
 
 
 def _watch_parent(parent: int) -> None:
@@ -120,7 +118,7 @@ def in_processes(
         Asked before a group is begun; once it says no, only what is under way is finished.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, _cores() // jobs)
+    threads = max(1, cores() // jobs)
     waiting = list(groups)
     running: dict[Connection, tuple[Group, SpawnProcess, float]] = {}
     try:
