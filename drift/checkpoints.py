@@ -1204,18 +1204,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             _list()
             return 0
         names = list(dict.fromkeys(arguments.names))
-        if arguments.command == "verify":
-            return _verify_command(names)
-        if arguments.all:
-            names = list(dict.fromkeys([*embedded(), *names]))
-        if not names:
-            parser.error(f"{arguments.command}: name a checkpoint, or --all")
         try:
             for name in names:
                 resolve(name)
         except CheckpointError as error:
             print(f"drift: {error}", file=sys.stderr)
             return 2
+        if arguments.command == "verify":
+            return _verify_command(names)
+        if arguments.all:
+            names = list(dict.fromkeys([*embedded(), *names]))
+        if not names:
+            parser.error(f"{arguments.command}: name a checkpoint, or --all")
         if arguments.command == "download":
             for name in names:
                 download(name)
@@ -1233,12 +1233,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _verify_command(names: Sequence[str]) -> int:
-    try:
-        for name in names:
-            resolve(name)
-    except CheckpointError as error:
-        print(f"drift: {error}", file=sys.stderr)
-        return 2
     failed = False
     chosen = list(names) or _fetched()
     for name in chosen:

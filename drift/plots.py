@@ -181,9 +181,9 @@ def _lines(label_to_style: dict[Any, dict[str, Any]]) -> list[Line2D]:
     return [Line2D([], [], label=str(label), **style) for label, style in label_to_style.items()]
 
 
-def _protocol_lines(protocols: Sequence[str]) -> list[Line2D]:
+def _protocol_lines(protocols: Sequence[str], markersize: float = 4) -> list[Line2D]:
     style, marker = _cycle(protocols, _STYLES), _cycle(protocols, _MARKERS)
-    how = {"color": "0.25", "markersize": 4.5}
+    how = {"color": "0.25", "markersize": markersize}
     return _lines({p: {**how, "linestyle": style[p], "marker": marker[p]} for p in protocols})
 
 
@@ -419,15 +419,7 @@ def logits_per_step(sweep: Sweep, chunk_size: int | None = None) -> Figure:
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         legends = [
             ("precision", _lines({d: {"color": colour[d], "linewidth": 3} for d in dtypes})),
-            (
-                "protocol",
-                _lines(
-                    {
-                        p: {"color": "0.25", "linestyle": style[p], "marker": marker[p], "markersize": 4}
-                        for p in protocols
-                    }
-                ),
-            ),
+            ("protocol", _protocol_lines(protocols)),
             ("NLL row", _lines({"full attention": {"color": "black", "linewidth": 0.9}})),
         ]
         caption = (
@@ -591,15 +583,7 @@ def level_vs_chunk_size(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int
         axes[0][0].set_ylabel("level: " + _label(measure, layer))
         legends = [
             ("precision", _lines({d: {"color": colour[d], "linewidth": 3} for d in dtypes})),
-            (
-                "protocol",
-                _lines(
-                    {
-                        p: {"color": "0.25", "linestyle": style[p], "marker": marker[p], "markersize": 5}
-                        for p in protocols
-                    }
-                ),
-            ),
+            ("protocol", _protocol_lines(protocols, markersize=5)),
         ]
         caption = (
             "Level: geometric mean over the last half of the chain and documents; bands: smallest to largest document."
@@ -655,15 +639,7 @@ def depth_growth(sweep: Sweep, measure: str = "hidden_rel_l2", chunk_size: int |
             title = f"From the first layer that drifts to the last, drift grows {summary._range(factors)}-fold"
         legends = [
             ("precision", _lines({d: {"color": colour[d], "linewidth": 3} for d in dtypes})),
-            (
-                "protocol",
-                _lines(
-                    {
-                        p: {"color": "0.25", "linestyle": style[p], "marker": marker[p], "markersize": 4}
-                        for p in protocols
-                    }
-                ),
-            ),
+            ("protocol", _protocol_lines(protocols)),
         ]
         return _finish(figure, title, "Last half of the chain. " + _BAND, legends)
 

@@ -49,6 +49,7 @@ def test_two_processes_give_the_same_bits_as_one(config: Path, tmp_path: Path) -
     record = json.loads((tmp_path / "two" / "sweep.json").read_text())
     assert [cell["state"] for cell in record["cells"]] == ["done"] * 4
     assert len(record["groups"]) == 2
+    assert record["at_work_on"] == "", "the next run would take this one for killed"
     assert run(config, tmp_path / "two", jobs=2).files == []
 
 

@@ -237,16 +237,19 @@ class _Run:
             self.checked |= outcome.checked
             for file in outcome.files:
                 self.failures.pop(file, None)
+            if outcome.died:
+                # What it had written before it died is good: cells are written whole or not at all.
+                self.look_again()
             for cell in group.cells:
                 if outcome.died:
-                    # What it had written before it died is good: cells are written whole or not at all.
-                    self.look_again()
                     if cell.file not in self.done:
                         self.fail(cell, Failure.of(RuntimeError(outcome.died), "died"))
                 elif cell.file in outcome.failures:
                     self.failures[cell.file] = outcome.failures[cell.file]
                     self.report.line(f"    failed: {cell}: {self.failures[cell.file]['reason']}")
             self.stopped = self.stopped or outcome.stopped
+            if self.at_work_on == group.title:
+                self.at_work_on = ""
             self._end(group, len(outcome.files), len(outcome.failures), outcome.computing, outcome.seconds)
 
     def _expected(self, group: Group) -> float:
