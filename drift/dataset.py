@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from drift.accessor import SweepAccessor
 from drift.errors import DatasetError
 
 __all__ = [
@@ -461,13 +462,25 @@ def _variable_faults(ds: xr.Dataset) -> Iterator[str]:
 
 
 def _axis_faults(ds: xr.Dataset) -> Iterator[str]:
-    for dim in ("document", "step", "block"):
+    thinned = "thinned_json" in ds.attrs
+    for dim in ("document", "step") if thinned else ("document", "step", "block"):
         if ds.sizes[dim] == 0:
             yield f"{dim} is empty"
         elif not np.array_equal(ds[dim], np.arange(ds.sizes[dim]) + (dim == "block")):
             yield f"{dim} does not count from {int(dim == 'block')}"
     layers = ds.sizes["layer"]
-    if not np.array_equal(ds["layer"], np.arange(layers)):
+    if thinned:
+        kept = _kept_layers(ds.attrs["thinned_json"])
+        if kept is None:
+            yield (
+                "thinned_json does not say how many bits and which of how many layers were kept (the embeddings, the "
+                "last block and the final norm are)"
+            )
+        elif ds["layer"].values.tolist() != kept:
+            yield f"layer is {ds['layer'].values.tolist()}, but thinned_json says that {kept} were kept"
+        elif ds["block"].values.tolist() != kept[1:-1]:
+            yield f"block is {ds['block'].values.tolist()}, which does not go with layers {kept}"
+    elif not np.array_equal(ds["layer"], np.arange(layers)):
         yield "layer does not count from 0"
     if layers != ds.sizes["block"] + 2:
         yield f"{layers} layers do not go with {ds.sizes['block']} blocks (embeddings, blocks, final norm)"
@@ -489,6 +502,18 @@ def _axis_faults(ds: xr.Dataset) -> Iterator[str]:
             yield "token_start and token_stop are not stretches that follow one another"
         elif (stop - start).max() > max(size, 1):
             yield f"a step holds {(stop - start).max()} tokens, more than chunk_size {size}"
+
+
+def _kept_layers(thinned_json: object) -> list[int] | None:
+    """Return the layers that :func:`drift.thin.thin` says it kept, or None if it could not have kept these."""
+    try:
+        record = json.loads(str(thinned_json))
+        kept, depth = record["layers"], record["layers_of"]
+        sound = all(type(n) is int for n in [*kept, depth, record["bits"]])
+        sound = sound and len(kept) > 2 and kept[0] == 0 and kept[-2:] == [depth - 2, depth - 1]
+        return kept if sound and kept == sorted(set(kept)) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _value_faults(ds: xr.Dataset) -> Iterator[str]:
@@ -761,6 +786,11 @@ class Sweep:
         axes = ", ".join(f"{n} {self.values(n)}" for n in ("model", "dtype", "protocol", "chunk_size"))
         return f"<Sweep of {len(self)} cells{where}: {axes}; {len(self.problems)} unreadable files>"
 
+    @property
+    def drift(self) -> SweepAccessor:
+        """Verdicts on every cell: ``sweep.drift.plateau()``, as ``ds.drift.plateau()`` for one."""
+        return SweepAccessor(self)
+
     def values(self, axis: str) -> list[Any]:
         """Return the distinct values of a scalar coordinate, in the cells' order."""
         self._known(axis)
@@ -941,11 +971,11 @@ def _place(ds: xr.Dataset, dim: str, labels: np.ndarray, wanted: object) -> int:
         hits = np.flatnonzero(np.isclose(labels, float(wanted), rtol=0, atol=1e-12))
         if len(hits):
             return int(hits[0])
-    raise DatasetError(
-        f"{_scalar(ds, 'model')} has no {dim} {wanted!r}; there are {labels[0]} to {labels[-1]}"
-        if dim != "quantile"
-        else f"there is no quantile {wanted!r}; there are {labels.tolist()}"
-    )
+    if dim == "quantile":
+        raise DatasetError(f"there is no quantile {wanted!r}; there are {labels.tolist()}")
+    gaps = (np.diff(labels) > 1).any()  # in a thinned cell
+    there = _listing(labels.tolist()) if gaps else f"{labels[0]} to {labels[-1]}"
+    raise DatasetError(f"{_scalar(ds, 'model')} has no {dim} {wanted!r}; there are {there}")
 
 
 def open_sweep(folder: str | os.PathLike[str]) -> Sweep:

@@ -192,6 +192,11 @@ def _model_title(sweep: Sweep, model: str) -> str:
     return f"{model}\n({family})"
 
 
+def _gaps(ds: Any) -> bool:
+    """Whether layers were left out of the cell (see :mod:`drift.thin`)."""
+    return bool(ds.sizes["layer"] <= ds["layer"].values[-1])
+
+
 def _need(sweep: Sweep) -> None:
     if not len(sweep):
         raise DatasetError("the sweep holds no readable cell: there is nothing to draw")
@@ -321,17 +326,22 @@ def heat_map(
         mesh = None
         for ax, (ds, dim, means, zero, bad) in zip(axes[0], grids, strict=True):
             labels = ds[dim].values
+            rows = np.arange(len(labels)) if _gaps(ds) else labels  # what was not kept is not painted over
             steps = np.arange(1, means.shape[1] + 1)
-            mesh = ax.pcolormesh(steps, labels, np.ma.masked_invalid(means), norm=norm, cmap=colours, rasterized=True)
+            mesh = ax.pcolormesh(steps, rows, np.ma.masked_invalid(means), norm=norm, cmap=colours, rasterized=True)
             for y, s in np.argwhere(bad > 0)[:2000]:
-                ax.plot(s + 1, labels[y], marker="x", color="#d00000", markersize=3, linestyle="none")
+                ax.plot(s + 1, rows[y], marker="x", color="#d00000", markersize=3, linestyle="none")
             if zero.any() or bad.any():
                 _note(ax, int(zero.sum()), int(bad.sum()))
             title = "{model}\n{protocol}, {dtype}, chunk {chunk_size}".format(**summary._identity(ds))
             ax.set_title(title, fontsize=9)
             _name_x(ax, "chain step (1 = first chunk)")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-            ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            if _gaps(ds):
+                every = math.ceil(len(rows) / 16)
+                ax.set_yticks(rows[::-every], labels[::-every])
+            else:
+                ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
             ax.grid(False)
         first = "layer (0 = embeddings, top = after the final norm)" if grids[0][1] == "layer" else "block"
         axes[0][0].set_ylabel(first)
@@ -340,6 +350,8 @@ def heat_map(
             bar.set_label(_label(measure))
         title = _heat_title(grids)
         caption = "Geometric mean over documents, log colour scale. Grey: nothing above 0. Red cross: NaN or Inf."
+        if any(_gaps(ds) for ds in chosen):
+            caption += f" Rows: the {dim}s that were kept."
         return _finish(figure, title, caption)
 
 
@@ -358,7 +370,8 @@ def _heat_title(grids: Sequence[tuple[Any, ...]]) -> str:
     if not down:
         return "Drift by layer and step"
     depth, chain = summary._range(down), summary._range(along)
-    return f"Drift varies {depth}-fold over the network's depth, and {chain}-fold along the chain"
+    where = "the layers that were kept" if any(_gaps(ds) for ds, *_ in grids) else "the network's depth"
+    return f"Drift varies {depth}-fold over {where}, and {chain}-fold along the chain"
 
 
 # ---------------------------------------------------------------------------------------------- 3
@@ -636,7 +649,8 @@ def depth_growth(sweep: Sweep, measure: str = "hidden_rel_l2", chunk_size: int |
         axes[0][0].set_ylabel(_label(measure))
         title = "Drift by layer"
         if factors:
-            title = f"From the first layer that drifts to the last, drift grows {summary._range(factors)}-fold"
+            first = "kept layer" if any(_gaps(ds) for ds in sweep) else "layer"
+            title = f"From the first {first} that drifts to the last, drift grows {summary._range(factors)}-fold"
         legends = [
             ("precision", _lines({d: {"color": colour[d], "linewidth": 3} for d in dtypes})),
             ("protocol", _protocol_lines(protocols)),
@@ -666,7 +680,7 @@ def keys_values(sweep: Sweep, chunk_size: int | None = None) -> Figure:
                     levels = {}
                     for name in quantities:
                         frame = summary.depth(Sweep([ds]), name)
-                        frame = frame[(frame["layer"] >= 1) & (frame["layer"] <= ds.sizes["block"])]
+                        frame = frame[(frame["layer"] >= 1) & (frame["layer"] <= ds["block"].values[-1])]
                         frame = frame.assign(at=frame["layer"])
                         zeros, bad = zeros + int(frame["zeros"].sum()), bad + int(frame["nonfinite"].sum())
                         _draw(ax, frame, colour[name], style[ds["dtype"].item()], marker[name])
@@ -688,7 +702,8 @@ def keys_values(sweep: Sweep, chunk_size: int | None = None) -> Figure:
             _name_x(ax, "transformer block")
         title = "Drift of keys, values and hidden states"
         if ratios:
-            title = f"Averaged over blocks, values drift {summary._range(ratios)} times as much as keys"
+            blocks = "the blocks that were kept" if any(_gaps(ds) for ds in sweep) else "blocks"
+            title = f"Averaged over {blocks}, values drift {summary._range(ratios)} times as much as keys"
         legends = [
             ("drift of", _lines({v: {"color": colour[k], "marker": marker[k]} for k, v in quantities.items()})),
             ("precision", _lines({d: {"color": "0.25", "linestyle": style[d]} for d in dtypes})),
@@ -760,7 +775,7 @@ def nonfinite(sweep: Sweep) -> Figure | None:
             logits = ds["logit_nonfinite_count"].values.sum(axis=0)
             how = {"color": colour[k], "linestyle": style[k], "marker": _MARKERS[k % len(_MARKERS)], "markersize": 4}
             axes[0][0].plot(np.arange(1, hidden.shape[1] + 1), hidden.sum(axis=0) + logits, **how)
-            axes[0][1].plot(np.arange(hidden.shape[0]), hidden.sum(axis=1), **how)
+            axes[0][1].plot(ds["layer"].values, hidden.sum(axis=1), **how)
             lines["{model}\n{dtype} {protocol} {chunk_size}".format(**summary._identity(ds))] = how
         for ax, name in zip(axes[0], ("chain step (1 = first chunk)", "layer (0 = embeddings)"), strict=True):
             ax.set_yscale("symlog", linthresh=1)

@@ -375,7 +375,7 @@ def depth(sweep: Sweep, measure: str = "hidden_rel_l2") -> pd.DataFrame:
         frame["zeros"] = (half == 0).sum(axis=(0, 2))
         frame["nonfinite"] = (~np.isfinite(half)).sum(axis=(0, 2))
         frame.insert(0, "layer", ds[dim].values)
-        frames.append(frame.assign(layers=ds.sizes["block"], **_identity(ds)))
+        frames.append(frame.assign(layers=int(ds["block"].values[-1]), **_identity(ds)))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -705,9 +705,10 @@ def depth_sentences(sweep: Sweep) -> list[str]:
         factor = (positive / positive.shift()).dropna()
         absolute = positive.diff().dropna()
         share = absolute.max() / positive.max()
+        kept = "kept layer" if "thinned_json" in ds.attrs else "layer"
         text = (
             f"{label}: {number(positive.iloc[0])} after {_layer(ds, positive.index[0])}, "
-            f"{number(positive.iloc[-1])} {_after(ds, positive.index[-1])}; the largest factor from one layer to the "
+            f"{number(positive.iloc[-1])} {_after(ds, positive.index[-1])}; the largest factor from one {kept} to the "
             f"next is {number(factor.max())} ({_layer(ds, factor.idxmax())})"
         )
         if absolute.max() > 0:
@@ -716,7 +717,7 @@ def depth_sentences(sweep: Sweep) -> list[str]:
         key, value = (depth(one, n)["value"].dropna() for n in ("key_rel_l2", "value_rel_l2"))
         if len(key) and len(value):
             k, v = _geometric(key.to_numpy()), _geometric(value.to_numpy())
-            blocks = positive[(positive.index >= 1) & (positive.index <= ds.sizes["block"])]
+            blocks = positive[(positive.index >= 1) & (positive.index <= ds["block"].values[-1])]
             text += f". Averaged over blocks, keys drift by {number(k)}, values by {number(v)}"
             if len(blocks):
                 text += f", hidden states by {number(_geometric(blocks.to_numpy()))}"
@@ -825,6 +826,14 @@ def contents(sweep: Sweep) -> list[str]:
     count = nonfinite(sweep)["non-finite"].sum()
     if count:
         said.append(f"**{count:,} values are NaN or Inf**; see “Values that are not finite”.")
+    thinned = [json.loads(ds.attrs["thinned_json"]) for ds in sweep if "thinned_json" in ds.attrs]
+    if thinned:
+        layers = sorted({f"{len(t['layers'])} of {t['layers_of']}" for t in thinned})
+        bits = sorted({t["bits"] for t in thinned})
+        said.append(
+            f"{len(thinned)} cells are thinned: they keep {', '.join(layers)} layers, and values are rounded to "
+            f"{', '.join(map(str, bits))} significant bits."
+        )
     if sweep.left_out:
         said.append(f"{len(sweep.left_out)} files in the folder belong to another plan and were not read.")
     return said
@@ -854,7 +863,7 @@ def nonfinite(sweep: Sweep) -> pd.DataFrame:
                 "hidden states": int(hidden.sum()),
                 "logits": int(logits.sum()),
                 "first chain step": int(where[0][0]) + 1 if len(where) else None,
-                "first layer": _layer(ds, int(where[0][1])) if len(where) else None,
+                "first layer": _layer(ds, int(ds["layer"].values[where[0][1]])) if len(where) else None,
                 "figures not finite": bad,
             }
         )

@@ -1,0 +1,84 @@
+"""``ds.drift``: what the reading wing can do with a cell, where the cell is.
+
+Importing :mod:`drift.dataset` registers it; the analysis itself is loaded on use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from drift.dataset import Sweep
+    from drift.plateau import Plateau
+
+__all__ = ["CellAccessor", "SweepAccessor"]
+
+
+@xr.register_dataset_accessor("drift")
+class CellAccessor:
+    """The accessor ``ds.drift`` of a cell."""
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    def plateau(
+        self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
+    ) -> Plateau | pd.DataFrame:
+        """Decide whether drift is a plateau.
+
+        Parameters
+        ----------
+        measure : str or sequence of str
+            Keys of :data:`drift.plateau.curves.MEASURES`, or ``"all"``.
+        layer : int, "last" or "all"
+            For measures that have layers (or blocks).
+        **options
+            ``margin``, ``alpha``, ``floor``, ``rise_min``: see :func:`drift.plateau.plateau`.
+
+        Returns
+        -------
+        Plateau or pandas.DataFrame
+            The verdict for one measure and layer; a table with one row per curve for several.
+
+        Raises
+        ------
+        DatasetError
+            If there is no such measure or layer.
+        """
+        from drift.plateau import curves
+
+        measures = [measure] if isinstance(measure, str) else list(measure)
+        found = list(curves.from_cell(self._ds, measures, layer))
+        verdicts = curves.judge(found, **options)
+        if isinstance(measure, str) and measure != "all" and layer != "all":
+            return verdicts[0]
+        return curves.frame(found, verdicts)
+
+
+class SweepAccessor:
+    """The accessor ``sweep.drift`` of a sweep."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    def plateau(
+        self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
+    ) -> pd.DataFrame:
+        """Decide for every cell; arguments as for :meth:`CellAccessor.plateau`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per curve: its name, the cell's scalar coordinates, measure, layer, and the fields of
+            :class:`drift.plateau.Plateau` as plain values.
+        """
+        from drift.plateau import curves
+
+        measures = [measure] if isinstance(measure, str) else list(measure)
+        found = list(curves.from_sweep(self._sweep, measures, layer))
+        return curves.frame(found, curves.judge(found, **options))
