@@ -819,8 +819,8 @@ def _terminal(found: Audit, details: bool) -> str:
     alpha = found.setting.alpha
     lines += [
         "",
-        f"Supported: every cell passes two one-sided tests at level {alpha:g}. Refuted: at least one cell passes that of",
-        "the contrary, after Holm's correction. Undetermined: neither.",
+        f"Supported: every cell passes two one-sided tests at level {alpha:g}. Refuted: at least one cell passes the",
+        "test of the contrary, after Holm's correction. Undetermined: neither.",
     ]
     return "\n".join(lines)
 

@@ -584,7 +584,8 @@ def analyse(
     usable = nonfinite == 0
     stack = np.where(usable[:, None, None], stack, 1.0)
     positive = np.where(stack > 0, stack, np.inf).min(axis=(1, 2))
-    least = np.where(np.isfinite(positive), positive / 2, 1.0) if floor is None else np.full(curves, floor)
+    half = np.maximum(positive / 2, np.nextafter(0.0, 1.0))  # half of the smallest number there is would be zero
+    least = np.where(np.isfinite(positive), half, 1.0) if floor is None else np.full(curves, floor)
     raw = np.log(np.maximum(stack, least[:, None, None]))
     z = np.concatenate([raw[:, :, :FIRST], _clip(raw[:, :, FIRST:])], axis=2)
     share_zero = np.stack([(stack[:, :, s:] == 0).mean(axis=(1, 2)) for s in starts], axis=1)

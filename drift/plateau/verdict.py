@@ -273,8 +273,8 @@ def _result(analysis: Analysis, row: int, documents: int, steps: int, margin: fl
     code = Code(a["code"])
     verdict = _VERDICTS.get(code, Verdict.UNDETERMINED)
     reason = Reason[code.name] if verdict is Verdict.UNDETERMINED else None
-    growth = {name: math.expm1(a[name]) for name in ("slope", "slope_low", "slope_high")}
-    certified = {name: math.expm1(a[name]) for name in ("certified_slope", "certified_low", "certified_high")}
+    growth = {name: _expm1(a[name]) for name in ("slope", "slope_low", "slope_high")}
+    certified = {name: _expm1(a[name]) for name in ("certified_slope", "certified_low", "certified_high")}
     result = Plateau(
         verdict=verdict,
         reason=reason,
@@ -288,8 +288,8 @@ def _result(analysis: Analysis, row: int, documents: int, steps: int, margin: fl
         p_equivalence=a["p_equivalence"],
         p_growth=a["p_growth"],
         p_decay=a["p_decay"],
-        level=math.exp(a["level"]),
-        level_interval=(math.exp(a["level_low"]), math.exp(a["level_high"])),
+        level=_exp(a["level"]),
+        level_interval=(_exp(a["level_low"]), _exp(a["level_high"])),
         onset_step=a["onset"],
         onset_range=(a["onset_low"], a["onset_high"]),
         rise_factor=_exp(a["rise"]),
@@ -314,7 +314,11 @@ def _result(analysis: Analysis, row: int, documents: int, steps: int, margin: fl
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+    return math.inf if x >= 700 else math.exp(x)
+
+
+def _expm1(x: float) -> float:
+    return math.inf if x >= 700 else math.expm1(x)
 
 
 def _caveats(a: dict[str, Any], documents: int, steps: int) -> Iterator[str]:
