@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from drift.dataset import Sweep, open_sweep
 from drift.errors import ConfigError, DatasetError, DriftError
 from drift.plateau import Plateau, curves, plateaus
-from drift.plateau.kernel import DOCUMENTS, ZEROS, Estimate, window_mean, windows
+from drift.plateau.kernel import DOCUMENTS, ZEROS, Estimate, late_start, window_mean
 from drift.plateau.verdict import percent
 
 __all__ = ["CLAIMS", "MEASURES", "Audit", "Claim", "Finding", "Status", "Summary", "audit", "holm", "markdown"]
@@ -311,7 +311,7 @@ def _deepest(sweep: Sweep) -> list[xr.Dataset]:
 def _log(values: Float) -> Float | None:
     """Log of [document, step]; None where zeros or non-finite values leave none."""
     steps = values.shape[1]
-    late = values[:, min(windows(steps)[-1], steps - 1) :]
+    late = values[:, late_start(steps) :]
     if not np.isfinite(values).all() or (late == 0).mean() > ZEROS:
         return None
     positive = values[values > 0]

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from drift import summary
+from drift import dataset, summary
 from drift.dataset import VARIABLES, Sweep
 from drift.errors import DatasetError
 
@@ -237,7 +237,7 @@ def drift_per_step(
     Parameters
     ----------
     measure, layer
-        See :func:`drift.summary.curve`.
+        See :func:`drift.dataset.curve`.
     protocol : str, optional
         Which reading of the fold; the first there is by default.
     x : "step" or "token"
@@ -388,10 +388,10 @@ def logits_per_step(sweep: Sweep, chunk_size: int | None = None) -> Figure:
     colour, style = _colours(dtypes), _cycle(protocols, _STYLES)
     marker = _cycle(protocols, _MARKERS)
     rows: list[tuple[str, Callable[[Any], np.ndarray], bool]] = [
-        ("KL(full ‖ fold)\n[nat per token]", lambda ds: summary.curve(ds, "logit_kl"), True),
-        ("other most likely token\n[% of tokens]", lambda ds: 100 * (1 - summary.curve(ds, "top1_agreement")), False),
+        ("KL(full ‖ fold)\n[nat per token]", lambda ds: dataset.curve(ds, "logit_kl"), True),
+        ("other most likely token\n[% of tokens]", lambda ds: 100 * (1 - dataset.curve(ds, "top1_agreement")), False),
         ("NLL, fold − full\n[nat per token]", _gap, False),
-        ("NLL\n[nat per token]", lambda ds: summary.curve(ds, "nll_fold"), False),
+        ("NLL\n[nat per token]", lambda ds: dataset.curve(ds, "nll_fold"), False),
     ]
     with _style():
         figure, axes = _grid(len(rows), len(models), height=2.0, sharex="col", sharey="row")
@@ -413,7 +413,7 @@ def logits_per_step(sweep: Sweep, chunk_size: int | None = None) -> Figure:
                     )
                 if row == len(rows) - 1:
                     for ds in part.cells[:1]:
-                        frame = _mean(summary.curve(ds, "nll_full"), False)
+                        frame = _mean(dataset.curve(ds, "nll_full"), False)
                         ax.plot(frame["at"], frame["value"], color="black", linewidth=0.9, zorder=5)
                 _note(ax, zeros, bad)
                 if not drawn:
@@ -443,7 +443,7 @@ def logits_per_step(sweep: Sweep, chunk_size: int | None = None) -> Figure:
 
 
 def _gap(ds: Any) -> np.ndarray:
-    return summary.curve(ds, "nll_fold") - summary.curve(ds, "nll_full")
+    return dataset.curve(ds, "nll_fold") - dataset.curve(ds, "nll_full")
 
 
 def _mean(values: np.ndarray, log: bool) -> pd.DataFrame:
@@ -532,8 +532,8 @@ def level_vs_roundoff(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int |
             ("guides", _lines(guides)),
         ]
         caption = (
-            "Geometric mean over the last half of the chain, documents and chunk sizes; bars: smallest to largest "
-            "document and chunk size. Models are drawn side by side."
+            "Geometric mean past the first quarter of the chain, over documents and chunk sizes; bars: smallest to "
+            "largest document and chunk size. Models are drawn side by side."
         )
         return _finish(figure, _roundoff_title(data), caption, legends)
 
@@ -599,7 +599,8 @@ def level_vs_chunk_size(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int
             ("protocol", _protocol_lines(protocols, markersize=5)),
         ]
         caption = (
-            "Level: geometric mean over the last half of the chain and documents; bands: smallest to largest document."
+            "Level: geometric mean past the first quarter of the chain, over documents; bands: smallest to largest "
+            "document."
         )
         return _finish(figure, _chunk_title(data), caption, legends)
 
@@ -744,7 +745,7 @@ def worst_tokens(
                     ax,
                     "chain step (1 = first chunk), final layer"
                     if row == 0
-                    else "layer (0 = embeddings),\nlast half of the chain",
+                    else "layer (0 = embeddings),\npast the first quarter of the chain",
                 )
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         if some:

@@ -1,8 +1,8 @@
-"""Figures and sentences that describe curves; no verdicts.
+"""Figures and sentences that describe curves.
 
-Everything here is descriptive: levels, ratios, slopes and their spread over documents. Wording follows from the
-numbers by the thresholds below, which the sentences name. Whether a curve *is* a plateau is a statistical question
-that this module does not answer. NumPy, SciPy and pandas only.
+Levels, ratios and slopes are descriptions; their wording follows from the numbers by the thresholds below, which the
+sentences name. Whether a curve is a plateau is a statistical question, put to :mod:`drift.plateau`; what that means for
+the published claims stands in :mod:`drift.claims`. NumPy, SciPy and pandas only.
 
 Values that have no logarithm are never dropped in silence: they are counted (``zeros``, ``nonfinite``), and a level
 that is exactly zero is reported as exactly zero.
@@ -24,20 +24,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import yaml
-from scipy import stats
 
+from drift import dataset
 from drift.dataset import SCALARS, VARIABLES, Sweep
 from drift.errors import DatasetError
+from drift.plateau import late_start, plateau
+from drift.plateau.verdict import percent
 
 __all__ = [
-    "FLAT_PERCENT",
     "ROUNDING_SLOPE",
     "STRUCTURAL_SLOPE",
     "Figures",
     "bullets",
     "chunk_sentences",
     "contents",
-    "curve",
     "curves",
     "depth",
     "depth_sentences",
@@ -70,10 +70,6 @@ __all__ = [
 ROUNDING_SLOPE = 0.5
 #: ... and the absolute value below which it is said not to.
 STRUCTURAL_SLOPE = 0.1
-#: Growth per doubling of chain depth, in percent, below which a curve is called flat.
-FLAT_PERCENT = 5.0
-#: Coverage of the interval of the mean growth over documents.
-COVERAGE = 0.90
 
 _GROUP = ("model", "protocol")
 _EXTRA = ("attn_implementation", "device", "tokens", "documents")
@@ -90,17 +86,15 @@ class Figures:
     first : float
         Geometric mean over documents of the first step.
     level : float
-        Geometric mean over the last half of the chain, first within, then over documents.
+        Geometric mean past the first quarter of the chain, first within, then over documents.
     level_low, level_high : float
         Smallest and largest document.
     ratio : float
         `level` / `first`.
-    growth : float
-        Percent per doubling of chain depth, mean over documents, past the first steps.
-    growth_low, growth_high : float
-        Student's t interval of that mean (coverage 90 %), from 3 documents on.
-    growth_documents : int
-        Documents whose growth could be measured.
+    growth, growth_low, growth_high : float
+        Per doubling of chain depth, as a fraction, and its interval: see :class:`drift.plateau.Plateau`.
+    verdict, reason : str
+        Whether the curve is a plateau, and why that is undetermined.
     zeros, nonfinite : int
         Values of the whole curve that are not positive, and that are NaN or Inf: counted, left out of the above.
     points : int
@@ -117,7 +111,8 @@ class Figures:
     growth: float
     growth_low: float
     growth_high: float
-    growth_documents: int
+    verdict: str
+    reason: str
     zeros: int
     nonfinite: int
     points: int
@@ -142,30 +137,11 @@ def level(values: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray [document]
-        Geometric mean over the last half of the chain; 0 where all of it is exactly zero, NaN where nothing is finite.
+        Geometric mean past the first quarter of the chain; 0 where all of it is exactly zero, NaN where nothing is
+        finite.
     """
-    late = values[:, values.shape[1] // 2 :]
+    late = values[:, late_start(values.shape[1]) :]
     return np.array([_geometric(row) for row in late])
-
-
-def _growth(values: np.ndarray) -> np.ndarray:
-    """Log-log slope of each document against chain depth, past the first steps [document]; NaN where unmeasurable."""
-    steps = np.arange(values.shape[1])
-    kept = steps > max(3, values.shape[1] / 16)
-    slopes = []
-    for row in values:
-        good = kept & np.isfinite(row) & (row > 0)
-        if good.sum() < 3:
-            slopes.append(math.nan)
-            continue
-        x, y = np.log(steps[good] + 1.0), np.log(row[good])
-        x = x - x.mean()
-        slopes.append(float(x @ (y - y.mean()) / (x @ x)))
-    return np.array(slopes)
-
-
-def _percent(slope: float) -> float:
-    return 100 * math.expm1(slope * math.log(2))
 
 
 def figures(values: np.ndarray) -> Figures:
@@ -182,14 +158,8 @@ def figures(values: np.ndarray) -> Figures:
     by_document = level(values)
     usable = by_document[np.isfinite(by_document)]
     first, late = _geometric(values[:, 0]), _geometric(by_document)
-    slopes = _growth(values)
-    slopes = slopes[np.isfinite(slopes)]
-    mean = low = high = math.nan
-    if slopes.size:
-        mean = float(slopes.mean())
-    if slopes.size >= 3:
-        half = float(stats.t.ppf(0.5 + COVERAGE / 2, slopes.size - 1) * slopes.std(ddof=1) / math.sqrt(slopes.size))
-        low, high = mean - half, mean + half
+    # The contract lets divergences and cosine distances of equal states round to a hair below zero.
+    judged = plateau(np.where(values < 0, 0.0, values))
     finite = np.isfinite(values)
     return Figures(
         documents=values.shape[0],
@@ -199,10 +169,11 @@ def figures(values: np.ndarray) -> Figures:
         level_low=float(usable.min()) if usable.size else math.nan,
         level_high=float(usable.max()) if usable.size else math.nan,
         ratio=late / first if first > 0 and math.isfinite(late) else math.nan,
-        growth=_percent(mean),
-        growth_low=_percent(low),
-        growth_high=_percent(high),
-        growth_documents=int(slopes.size),
+        growth=judged.growth_per_doubling,
+        growth_low=judged.growth_interval[0],
+        growth_high=judged.growth_interval[1],
+        verdict=judged.verdict.value,
+        reason=judged.reason.value if judged.reason else "",
         zeros=int((finite & (values <= 0)).sum()),
         nonfinite=int((~finite).sum()),
         points=int(values.size),
@@ -210,49 +181,6 @@ def figures(values: np.ndarray) -> Figures:
 
 
 # ---------------------------------------------------------------------------------------------- from cells
-def curve(
-    ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | str = "last", quantile: float = 0.5
-) -> np.ndarray:
-    """Take one curve out of a cell.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        A cell.
-    measure : str
-        A variable of the contract.
-    layer : int or "last"
-        Where the measure has layers: which (0 = embeddings, last = after the final norm); where it has blocks: which
-        block (from 1).
-    quantile : float
-        Where the measure has quantiles over tokens: which.
-
-    Returns
-    -------
-    ndarray [document, step]
-    """
-    if measure not in VARIABLES:
-        raise DatasetError(f"there is no measure {measure!r}; known are {', '.join(VARIABLES)}")
-    array = ds[measure]
-    for dim in ("layer", "block"):
-        if dim in array.dims:
-            labels = ds[dim].values
-            if layer == "last":
-                array = array.isel({dim: -1})
-            elif isinstance(layer, int) and layer in labels:
-                array = array.sel({dim: layer})
-            else:
-                raise DatasetError(
-                    f"{ds['model'].item()} has no {dim} {layer!r}; there are {labels[0]} to {labels[-1]}, or 'last'"
-                )
-    if "quantile" in array.dims:
-        places = np.flatnonzero(np.isclose(ds["quantile"].values, quantile))
-        if not places.size:
-            raise DatasetError(f"there is no quantile {quantile!r}; there are {ds['quantile'].values.tolist()}")
-        array = array.isel(quantile=int(places[0]))
-    return np.asarray(array.transpose("document", "step").values, dtype=float)
-
-
 def _identity(ds: xr.Dataset) -> dict[str, Any]:
     return {name: ds[name].item() for name in SCALARS} | {"tokens": int(ds["token_stop"].values[-1])}
 
@@ -268,7 +196,7 @@ def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last
     """
     rows = []
     for ds in sweep:
-        found = figures(curve(ds, measure, layer))
+        found = figures(dataset.curve(ds, measure, layer))
         rows.append({**_identity(ds), **asdict(found), "roundoffs": found.level / ds["unit_roundoff"].item()})
     columns = [*SCALARS, "tokens", *Figures.__dataclass_fields__, "roundoffs"]
     return pd.DataFrame(rows, columns=columns)
@@ -325,7 +253,7 @@ def curves(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "las
     """
     frames = []
     for ds in sweep:
-        frame = _collapse(curve(ds, measure, layer))
+        frame = _collapse(dataset.curve(ds, measure, layer))
         frame.insert(0, "step", ds["step"].values)
         frame.insert(1, "token", ds["token_stop"].values)
         frames.append(frame.assign(**_identity(ds)))
@@ -371,9 +299,9 @@ def depth(sweep: Sweep, measure: str = "hidden_rel_l2") -> pd.DataFrame:
         values = array.transpose("document", dim, "step").values
         late = np.stack([level(values[:, k, :]) for k in range(values.shape[1])], axis=1)
         frame = _collapse(late)
-        half = values[..., values.shape[-1] // 2 :]
-        frame["zeros"] = (half == 0).sum(axis=(0, 2))
-        frame["nonfinite"] = (~np.isfinite(half)).sum(axis=(0, 2))
+        late_values = values[..., late_start(values.shape[-1]) :]
+        frame["zeros"] = (late_values == 0).sum(axis=(0, 2))
+        frame["nonfinite"] = (~np.isfinite(late_values)).sum(axis=(0, 2))
         frame.insert(0, "layer", ds[dim].values)
         frames.append(frame.assign(layers=int(ds["block"].values[-1]), **_identity(ds)))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -385,7 +313,7 @@ def tokens(sweep: Sweep, by: str = "step") -> pd.DataFrame:
     Parameters
     ----------
     by : "step" or "layer"
-        Per step after the final norm, or per layer over the last half of the chain.
+        Per step after the final norm, or per layer past the first quarter of the chain.
 
     Returns
     -------
@@ -401,7 +329,7 @@ def tokens(sweep: Sweep, by: str = "step") -> pd.DataFrame:
             if by == "step":
                 frame = _collapse(array[:, -1, :, k])
             else:
-                late = array[:, :, array.shape[2] // 2 :, k]
+                late = array[:, :, late_start(array.shape[2]) :, k]
                 frame = _collapse(late.transpose(0, 2, 1).reshape(-1, late.shape[1]))
             frame.insert(0, by, ds[by].values)
             frames.append(frame.assign(quantile=q, **_identity(ds)))
@@ -473,11 +401,11 @@ def measure_name(measure: str, layer: int | str = "last") -> str:
 def thresholds() -> str:
     """Say by which thresholds the sentences choose their words."""
     return (
-        "How the words are chosen: the level is the geometric mean over the last half of the chain. Its log-log slope "
-        f"against the unit roundoff is 1 for pure rounding and 0 for an error that rounding did not make; above "
-        f"{ROUNDING_SLOPE} we say that it scales with rounding, within ±{STRUCTURAL_SLOPE} that it is structural. A "
-        f"curve is called flat when it changes by less than {FLAT_PERCENT:g} % per doubling of the chain, past the "
-        "first steps. These are descriptions, not tests."
+        "How the words are chosen: the level is the geometric mean past the first quarter of the chain. Its log-log "
+        "slope against the unit roundoff is 1 for pure rounding and 0 for an error that rounding did not make; above "
+        f"{ROUNDING_SLOPE} we say that it scales with rounding, within ±{STRUCTURAL_SLOPE} that it is structural. That "
+        "is a description. What a curve does along the chain is a verdict: two one-sided tests, growth per doubling of "
+        "depth with its 90 % interval."
     )
 
 
@@ -599,7 +527,7 @@ def _caveats(group: pd.DataFrame) -> str:
         text += f" In {', '.join(zero)} the level is exactly 0 in some cell, which has no place on a log scale."
     lost = group[group["level"].isna()]["dtype"].unique()
     if len(lost):
-        text += f" In {', '.join(lost)} no value of the last half of some chain is finite."
+        text += f" In {', '.join(lost)} no value past the first quarter of some chain is finite."
     if group["nonfinite"].sum():
         text += f" {group['nonfinite'].sum():,} of {group['points'].sum():,} values are NaN or Inf and were left out."
     partly = group[(group["level"] > 0) & (group["zeros"] > 0)]["zeros"].sum()
@@ -617,27 +545,23 @@ def _chain_sentence(group: pd.DataFrame) -> str:
     sizes = sorted(set(group.loc[group.groupby("dtype")["steps"].idxmax(), "chunk_size"]))
     where = f"with chunk size {', '.join(map(str, sizes))}"
     steps = _range(group.groupby("dtype")["steps"].max(), write=lambda v: f"{v:.0f}")
-    return f"along the chain ({steps} steps {where}) " + "; ".join(parts) + " (descriptive, no test)."
+    return f"along the chain ({steps} steps {where}) " + "; ".join(parts) + "."
 
 
 def _growth_words(row: pd.Series) -> str:
     if math.isnan(row["level"]):
-        return "no finite value in the last half"
+        return "no finite value past the first quarter"
     if row["level"] == 0:
-        return "exactly 0 in the last half"
+        return "exactly 0 past the first quarter"
     if math.isfinite(row["ratio"]):
-        start = f"from {number(row['first'])} at the first step to {number(row['level'])} in the last half"
+        start = f"from {number(row['first'])} at the first step to {number(row['level'])} past the first quarter"
     else:
-        start = f"first step {number(row['first'])}, last half {number(row['level'])}"
-    growth = row["growth"]
-    if math.isnan(growth):
-        return f"{start}, too few steps to tell a trend"
-    kind = "flat" if abs(growth) < FLAT_PERCENT else "rising" if growth > 0 else "falling"
-    text = f"{start}, then {kind} ({growth:+.1f} % per doubling"
-    if math.isfinite(row["growth_low"]):
-        text += f", {COVERAGE:.0%} interval over {row['growth_documents']} documents {row['growth_low']:+.1f} to "
-        text += f"{row['growth_high']:+.1f}"
-    return text.replace("90%", "90 %") + ")"
+        start = f"first step {number(row['first'])}, level {number(row['level'])}"
+    said = row["verdict"].replace("_", " ") + (f" ({row['reason']})" if row["reason"] else "")
+    if math.isfinite(row["growth"]):
+        said += f", {percent(row['growth'])} per doubling of depth (90 % interval "
+        said += f"{percent(row['growth_low'])} to {percent(row['growth_high'])})"
+    return f"{start}: {said}"
 
 
 def chunk_sentences(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> list[str]:
@@ -659,7 +583,7 @@ def chunk_sentences(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | s
 
 
 def logit_sentences(sweep: Sweep) -> list[str]:
-    """Say what the drift does to the next-token distribution, over the last half of the chain."""
+    """Say what the drift does to the next-token distribution, past the first quarter of the chain."""
     rows = []
     for ds in sweep:
         kl, top, fold, full = (_late(ds, n) for n in ("logit_kl", "top1_agreement", "nll_fold", "nll_full"))
@@ -670,7 +594,7 @@ def logit_sentences(sweep: Sweep) -> list[str]:
         return ["There are no cells to describe."]
     for label, group in _groups(pd.DataFrame(rows), ("protocol", "model", "dtype")):
         if group[["kl", "top", "gap"]].isna().all(axis=None):
-            said.append(f"{label}: no logits are finite in the last half of the chain.")
+            said.append(f"{label}: no logits are finite past the first quarter of the chain.")
             continue
         said.append(
             f"{label}: KL(full ‖ fold) {_range(group['kl'])} nat per token, another most likely token for "
@@ -685,8 +609,8 @@ def _signed(value: float) -> str:
 
 
 def _late(ds: xr.Dataset, measure: str) -> float:
-    values = curve(ds, measure)
-    late = values[:, values.shape[1] // 2 :]
+    values = dataset.curve(ds, measure)
+    late = values[:, late_start(values.shape[1]) :]
     late = late[np.isfinite(late)]
     return float(late.mean()) if late.size else math.nan
 
@@ -743,16 +667,18 @@ def _after(ds: xr.Dataset, layer: int) -> str:
 
 
 def token_sentences(sweep: Sweep) -> list[str]:
-    """Say how far the worst tokens are from the middle one, after the final norm, over the last half of the chain."""
+    """Say how far the worst tokens are from the middle one, after the final norm, late in the chain."""
     said = []
     for ds in sweep:
         label = "{protocol}, {model}, {dtype}, chunk {chunk_size}".format(**_identity(ds))
-        by_quantile = {q: _geometric(level(curve(ds, "hidden_rel_l2_token", "last", q))) for q in (0.5, 0.9, 0.99, 1.0)}
+        by_quantile = {
+            q: _geometric(level(dataset.curve(ds, "hidden_rel_l2_token", "last", q))) for q in (0.5, 0.9, 0.99, 1.0)
+        }
         middle = by_quantile[0.5]
         if not middle > 0:
             said.append(f"{label}: the drift of the median token is {number(middle)}.")
             continue
-        worst = curve(ds, "hidden_rel_l2_token", "last", 1.0)
+        worst = dataset.curve(ds, "hidden_rel_l2_token", "last", 1.0)
         finite = np.where(np.isfinite(worst), worst, -1)
         place = np.unravel_index(int(finite.argmax()), worst.shape)
         start, stop = (int(ds[n].values[place[1]]) for n in ("token_start", "token_stop"))
@@ -920,9 +846,10 @@ def shown(levels: pd.DataFrame) -> pd.DataFrame:
         "high": levels["level_high"].map(lambda v: number(v, 3)),
         "level / first": levels["ratio"].map(lambda v: number(v, 3)),
         "level / unit roundoff": levels["roundoffs"].map(lambda v: number(v, 3)),
-        "growth per doubling": levels["growth"].map(lambda v: "–" if math.isnan(v) else f"{v:+.1f} %"),
+        "verdict": levels["verdict"].str.replace("_", " "),
+        "growth per doubling": levels["growth"].map(lambda v: "–" if math.isnan(v) else percent(v)),
         "90 % interval": [
-            "–" if math.isnan(a) else f"{a:+.1f} to {b:+.1f}"
+            "–" if math.isnan(a) else f"{percent(a)} to {percent(b)}"
             for a, b in zip(levels["growth_low"], levels["growth_high"], strict=True)
         ],
         "zeros": levels["zeros"],

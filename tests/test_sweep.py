@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -104,9 +105,13 @@ def test_the_presets_load_and_describe_themselves() -> None:
     sizes = {size for grid in default.grids for size in grid.chunk_size}
     assert {"bf16", "fp32"} <= dtypes
     assert len(sizes) >= 4
-    assert all(min(grid.documents) >= 2 for grid in default.grids)
-    deep = load_config("deep").grids[0]
-    assert max(deep.tokens) // min(deep.chunk_size) == 512
+    chain = [max(grid.tokens) // min(grid.chunk_size) for grid in default.grids]
+    assert max(chain) == 512
+    assert all(min(grid.documents) >= 2 for grid, steps in zip(default.grids, chain, strict=True) if steps < 100)
+    deep = load_config("deep").grids
+    assert max(deep[0].tokens) // min(deep[0].chunk_size) == 512
+    # a position in a chunk that is never sampled would go unseen
+    assert all(math.gcd(grid.logit_stride, size) == 1 for grid in (*deep, *default.grids) for size in grid.chunk_size)
     paper = load_config("paper")
     assert {m for g in paper.grids for m in g.model} == {
         "meta-llama/Llama-3.1-8B", "Qwen/Qwen2.5-7B", "google/gemma-2-9b", "allenai/OLMoE-1B-7B-0924",

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from drift import summary
+from drift import dataset
 from drift.dataset import SCALARS, VARIABLES, Sweep
 from drift.errors import DatasetError
 from drift.plateau.verdict import Plateau, plateaus
@@ -66,11 +66,11 @@ def measure_values(ds: xr.Dataset, measure: str, layer: int | str = "last") -> N
     if measure not in MEASURES:
         raise DatasetError(f"{measure!r} is not a measure of drift that can be judged; there are {', '.join(MEASURES)}")
     if measure == "nll_gap":
-        return np.abs(summary.curve(ds, "nll_fold") - summary.curve(ds, "nll_full"))
+        return np.abs(dataset.curve(ds, "nll_fold") - dataset.curve(ds, "nll_full"))
     if measure == "top1_disagreement":
-        return 1 - summary.curve(ds, "top1_agreement")
+        return 1 - dataset.curve(ds, "top1_agreement")
     # The contract lets divergences and cosine distances of equal states round to a hair below zero.
-    values = summary.curve(ds, measure, layer)
+    values = dataset.curve(ds, measure, layer)
     return np.where(values < 0, 0.0, values)
 
 
@@ -147,12 +147,18 @@ def from_csv(path: str | Path) -> list[Curve]:
     """
     path = Path(path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, UnicodeError) as error:  # pandas' parser errors are ValueErrors
         raise DatasetError(f"{path}: not a CSV file: {error}") from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise DatasetError(f"{path}: rows have more cells than the header")
     table.columns = [str(c).strip().lower() for c in table.columns]
+    twice = [c for c in ("curve", *_COLUMNS) if list(table.columns).count(c) > 1]
+    if twice:
+        raise DatasetError(f"{path}: two columns are called {twice[0]}")
+    table = table.loc[(table != "").any(axis=1)].copy()  # blank lines go, the others keep their numbers
     missing = [c for c in _COLUMNS if c not in table.columns]
     if missing:
         raise DatasetError(
@@ -163,6 +169,11 @@ def from_csv(path: str | Path) -> list[Curve]:
         raise DatasetError(f"{path}: no rows below the header")
     if "curve" not in table:
         table["curve"] = path.stem
+    for column in ("curve", "document"):
+        table[column] = table[column].str.strip()
+        blank = (table[column] == "").to_numpy()
+        if blank.any():
+            raise DatasetError(f"{path}, line {table.index[int(np.argmax(blank))] + 2}: {column} is empty")
     for column, what in (("step", "a whole number"), ("value", "a number")):
         numbers = pd.to_numeric(table[column].str.strip(), errors="coerce").to_numpy(dtype=float)
         if column == "value":
@@ -172,20 +183,23 @@ def from_csv(path: str | Path) -> list[Curve]:
             wrong = ~np.isfinite(numbers) | (numbers != np.round(np.where(np.isfinite(numbers), numbers, 0)))
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise DatasetError(f"{path}, line {row + 2}: {column} is {table[column].iloc[row]!r}, not {what}")
+            line = table.index[row] + 2
+            raise DatasetError(f"{path}, line {line}: {column} is {table[column].iloc[row]!r}, not {what}")
         table[column] = numbers
     negative = (table["value"] < 0).to_numpy()
     if negative.any():
         row = int(np.argmax(negative))
+        line = table.index[row] + 2
         raise DatasetError(
-            f"{path}, line {row + 2}: value is {table['value'].iloc[row]:g}, but drift is a distance and cannot be "
+            f"{path}, line {line}: value is {table['value'].iloc[row]:g}, but drift is a distance and cannot be "
             "negative; take the absolute value of a signed quantity first"
         )
     repeated = table.duplicated(["curve", "document", "step"]).to_numpy()
     if repeated.any():
+        line = table.index[int(np.argmax(repeated))] + 2
         row = table.iloc[int(np.argmax(repeated))]
         raise DatasetError(
-            f"{path}, line {int(np.argmax(repeated)) + 2}: step {row['step']:.0f} of curve {row['curve']!r}, document "
+            f"{path}, line {line}: step {row['step']:.0f} of curve {row['curve']!r}, document "
             f"{row['document']!r} stands here for the second time"
         )
     return [_csv_curve(path, str(name), rows) for name, rows in table.groupby("curve", sort=False)]

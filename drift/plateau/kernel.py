@@ -37,6 +37,7 @@ __all__ = [
     "Estimate",
     "analyse",
     "as_stack",
+    "late_start",
     "least_steps",
     "model_names",
     "window_mean",
@@ -186,6 +187,11 @@ class Analysis:
 def windows(steps: int) -> list[int]:
     """Numbers of steps left out at the beginning: one per distinct window, the judging window last."""
     return sorted({max(FIRST, ceil(share * steps)) for share in WINDOWS})
+
+
+def late_start(steps: int) -> int:
+    """First step (counted from 0) of what is called late: the judging window, and half of a very short chain."""
+    return min(windows(steps)[-1], steps // 2)
 
 
 def as_stack(values: ArrayLike) -> Float:
@@ -422,12 +428,12 @@ def window_mean(z: Float) -> Estimate | None:
         None where there are neither steps enough for a noise model nor `DOCUMENTS` documents.
     """
     documents, steps = z.shape[1:]
-    first = windows(steps)[-1]
+    first = late_start(steps)
     if steps - first >= LEAST_POINTS:
         return _fit(z[:, :, first:], first, steps).mean
     if documents < DOCUMENTS:
         return None
-    means = z[:, :, min(first, steps - 1) :].mean(axis=2)
+    means = z[:, :, first:].mean(axis=2)
     spread = means.std(axis=1, ddof=1) / np.sqrt(documents)
     return Estimate(means.mean(axis=1), [(spread, np.full(len(z), documents - 1.0))])
 
@@ -579,13 +585,14 @@ def analyse(
     zeros = (stack == 0).sum(axis=(1, 2))
     if steps - judging < LEAST_POINTS:
         code = np.where(nonfinite > 0, Code.NONFINITE, Code.TOO_SHORT).astype(np.int64)
-        return _nothing(code, zeros, nonfinite, float(least_steps()))
+        wanted = max(least_steps(), FEW_STEPS if documents < DOCUMENTS else 0)
+        return _nothing(code, zeros, nonfinite, np.where(nonfinite > 0, np.nan, float(wanted)))
 
     usable = nonfinite == 0
     stack = np.where(usable[:, None, None], stack, 1.0)
     positive = np.where(stack > 0, stack, np.inf).min(axis=(1, 2))
-    half = np.maximum(positive / 2, np.nextafter(0.0, 1.0))  # half of the smallest number there is would be zero
-    least = np.where(np.isfinite(positive), half, 1.0) if floor is None else np.full(curves, floor)
+    lowest = np.maximum(positive / 2, np.nextafter(0.0, 1.0))  # half of the smallest number there is would be zero
+    least = np.where(np.isfinite(positive), lowest, 1.0) if floor is None else np.full(curves, floor)
     raw = np.log(np.maximum(stack, least[:, None, None]))
     z = np.concatenate([raw[:, :, :FIRST], _clip(raw[:, :, FIRST:])], axis=2)
     share_zero = np.stack([(stack[:, :, s:] == 0).mean(axis=(1, 2)) for s in starts], axis=1)
@@ -686,11 +693,11 @@ def analyse(
     )
 
 
-def _nothing(code: NDArray[np.int64], zeros: NDArray[np.int64], nonfinite: NDArray[np.int64], steps: float) -> Analysis:
+def _nothing(code: NDArray[np.int64], zeros: NDArray[np.int64], nonfinite: NDArray[np.int64], steps: Float) -> Analysis:
     """Return an analysis of curves that allow none."""
     curves = len(code)
     values: dict[str, object] = {f.name: np.full(curves, np.nan) for f in fields(Analysis)}
-    values |= {"code": code, "zeros": zeros, "nonfinite": nonfinite, "steps_needed": np.full(curves, steps)}
+    values |= {"code": code, "zeros": zeros, "nonfinite": nonfinite, "steps_needed": steps}
     values |= {"certified_window": np.zeros(curves, dtype=np.int64), "model": np.full(curves, -1, dtype=np.int64)}
     return Analysis(**values)  # type: ignore[arg-type]
 

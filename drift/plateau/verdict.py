@@ -120,7 +120,7 @@ class Plateau:
         Standard deviation of log drift around its trend, one document.
     effective_points : float
         Independent points that would determine the growth as well.
-    model : str
+    best_model : str
         The model with the smallest AICc.
     model_lead : float
         AICc by which the best model that changes at the end leads the best one that does not.
@@ -158,7 +158,7 @@ class Plateau:
     design_effect: float
     noise_sd: float
     effective_points: float
-    model: str
+    best_model: str
     model_lead: float
     documents_needed: float
     steps_needed: float
@@ -300,7 +300,7 @@ def _result(analysis: Analysis, row: int, documents: int, steps: int, margin: fl
         design_effect=a["design_effect"],
         noise_sd=a["sd"],
         effective_points=a["effective_points"],
-        model=model_names()[a["model"]] if a["model"] >= 0 else "",
+        best_model=model_names()[a["model"]] if a["model"] >= 0 else "",
         model_lead=a["lead"],
         documents_needed=a["documents_needed"],
         steps_needed=a["steps_needed"],
@@ -355,10 +355,10 @@ def _explain(result: Plateau, code: Code, a: dict[str, Any]) -> str:
     if result.verdict is not Verdict.UNDETERMINED:
         return f"{result.verdict}; {_growth(result)}, {margin}, {depth}{within}."
     growth = _growth(result) if math.isfinite(result.growth_per_doubling) else ""
-    late = f"{percent(math.expm1(a['late_slope']))} per doubling over the last half"
-    late += f"; {percent(math.expm1(a['late_step']))} in the last fifth" if math.isfinite(a["late_step"]) else ""
+    late = f"{percent(_expm1(a['late_slope']))} per doubling over the last half"
+    late += f"; {percent(_expm1(a['late_step']))} in the last fifth" if math.isfinite(a["late_step"]) else ""
     if result.model_lead > AICC_LEAD:
-        late += f"; the model '{result.model}' beats every flat one by {result.model_lead:.0f} in AICc"
+        late += f"; the model '{result.best_model}' beats every flat one by {result.model_lead:.0f} in AICc"
     few = "by the noise model" if result.steps < least_steps() else f"for fewer than {DOCUMENTS} documents"
     least = least_steps() if result.steps < least_steps() else FEW_STEPS
     words = {
@@ -372,7 +372,7 @@ def _explain(result: Plateau, code: Code, a: dict[str, Any]) -> str:
             f"({result.zeros} of {result.documents * result.steps} values)"
         ),
         Code.LATE_CHANGE: f"drift changes late in the chain ({late}); {growth}, {margin}",
-        Code.MODEL: f"the model '{result.model}' beats every flat one by {result.model_lead:.0f} in AICc "
+        Code.MODEL: f"the model '{result.best_model}' beats every flat one by {result.model_lead:.0f} in AICc "
         f"(more than {AICC_LEAD:g}); {growth}, {margin}",
         Code.TOO_FEW: f"{growth}, wider than the {margin}",
         Code.BORDERLINE: f"{growth}, too near the {margin}",
