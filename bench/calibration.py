@@ -2,10 +2,11 @@
 
     python bench/calibration.py                    # the whole grid, 400 runs a cell, about ten minutes on 2 cores
     python bench/calibration.py --runs 40          # a look
-    python bench/calibration.py --sd 0.14 --rho 0.3 --steps 512 --documents 6 --out mine.csv
+    python bench/calibration.py --sd 0.14 --rho 0.3 --steps 512 --documents 6
+    python bench/calibration.py --noise-of data/evidence/deep --documents 1 2 6
 
-Writes bench/results/calibration.csv (one row per shape and cell: runs per verdict, coverage) and prints the summary
-that bench/README.md quotes. Seeded: the same command gives the same table.
+The whole grid is written to bench/results/calibration.csv (one row per shape and cell: runs per verdict, coverage); the
+summary that bench/README.md quotes is printed. Seeded: the same command gives the same table.
 """
 
 from __future__ import annotations
@@ -85,6 +86,38 @@ def noise(rng: np.random.Generator, shape: tuple[int, ...], rho: float) -> Float
     return lfilter([1.0], [1.0, -rho], innovations, axis=-1)
 
 
+def residuals(sweep: Path, measure: str) -> Float:
+    """Log noise of real curves [series, step]: what a quadratic in log depth leaves of the longest chains of a sweep.
+
+    The first steps of a chain are its rise, so the first sixteenth is filled up with noise of the rest.
+    """
+    from drift.dataset import open_sweep
+    from drift.plateau import curves
+
+    found = [c.values for c in curves.from_sweep(open_sweep(sweep), [measure])]
+    longest = max(v.shape[1] for v in found)
+    x = np.log2(np.arange(1, longest + 1, dtype=float))
+    first = windows(longest)[0]
+    series = []
+    for values in found:
+        if values.shape[1] == longest and (values > 0).all():
+            z = np.log(values)[:, first:]
+            basis = np.polynomial.polynomial.polyvander(x[first:] - x[first:].mean(), 2)
+            rest = z - (basis @ np.linalg.lstsq(basis, z.T, rcond=None)[0]).T
+            series += list(np.concatenate([rest, rest[:, :first]], axis=1))
+    if not series:
+        raise SystemExit(f"{sweep}: no longest chain is positive throughout")
+    return np.array(series)
+
+
+def resample(rng: np.random.Generator, series: Float, runs: int, documents: int) -> Float:
+    """Draw documents from real noise: a series and a place to begin in it each, at random, going round."""
+    steps = series.shape[1]
+    which = rng.integers(len(series), size=(runs, documents, 1))
+    places = (rng.integers(steps, size=(runs, documents, 1)) + np.arange(steps)) % steps
+    return series[which, places]
+
+
 def truth(shape: Shape, steps: int) -> tuple[float, float]:
     """Slope per doubling and log level of the noiseless curve on the judging window."""
     t = np.arange(1, steps + 1, dtype=float)
@@ -105,6 +138,12 @@ def cell(
     """Count verdicts in one cell of the grid, for every shape. All shapes see the same noise."""
     key = [seed, round(1000 * sd), round(1000 * rho), steps, documents]
     z = sd * noise(np.random.default_rng(np.random.SeedSequence(key)), (runs, documents, steps), rho)
+    return count(z, sd, rho, names)
+
+
+def count(z: Float, sd: float, rho: float, names: Sequence[str] = tuple(SHAPES)) -> list[dict[str, Any]]:
+    """Count verdicts on every shape under the noise z [run, document, step]; `sd` and `rho` are labels."""
+    runs, documents, steps = z.shape
     t = np.arange(1, steps + 1, dtype=float)
     rows = []
     for name in names:
@@ -194,24 +233,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=20260101)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="where the table goes (default: bench/results/calibration.csv for the "
+                        "whole grid, nowhere for any other)")  # fmt: skip
     parser.add_argument("--sd", type=float, nargs="+", default=SDS, help="standard deviation of the log noise")
     parser.add_argument("--rho", type=float, nargs="+", default=RHOS, help="its autocorrelation")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--documents", type=int, nargs="+", default=DOCUMENTS)
+    parser.add_argument("--noise-of", type=Path, metavar="SWEEP", help="noise of this sweep's longest chains instead")
+    parser.add_argument("--measure", default="hidden_rel_l2", help="with --noise-of: whose noise")
     args = parser.parse_args(argv)
+    if args.out is None and all(getattr(args, n) == parser.get_default(n) for n in vars(args) if n != "jobs"):
+        args.out = RESULTS
     rows: list[dict[str, Any]] = []
+    if args.noise_of is not None:
+        series = residuals(args.noise_of, args.measure)
+        sd, rho = series.std(), (series[:, 1:] * series[:, :-1]).sum() / (series**2).sum()
+        print(f"{len(series)} real series of {series.shape[1]} steps: sd {sd:.3f}, rho {rho:.2f}")
+        for documents in args.documents:
+            rng = np.random.default_rng(np.random.SeedSequence([args.seed, documents]))
+            rows += count(resample(rng, series, args.runs, documents), round(sd, 3), round(rho, 2))
+        return finish(rows, args.out)
     cells = list(itertools.product(args.sd, args.rho, args.steps, args.documents))
     total = len(cells)
     for done, part in enumerate(grid(cells, args.runs, args.seed, args.jobs), start=1):
         rows += part
         if done % 9 == 0 or done == total:
             print(f"{done} of {total} cells", file=sys.stderr, flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    return finish(rows, args.out)
+
+
+def finish(rows: Sequence[dict[str, Any]], out: Path | None) -> int:
+    """Write the table and print its summary."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     print(summary(rows))
     return 0
 

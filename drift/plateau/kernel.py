@@ -642,7 +642,7 @@ def analyse(
     code[share_zero[:, -1] > ZEROS] = Code.ZEROS
     code[~usable] = Code.NONFINITE
 
-    documents_needed, steps_needed = _needed(judge, delta, alpha / len(starts), alpha, documents, steps)
+    documents_needed, steps_needed = _needed(fits, delta, alpha, documents, steps)
     # A certified curve that a veto stopped is stopped by its shape: more of the same would not decide it.
     more_helps = (code > Code.ZEROS) & ~flat | (code == Code.TOO_SHORT)
     onset, onset_low, onset_high = _onset(z, judging, delta)
@@ -736,36 +736,39 @@ def _onset(z: Float, judging: int, delta: float) -> tuple[Float, Float, Float]:
     return np.median(first, axis=1), first.min(axis=1), first.max(axis=1)
 
 
-def _needed(
-    judge: _Fit, delta: float, alpha_flat: float, alpha: float, documents: int, steps: int
-) -> tuple[Float, Float]:
+def _needed(fits: list[_Fit], delta: float, alpha: float, documents: int, steps: int) -> tuple[Float, Float]:
     """Documents at this depth, and steps with these documents, that would decide with probability 0.9.
 
-    A curve whose interval contains no growth is planned for as a flat one; another as one that grows as it seems to.
-    Standard errors shrink with the root of either number (for steps because the window spans the same doublings).
+    A curve whose interval contains no growth is planned for as a flat one, to be certified on the window that needs
+    least; another as one that grows as it seems to. Standard errors shrink with the root of either number (for steps
+    because a window spans the same doublings).
     """
-    slope = judge.slope.estimate
-    error = judge.slope_error
-    undecided = np.abs(slope) < judge.slope.half_width(alpha)
-    distance = np.where(undecided, delta, np.abs(np.abs(slope) - delta))
-    level = np.where(undecided | (np.abs(slope) < delta), alpha_flat, alpha)
-    # Both one-sided tests of a flat curve must reject, so each may miss half as often.
-    power = np.where(undecided, 1 - (1 - _POWER) / 2, _POWER)
-    normal = stdtrit(1e6, power)
+    judge = fits[-1]
+    still = np.abs(judge.slope.estimate) < judge.slope.half_width(alpha)
     numbers = np.unique(np.round(np.geomspace(DOCUMENTS, 4096, 121)))
-    spread = np.where(np.isfinite(judge.spread), judge.spread, error * np.sqrt(documents))
-    spread = np.maximum(spread, error * np.sqrt(documents))
-    documents_needed = _smallest(
-        numbers, lambda m: (stdtrit(m - 1, 1 - level) + normal) * spread / np.sqrt(m) <= distance, len(slope)
-    )
-    largest = np.max([se for se, _ in judge.slope.errors], axis=0)
     lengths = np.unique(np.round(np.geomspace(max(FEW_STEPS, steps), max(FEW_STEPS, steps) * 4096, 200)))
-    steps_needed = _smallest(
-        lengths,
-        lambda m: (stdtrit(judge.df, 1 - level) + normal) * largest * np.sqrt(steps / m) <= distance,
-        len(slope),
-    )
-    return documents_needed, steps_needed
+    found: list[tuple[Float, Float]] = []
+    for fit in fits:
+        slope = np.abs(fit.slope.estimate)
+        distance = np.where(still, delta, np.abs(slope - delta))
+        if fit is not judge:
+            distance = np.where(still & (slope < delta), delta, np.nan)  # only the judging window calls growth
+        level = np.where(still | (slope < delta), alpha / len(fits), alpha)
+        # Both one-sided tests of a flat curve must reject, so each may miss half as often.
+        normal = stdtrit(1e6, np.where(still, 1 - (1 - _POWER) / 2, _POWER))
+        spread = fit.slope_error * np.sqrt(documents)
+        if documents >= DOCUMENTS:
+            spread = np.maximum(spread, fit.spread)
+        largest = np.max([se for se, _ in fit.slope.errors], axis=0)
+
+        def by_documents(m: float) -> Bool:
+            return (stdtrit(m - 1, 1 - level) + normal) * spread / np.sqrt(m) <= distance  # noqa: B023
+
+        def by_steps(m: float) -> Bool:
+            return (stdtrit(fit.df, 1 - level) + normal) * largest * np.sqrt(steps / m) <= distance  # noqa: B023
+
+        found.append((_smallest(numbers, by_documents, len(slope)), _smallest(lengths, by_steps, len(slope))))
+    return np.fmin.reduce([d for d, _ in found]), np.fmin.reduce([n for _, n in found])
 
 
 def _smallest(numbers: Float, enough: Callable[[float], Bool], curves: int) -> Float:

@@ -1,0 +1,439 @@
+"""The statistics of a plateau against independent truth: dense matrices, SciPy, NumPy, and noise of known make."""
+
+import json
+import math
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.optimize
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import lfilter
+
+from drift.plateau import Code, analyse, kernel, plateau
+
+FLAT = (Code.SATURATED, Code.FLAT, Code.RISE_UNRESOLVED)
+DELTA = math.log(1.05)
+
+
+def ar1(rng, shape, rho):
+    """Stationary AR(1) noise of unit variance along the last axis."""
+    noise = rng.standard_normal(shape)
+    noise[..., 1:] *= math.sqrt(1 - rho**2)
+    return lfilter([1.0], [1.0, -rho], noise, axis=-1)
+
+
+def correlation(n, rho):
+    return rho ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+
+
+def residual_maker(x):
+    design = np.stack([np.ones_like(x), x, x**2], axis=1)
+    return np.eye(len(x)) - design @ np.linalg.pinv(design)
+
+
+REGRESSORS = {
+    "log depth": np.log2(np.arange(4, 40.0)),
+    "log depth, late": np.log2(np.arange(33, 94.0)),
+    "short": np.log2(np.arange(4, 12.0)),
+    "uneven": np.sort(np.random.default_rng(3).uniform(-5, 50, 23)),
+}
+
+
+# ------------------------------------------------------------------------------------------ noise
+@pytest.mark.parametrize("x", REGRESSORS.values(), ids=REGRESSORS.keys())
+def test_traces_are_those_of_the_dense_matrices(x):
+    n = len(x)
+    weights = np.random.default_rng(n).standard_normal((3, n))
+    noise = kernel._Noise(x, weights)
+    m = residual_maker(x)
+    np.testing.assert_allclose(noise.residuals(np.eye(n)), m, atol=1e-11)
+    ratios = []
+    for k, rho in enumerate(kernel._RHO):
+        g = correlation(n, rho)
+        a = m @ g @ m
+        # sums of n^2 terms of size 1: what rounding leaves is below n^2 eps, about 1e-12
+        assert noise.trace[k] == pytest.approx(np.trace(a), rel=1e-9, abs=1e-11)
+        assert noise.trace2[k] == pytest.approx(np.trace(a @ a), rel=1e-9, abs=1e-11)
+        assert noise.lag1[k] == pytest.approx(np.trace(a, offset=1), rel=1e-9, abs=1e-10)
+        assert noise.df[k] == pytest.approx(np.trace(a) ** 2 / np.trace(a @ a), rel=1e-8)
+        np.testing.assert_allclose(noise.forms[k], np.einsum("ci,ij,cj->c", weights, g, weights), rtol=1e-9)
+        ratios.append(np.trace(a, offset=1) / np.trace(a))
+    assert (np.diff(noise.ratio) >= 0).all()
+    np.testing.assert_allclose(noise.ratio, np.maximum.accumulate(ratios), atol=1e-9)
+
+
+def test_correlations_are_multiplied_without_their_matrix():
+    vectors = np.random.default_rng(0).standard_normal((17, 4))
+    for rho, product in zip(kernel._RHO, kernel._correlate(vectors), strict=True):
+        np.testing.assert_allclose(product, correlation(17, rho) @ vectors, atol=1e-12)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_variance_is_unbiased_and_its_degrees_of_freedom_are_right(rho):
+    runs, n = 4000, 45
+    k = int(np.argmin(np.abs(kernel._RHO - rho)))
+    assert kernel._RHO[k] == pytest.approx(rho)
+    noise = kernel._noise(15, 60, 1)[0]
+    squares = (noise.residuals(ar1(np.random.default_rng(11), (runs, n), rho)) ** 2).sum(axis=1) / noise.trace[k]
+    # A quadratic form with df degrees of freedom and mean 1 has variance 2 / df; four standard errors of either moment.
+    assert squares.mean() == pytest.approx(1, abs=4 * math.sqrt(2 / noise.df[k] / runs))
+    kurtosis = 3 + 12 / noise.df[k]
+    assert squares.var() == pytest.approx(2 / noise.df[k], rel=4 * math.sqrt((kurtosis - 1) / runs) + 0.05)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6, 0.9])
+def test_autocorrelation_is_an_upper_limit(rho):
+    # r + one standard error: the truth is below it in 84 % of runs, were r normal; it is skewed, hence three quarters.
+    noise = ar1(np.random.default_rng(5), (400, 4, 48), rho)
+    _, _, found, design, variance, _ = kernel._ar(noise, kernel._noise(15, 63, 1)[0])
+    assert (found >= rho - 1e-9).mean() > 0.75
+    assert np.median(design) == pytest.approx(1, abs=0.3)
+    if rho < 0.9:  # detrended, 48 steps at 0.9 cannot be told from a random walk
+        assert np.median(found) < rho + (1 - rho) * 0.35
+        assert 0.9 < np.median(variance) < 1.3
+
+
+def dense_slope_error(z, x):
+    """The AR(1) standard error of the mean slope of [document, step], by its definition."""
+    documents, n = z.shape
+    m = residual_maker(x)
+    e = z @ m
+
+    def ratio(rho):
+        a = m @ correlation(n, rho) @ m
+        return np.trace(a, offset=1) / np.trace(a)
+
+    r = (e[:, 1:] * e[:, :-1]).sum() / (e**2).sum()
+    upper = r + math.sqrt((1 - r**2) / (n * documents))
+    if upper <= ratio(0.0):
+        rho = 0.0
+    elif upper >= ratio(0.995):
+        rho = 0.995
+    else:
+        rho = scipy.optimize.brentq(lambda rho: ratio(rho) - upper, 0.0, 0.995)
+    g = correlation(n, rho)
+    scale = (e.mean(axis=0) ** 2).sum() / np.trace(m @ g @ m)
+    w = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    return math.sqrt(scale * w @ g @ w), rho
+
+
+@pytest.mark.parametrize(("rho", "documents"), [(0.0, 1), (0.4, 3), (0.8, 6), (-0.5, 2)])
+def test_standard_error_of_the_slope_is_the_dense_one(rho, documents):
+    rng = np.random.default_rng(17)
+    x = np.log2(np.arange(17, 64.0))
+    z = 0.2 * ar1(rng, (5, documents, len(x)), rho) + 0.3 * x
+    fit = kernel._fit(z, 16, 63)
+    for k in range(5):
+        error, found = dense_slope_error(z[k], x)
+        # The kernel interpolates between autocorrelations at most 0.02 apart.
+        assert fit.rho[k] == pytest.approx(found, abs=2e-3)
+        assert fit.slope_error[k] == pytest.approx(error, rel=5e-3)
+
+
+@given(steps=st.integers(11, 90), documents=st.integers(1, 5), seed=st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_slope_and_level_are_polyfit_and_geometric_mean(steps, documents, seed):
+    y = np.exp(np.random.default_rng(seed).normal(0, 0.1, (documents, steps)))
+    first = kernel.windows(steps)[-1]
+    clipped = kernel._clip(np.log(y)[None, :, 3:])[0]
+    z = clipped[:, first - 3 :].mean(axis=0)
+    found = analyse(y)
+    assert found.slope[0] == pytest.approx(np.polyfit(np.log2(np.arange(first + 1, steps + 1)), z, 1)[0], abs=1e-11)
+    assert found.level[0] == pytest.approx(z.mean(), abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------------ tests and intervals
+def test_equivalence_is_two_one_sided_t_tests_over_documents():
+    # Power laws without noise: all that is left of the standard errors is the spread of the documents.
+    powers = np.array([0.01, 0.03, -0.02, 0.015, 0.024])
+    t = np.arange(1, 64.0)
+    found = analyse(t ** (powers[:, None] / math.log(2)))
+    below = scipy.stats.ttest_1samp(powers, DELTA, alternative="less").pvalue
+    above = scipy.stats.ttest_1samp(powers, -DELTA, alternative="greater").pvalue
+    assert len(kernel.windows(63)) == 3
+    assert found.p_equivalence[0] == pytest.approx(3 * max(below, above), rel=1e-6)
+    up, down = (
+        analyse(t ** ((powers[:, None] + 0.06) / math.log(2))),
+        analyse(t ** ((powers[:, None] - 0.08) / math.log(2))),
+    )
+    greater = scipy.stats.ttest_1samp(powers + 0.06, DELTA, alternative="greater").pvalue
+    less = scipy.stats.ttest_1samp(powers - 0.08, -DELTA, alternative="less").pvalue
+    assert (up.p_growth[0], down.p_decay[0]) == pytest.approx((greater, less), rel=1e-6)
+    low, high = scipy.stats.t.interval(0.90, 4, powers.mean(), scipy.stats.sem(powers))
+    assert (found.slope_low[0], found.slope_high[0]) == pytest.approx((low, high))
+    levels = (np.log2(t[16:]).mean() * powers).tolist()
+    low, high = scipy.stats.t.interval(0.95, 4, np.mean(levels), scipy.stats.sem(levels))
+    assert (found.level_low[0], found.level_high[0]) == pytest.approx((low, high))
+
+
+def test_the_least_favourable_standard_error_counts():
+    estimate = np.array([0.02])
+    small, large = (np.array([0.01]), np.array([40.0])), (np.array([0.012]), np.array([3.0]))
+    both = kernel.Estimate(estimate, [small, large])
+    t = scipy.stats.t
+    assert both.half_width(0.05)[0] == pytest.approx(max(t.ppf(0.95, 40) * 0.01, t.ppf(0.95, 3) * 0.012))
+    assert both.p_below(0.05)[0] == pytest.approx(max(t.sf(0.03 / 0.01, 40), t.sf(0.03 / 0.012, 3)))
+    assert both.p_above(0.05)[0] == pytest.approx(max(t.sf(-0.03 / 0.01, 40), t.sf(-0.03 / 0.012, 3)))
+    assert kernel.Estimate(estimate, [small]).p_below(0.05)[0] < both.p_below(0.05)[0]
+    exact = kernel.Estimate(estimate, [(np.zeros(1), np.array([5.0]))])
+    assert (exact.p_below(0.05)[0], exact.p_above(0.05)[0], exact.p_above(0.02)[0]) == (0.0, 1.0, 1.0)
+
+
+def test_rise_is_students_over_documents():
+    rng = np.random.default_rng(8)
+    y = np.exp(rng.uniform(-0.1, 0.1, (6, 63)))
+    y[:, 0] *= rng.uniform(0.2, 0.4, 6)
+    found = analyse(y)
+    rises = np.log(y[:, 16:]).mean(axis=1) - np.log(y[:, 0])
+    low, high = scipy.stats.t.interval(0.90, 5, rises.mean(), scipy.stats.sem(rises))
+    assert found.rise[0] == pytest.approx(rises.mean())
+    assert (found.rise_low[0], found.rise_high[0]) == pytest.approx((low, high))
+
+
+def test_late_figures_are_those_of_the_last_half_and_the_last_fifth():
+    y = np.exp(np.random.default_rng(9).normal(0, 0.1, (5, 63)))
+    z = kernel._clip(np.log(y)[None, :, 3:])[0].mean(axis=0)  # of steps 4 to 63
+    found = analyse(y)
+    assert found.late_slope[0] == pytest.approx(np.polyfit(np.log2(np.arange(33, 64)), z[29:], 1)[0])
+    assert found.late_step[0] == pytest.approx(z[-9:].mean() - z[13:-9].mean())  # 9 of the 47 steps that judge
+
+
+def test_a_curve_that_is_flat_on_average_and_turns_up_late_is_no_plateau():
+    # Down and up again: no window sees growth, and neither does the last fifth; the last half does.
+    t = np.arange(1, 128.0)
+    curve = 1 + 0.4 * (t / 127 - 0.6) ** 2
+    found = analyse(curve * np.exp(0.03 * ar1(np.random.default_rng(1), (20, 6, 127), 0.0)))
+    assert (found.p_equivalence < 0.05).sum() >= 15
+    assert np.isin(found.code, FLAT).sum() <= 3
+    assert (found.code == Code.LATE_CHANGE).sum() >= 15
+
+
+# ------------------------------------------------------------------------------------------ models
+def dense_lead(z, first, steps):
+    """AICc lead and best model of the document mean z [step], by generalised least squares with dense inverses."""
+    n = len(z)
+    t = np.arange(first + 1, steps + 1.0)
+    ends = np.array([steps / 2, steps])  # a model that changes must do so over the last doubling
+    models = [("constant", 0, [lambda s: s**0])]
+    for tau in np.geomspace(1.0, max(2.0, steps / 8), 8):
+        models.append(("saturating exponential", 1, [lambda s: s**0, lambda s, tau=tau: np.exp(-(s - first) / tau)]))
+    models.append(("power law", 0, [lambda s: s**0, np.log2]))
+    models.append(("exponential", 0, [lambda s: s**0, lambda s: s]))
+    models.append(("quadratic in log depth", 0, [lambda s: s**0, np.log2, lambda s: np.log2(s) ** 2]))
+    for share in (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9):
+        at = share * steps
+        if 3 <= (t > at).sum() <= n - 3:
+            models.append(("late change", 1, [lambda s: s**0, lambda s, at=at: np.maximum(0, s - at)]))
+            models.append(("late change", 1, [lambda s: s**0, lambda s, at=at: 1.0 * (s > at)]))
+    best = {}
+    for rho in (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95):
+        covariance = correlation(n, rho) / (1 - rho**2)  # of AR(1) noise with innovations of unit variance
+        inverse = scipy.linalg.inv(covariance)
+        logdet = np.linalg.slogdet(covariance)[1]
+        for name, nonlinear, columns in models:
+            design = np.stack([c(t) for c in columns], axis=1)
+            beta = np.linalg.solve(design.T @ inverse @ design, design.T @ inverse @ z)
+            rest = z - design @ beta
+            k = len(columns) + nonlinear + 2  # and the noise's variance and autocorrelation
+            aicc = n * math.log(rest @ inverse @ rest / n) + logdet + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+            change = np.diff(np.stack([c(ends) for c in columns], axis=1) @ beta)[0]
+            if name in ("constant", "saturating exponential") or abs(change) > DELTA:
+                best[name] = min(aicc, best.get(name, np.inf))
+    flat = [best.pop("constant"), best.pop("saturating exponential")]
+    names = ("constant", "saturating exponential", *best)
+    values = [*flat, *best.values()]
+    return min(flat) - min(best.values(), default=np.inf), names[int(np.argmin(values))]
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.7])
+def test_models_are_compared_as_by_dense_generalised_least_squares(rho):
+    steps, first = 63, 4
+    t = np.arange(first + 1, steps + 1.0)
+    shapes = [0 * t, 0.2 * np.log2(t), 2 * t / steps, -np.exp(-(t - 1) / 2), 3 * np.maximum(0, t / steps - 0.7)]
+    z = np.stack(shapes) + 0.15 * ar1(np.random.default_rng(4), (len(shapes), len(t)), rho)
+    lead, model = kernel._compare_models(z, first, steps, DELTA)
+    for k in range(len(shapes)):
+        truth, name = dense_lead(z[k], first, steps)
+        if math.isfinite(truth):
+            # inverses of matrices with condition number up to (1 + rho) / (1 - rho) squared, about 1e3
+            assert lead[k] == pytest.approx(truth, abs=1e-7)
+        else:
+            assert lead[k] == -np.inf
+        assert kernel.model_names()[model[k]] == name
+    assert lead[2] > lead[0]
+
+
+def test_whitening_is_that_of_the_dense_covariance():
+    rho, n = 0.6, 12
+    w = kernel._whiten(np.eye(n), rho).T
+    covariance = correlation(n, rho) / (1 - rho**2)
+    np.testing.assert_allclose(w @ covariance @ w.T, np.eye(n), atol=1e-13)
+
+
+# ------------------------------------------------------------------------------------------ windows and clipping
+@pytest.mark.parametrize(
+    ("steps", "first"),
+    [(16, [3, 4]), (31, [3, 4, 8]), (63, [4, 8, 16]), (127, [8, 16, 32]), (511, [32, 64, 128]), (12, [3]), (1, [3])],
+)
+def test_windows_are_fixed_by_the_number_of_steps(steps, first):
+    assert kernel.windows(steps) == first
+
+
+def test_least_steps_leave_points_enough():
+    least = kernel.least_steps()
+    assert least - kernel.windows(least)[-1] == kernel.LEAST_POINTS
+    assert least - 1 - kernel.windows(least - 1)[-1] < kernel.LEAST_POINTS
+
+
+QUIET = np.random.default_rng(2).uniform(-0.01, 0.01, (1, 2, 60))
+
+
+@pytest.mark.parametrize("place", [0, 1, 30, 58, 59])
+@pytest.mark.parametrize("height", [3.0, -3.0])
+def test_an_isolated_spike_is_clipped_wherever_it_is(place, height):
+    z = QUIET.copy()
+    z[0, 1, place] += height
+    clipped = kernel._clip(z)
+    # MAD of uniform noise is half its half-width; 5 x 1.4826 of it on top of the neighbourhood's own spread
+    assert abs(clipped[0, 1, place]) < 0.01 + 5 * 1.4826 * 0.01
+    assert math.copysign(1, clipped[0, 1, place]) == math.copysign(1, height)
+    rest = np.delete(clipped, place, axis=2)
+    np.testing.assert_allclose(rest, np.delete(z, place, axis=2), atol=1e-15)
+
+
+@pytest.mark.parametrize("place", [0, 20, 56, 53])
+@pytest.mark.parametrize("length", [4, 7])
+def test_a_run_is_a_finding_and_stays(place, length):
+    z = QUIET.copy()
+    z[0, 0, place : place + length] += 1.0
+    np.testing.assert_allclose(kernel._clip(z), z, atol=1e-15)
+
+
+def test_the_last_three_points_stay_if_they_agree():
+    # A median of seven mirrored at the end sees three points five times: the last steps are evidence of late growth.
+    z = QUIET.copy()
+    z[0, 0, -3:] += 1.0
+    np.testing.assert_allclose(kernel._clip(z), z, atol=1e-15)
+
+
+def test_clipping_knows_no_units_and_leaves_curves_without_noise_alone():
+    z = QUIET.copy()
+    z[0, 0, 10] = 4.0
+    np.testing.assert_allclose(kernel._clip(z + 7.0), kernel._clip(z) + 7.0, atol=1e-13)
+    np.testing.assert_allclose(kernel._clip(-z), -kernel._clip(z), atol=1e-15)
+    ramp = np.linspace(0, 3, 40)[None, None]
+    assert (kernel._clip(ramp) == ramp).all()
+    assert kernel._clip(QUIET[:, :, :1]).shape == (1, 2, 1)
+
+
+@pytest.mark.parametrize("steps", [63, 127])
+@pytest.mark.parametrize("documents", [1, 4])
+def test_a_late_take_off_of_a_quiet_curve_is_never_a_plateau(steps, documents):
+    # The smaller the noise, the more a take-off looks like a run of outliers to whoever compares it with a line.
+    rng = np.random.default_rng(steps + documents)
+    t = np.arange(1, steps + 1.0)
+    for sd in (0.001, 0.003, 0.01):
+        for share in (0.55, 0.7, 0.85):
+            for strength in (0.5, 2.0, 6.0):
+                curve = (1 - 0.8 * np.exp(-(t - 1) / 2)) * (1 + strength * np.maximum(0, t / steps - share))
+                found = analyse(curve * np.exp(sd * ar1(rng, (3, documents, steps), 0.5)))
+                assert not np.isin(found.code, FLAT).any(), (sd, share, strength)
+
+
+# ------------------------------------------------------------------------------------------ properties
+curves = st.builds(
+    lambda seed, documents, steps, sd, rho, power: (
+        np.arange(1, steps + 1.0) ** power * np.exp(sd * ar1(np.random.default_rng(seed), (documents, steps), rho))
+    ),
+    seed=st.integers(0, 10**6),
+    documents=st.integers(1, 6),
+    steps=st.sampled_from([11, 16, 31, 47, 63]),
+    sd=st.sampled_from([0.02, 0.1, 0.4]),
+    rho=st.sampled_from([0.0, 0.5, 0.9]),
+    power=st.sampled_from([0.0, 0.0, 0.2, -0.2]),
+)
+
+
+@given(values=curves, exponent=st.integers(-200, 200))
+@settings(max_examples=25, deadline=None)
+def test_units_do_not_matter(values, exponent):
+    here, there = analyse(values), analyse(np.ldexp(values, exponent))
+    shift = exponent * math.log(2)
+    assert here.code[0] == there.code[0]
+    for name in ("slope", "slope_low", "slope_high", "rise", "p_growth", "p_decay", "p_equivalence", "rho", "sd"):
+        # logarithms up to 140 carry rounding errors of 1e-14, and standard errors are as small as 1e-3
+        assert getattr(there, name)[0] == pytest.approx(getattr(here, name)[0], rel=1e-7, abs=1e-9), name
+    for name in ("level", "level_low", "level_high"):
+        assert getattr(there, name)[0] - shift == pytest.approx(getattr(here, name)[0], abs=1e-9), name
+
+
+@given(values=curves, seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_documents_does_not_matter(values, seed):
+    here = analyse(values)
+    there = analyse(np.random.default_rng(seed).permutation(values, axis=0))
+    for f in fields(here):
+        assert getattr(there, f.name)[0] == pytest.approx(getattr(here, f.name)[0], abs=1e-9, rel=1e-9, nan_ok=True)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    steps=st.sampled_from([11, 16, 31, 63]),
+    documents=st.integers(1, 5),
+    neighbour=st.sampled_from(["another", "NaN", "zero", "huge", "Inf"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_curve_knows_nothing_of_those_beside_it(seed, steps, documents, neighbour):
+    rng = np.random.default_rng(seed)
+    stack = np.exp(rng.choice([0.03, 0.3]) * ar1(rng, (4, documents, steps), 0.4))
+    stack[1] *= {"another": 1.0, "NaN": np.nan, "zero": 0.0, "huge": 1e250, "Inf": np.inf}[neighbour]
+    together = analyse(stack)
+    alone = kernel.Analysis.concatenate([analyse(stack[k]) for k in range(4)])
+    for f in fields(together):
+        one, other = getattr(together, f.name), getattr(alone, f.name)
+        if f.name == "lead":  # matrix times matrix and matrix times vector round differently
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+        else:
+            np.testing.assert_array_equal(one, other, err_msg=f.name)
+
+
+@given(
+    kind=st.sampled_from(["any", "few", "broken", "rounding", "gaps"]),
+    seed=st.integers(0, 10**6),
+    documents=st.integers(1, 5),
+    steps=st.sampled_from([1, 2, 10, 11, 13, 24, 31]),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_curve_has_a_verdict(kind, seed, documents, steps):
+    rng = np.random.default_rng(seed)
+    size = documents, steps
+    values = {
+        "any": lambda: 10.0 ** rng.uniform(-307, 307, size),
+        "few": lambda: rng.choice([0, 5e-324, 1, 1e308], size),
+        "broken": lambda: rng.choice([1, 2, np.nan, np.inf, 0], size, p=[0.5, 0.46, 0.01, 0.01, 0.02]),
+        "rounding": lambda: rng.choice([1.0, 1 + 2**-52], size),
+        "gaps": lambda: np.exp(rng.normal(0, 0.1, size)) * (rng.random(size) > 0.05),
+    }[kind]()
+    found = plateau(values)
+    text = json.dumps(found.as_dict(), allow_nan=False)
+    assert json.loads(text)["verdict"] == found.verdict.value
+    assert " nan" not in str(found).lower().replace("nan or inf", "")
+    assert (found.reason is None) == (found.verdict.value != "undetermined")
+
+
+def test_the_mean_of_a_window_is_the_level_with_its_interval():
+    z = np.random.default_rng(6).uniform(-0.2, 0.2, (3, 5, 63))
+    found, mean = analyse(np.exp(z)), kernel.window_mean(z)
+    np.testing.assert_allclose(mean.estimate, found.level, atol=1e-12)
+    np.testing.assert_allclose(mean.half_width(0.025), found.level_high - found.level, rtol=1e-9)
+    short = kernel.window_mean(z[:, :, :6])
+    means = z[:, :, 3:6].mean(axis=2)
+    np.testing.assert_allclose(short.estimate, means.mean(axis=1))
+    np.testing.assert_allclose(
+        short.half_width(0.05), scipy.stats.t.ppf(0.95, 4) * scipy.stats.sem(means, axis=1), rtol=1e-9
+    )
+    assert kernel.window_mean(z[:, :3, :6]) is None
