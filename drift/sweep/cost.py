@@ -1,9 +1,9 @@
 """What a sweep will take: time, memory and disk, estimated from the shape of the model.
 
-The model of time: the floating-point operations of all lanes, divided by a throughput of the device and rung, plus a
-fixed price per layer call (what small chunks pay), plus a price per compared logit. The constants were measured on two
-cores of a server CPU; they are right within a factor of about two. Once groups of a folder are finished, their measured
-times correct the rest (:func:`correction`).
+The model of time: per layer and chunk the longer of computing (operations by the throughput of the device and rung) and
+of reading weights and cache (what small chunks pay), plus a fixed price per call; plus a price per compared logit. The
+constants were measured on two cores of a server CPU; they are right within a factor of about two. Once groups of a
+folder are finished, their measured times correct the rest (:func:`correction`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _THROUGHPUT = {
     ("cuda", "fp32", "native"): 25e12,
     ("cuda", "fp64", "native"): 20e12,
 }
+_BANDWIDTH = {"cpu": 4.5e9, "cuda": 1.5e12}  # bytes of weights and cache per second; per core on a CPU
 _CALL_SECONDS = {"cpu": 6e-4, "cuda": 4e-4}  # one layer called for one chunk, whatever its size
 _LOGIT_SECONDS = {"cpu": 1.6e-8, "cuda": 4e-11}  # one entry of the vocabulary compared for one token; per core
 _LOAD_BYTES_PER_SECOND = 0.5e9
@@ -104,18 +105,24 @@ def group_cost(
     in_blocks = max(shape.parameters - embedding * (1 if shape.tied else 2), 1)
     lanes = len(folds) + 1
     compared = -(-tokens // logit_stride)
-    per_lane = (
-        2.0 * in_blocks * tokens
-        + 2.0 * embedding * compared
-        + 2.0 * shape.layers * shape.heads * shape.head_dim * float(tokens) ** 2
-    )
-    throughput = _THROUGHPUT.get((device, dtype, half_matmul), _THROUGHPUT[(device, dtype, "native")]) * usable
-    calls = shape.layers * (1 + sum(-(-tokens // size) for size in folds))
-    logits = float(compared) * shape.vocab_size * len(folds)
-    seconds = documents * (
-        lanes * per_lane / throughput + calls * _CALL_SECONDS[device] + logits * _LOGIT_SECONDS[device] / usable
-    )
     item = _ITEM_BYTES[dtype]
+    throughput = _THROUGHPUT.get((device, dtype, half_matmul), _THROUGHPUT[(device, dtype, "native")]) * usable
+    bandwidth = _BANDWIDTH[device] * usable
+    # Products of 16-bit numbers widened to float32 read float32 weights.
+    weight_bytes = in_blocks / shape.layers * (4 if half_matmul == "float32" else item)
+    # Per call the cache is joined (read and written once), and its heads are repeated for the queries.
+    cached_bytes = tokens / 2 * 2 * shape.head_dim * item * 2 * (shape.kv_heads + shape.heads)
+
+    def lane(size: int) -> float:
+        chunks = -(-tokens // size)
+        operations = 2.0 * in_blocks / shape.layers * tokens / chunks
+        operations += 2.0 * shape.heads * shape.head_dim * float(tokens) ** 2 / chunks
+        reading = (weight_bytes + (cached_bytes if chunks > 1 else 0.0)) / bandwidth
+        call = max(operations / throughput, reading) + _CALL_SECONDS[device]
+        return shape.layers * chunks * call + 2.0 * embedding * compared / throughput
+
+    logits = float(compared) * shape.vocab_size * len(folds)
+    seconds = documents * (lane(tokens) + sum(lane(size) for size in folds) + logits * _LOGIT_SECONDS[device] / usable)
     weights = shape.parameters * item
     hidden = 3.0 * lanes * tokens * shape.hidden_size * item
     cache = 4.0 * lanes * tokens * shape.kv_heads * shape.head_dim * item
