@@ -17,21 +17,25 @@ import argparse
 import itertools
 import json
 import math
+import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from drift.dataset import Sweep, open_sweep
+from drift.dataset import Sweep, curve, open_sweep
 from drift.errors import ConfigError, DatasetError, DriftError
 from drift.plateau import Plateau, curves, plateaus
-from drift.plateau.kernel import DOCUMENTS, ZEROS, Estimate, late_start, window_mean
+from drift.plateau.kernel import DOCUMENTS, FEW_STEPS, WINDOWS, ZEROS, Estimate, late_start, window_mean
 from drift.plateau.verdict import percent
 
 __all__ = ["CLAIMS", "MEASURES", "Audit", "Claim", "Finding", "Status", "Summary", "audit", "holm", "markdown"]
@@ -70,6 +74,7 @@ PUBLISHED_DEPTH = 511
 #: Published change of the plateau from bf16 to fp32.
 PUBLISHED_PRECISION = 0.028
 _UNRELATED = math.sqrt(2)  # relative L2 distance of unrelated states of equal norm
+_BOUNDED = ("hidden_rel_l2", "key_rel_l2", "value_rel_l2")  # which that number is a bound of
 
 
 @dataclass(frozen=True)
@@ -272,8 +277,15 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 # ---------------------------------------------------------------------------------------------- cells
+_QUADRATIC = ("logit_js", "logit_kl_token", "hidden_cosine_distance")  # beside those of MEASURES
+
+
+def _power(measure: str) -> float:
+    return MEASURES.get(measure, 0.5 if measure in _QUADRATIC else 1.0)
+
+
 def _amplitude(ds: xr.Dataset, measure: str, layer: int | str) -> Float:
-    return curves.measure_values(ds, measure, layer) ** MEASURES.get(measure, 1.0)
+    return curves.measure_values(ds, measure, layer) ** _power(measure)
 
 
 def _file(ds: xr.Dataset) -> str:
@@ -318,6 +330,12 @@ def _log(values: Float) -> Float | None:
     return np.log(np.maximum(values, positive.min() / 2)) if positive.size else None
 
 
+def _zeros(*values: Float) -> str:
+    """Say how many values are exactly zero, which have no logarithm."""
+    n = sum(int((v == 0).sum()) for v in values)
+    return f"; {n} value{'s' * (n != 1)} exactly zero, taken as half the smallest" if n else ""
+
+
 def _status(support: float, refute: float, alpha: float) -> Status:
     if refute < alpha:
         return Status.REFUTED
@@ -354,10 +372,13 @@ def _c1_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) 
         elif p.reason is None:
             status = Status.REFUTED
         words = str(p)
+        if p.zeros and math.isfinite(p.growth_per_doubling):
+            words = words.rstrip(".") + f"{_zeros(_amplitude(ds, measure, layer))}."
         reach = max(abs(x) for x in p.certified_interval)
-        if status is not Status.SUPPORTED and math.isfinite(reach) and p.nonfinite == 0:
+        short = p.documents < DOCUMENTS and p.steps < FEW_STEPS  # no margin is wide enough for those
+        if status is not Status.SUPPORTED and math.isfinite(reach) and p.nonfinite == 0 and not short:
             words += f" It would count as flat at a margin of {100 * reach:.2g} %, if at no smaller one."
-        if measure in ("hidden_rel_l2", "key_rel_l2", "value_rel_l2") and p.level > 0.5 * _UNRELATED:
+        if measure in _BOUNDED and p.level > 0.5 * _UNRELATED:
             words += f" The level {p.level:.2g} is near that of unrelated states ({_UNRELATED:.2g}): flat means little."
         yield Finding(
             "C1", "plateau", ds["protocol"].item(), measure, scope, status, "growth per doubling of depth",
@@ -388,6 +409,8 @@ def _c1_rise(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> 
             words += f" ({100 * (1 - 2 * setting.alpha):g} % interval {low:.3g} to {high:.3g})"
         if not math.isnan(p.onset_step):
             words += f"; within the margin of it by step {p.onset_step:.0f} of {p.steps}"
+        if math.isfinite(p.rise_factor):
+            words += _zeros(_amplitude(ds, measure, layer))
         yield Finding(
             "C1", "rise", ds["protocol"].item(), measure, scope, status, "level / first step", p.rise_factor,
             p.rise_interval, (setting.rise, math.inf), p.p_rise, p.p_no_rise,
@@ -425,7 +448,8 @@ def _c2(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
         if len(set(roundoffs)) < 2:
             continue
         scope = f"{axes['model']}, chunk {axes['chunk_size']}, {'/'.join(ds['dtype'].item() for ds in cells)}"
-        logs = [_log(_amplitude(ds, measure, layer)) for ds in cells]
+        values = [_amplitude(ds, measure, layer) for ds in cells]
+        logs = [_log(v) for v in values]
         if any(z is None for z in logs):
             yield _nothing(("C2", "precision"), cells, measure, scope, effect, _NO_LOG + ".")
             continue
@@ -454,7 +478,7 @@ def _c2(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
             f"{kind}: slope {slope:.3f} ({_interval(slope, half, '.3f', setting)}), that is a factor "
             f"{math.exp(slope * ratio):.3g} from {cells[-1]['dtype'].item()} to {cells[0]['dtype'].item()}, over "
             f"{math.exp(ratio):,.0f}x in unit roundoff (published: slope {claimed:.4f}); "
-            f"{_documents(axes['documents'])}."
+            f"{_documents(axes['documents'])}{_zeros(*values)}."
         )
         yield Finding(
             "C2", "precision", cells[0]["protocol"].item(), measure, scope, status, effect, slope,
@@ -468,11 +492,20 @@ def _interval(estimate: float, half: float, how: str, setting: Setting) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- C3
-def _blocks(ds: xr.Dataset, values: Float, measure: str, size: int) -> Float:
+_COUNTS = {  # tokens that a step's value is the mean of, where that is not all of them
+    "logit_kl": "logit_count",
+    "logit_js": "logit_count",
+    "delta_p_rms": "target_count",
+    "nll_gap": "target_count",
+}
+
+
+def _blocks(ds: xr.Dataset, values: Float, measure: str, size: int, layer: int | str = "last") -> Float:
     """Pool amplitudes [document, step] over blocks of `size` tokens: [document, block].
 
     A chunk that straddles a border counts in proportion to its tokens on either side. Squares are pooled, relative ones
-    by the norm of what they are relative to: that is the drift of the block itself, whatever the chunks were.
+    by the norm of what they are relative to: that is the drift of the block itself, whatever the chunks were. The gap
+    in NLL is a difference of means: it is pooled with its sign.
     """
     start, stop = ds["token_start"].values, ds["token_stop"].values
     borders = np.arange(0, stop[-1] // size + 1) * size
@@ -480,20 +513,29 @@ def _blocks(ds: xr.Dataset, values: Float, measure: str, size: int) -> Float:
     share = np.clip(overlap, 0, None) / (stop - start)  # [block, step]
     weight = np.broadcast_to((stop - start).astype(float), values.shape)
     if measure == "hidden_rel_l2":
-        weight = ds["hidden_norm"].isel(layer=-1).transpose("document", "step").values ** 2
-    return np.sqrt(((weight * values**2) @ share.T) / (weight @ share.T))
+        weight = curve(ds, "hidden_norm", layer) ** 2
+    if measure in _COUNTS:
+        weight = curve(ds, _COUNTS[measure])
+        values = np.where(weight == 0, 0.0, values)  # NaN: nothing was compared
+    with np.errstate(invalid="ignore"):
+        if measure == "nll_gap":
+            # Signed gaps average out: their mean over a chunk is smaller in a longer one, whatever the drift.
+            signed = np.where(weight == 0, 0.0, curve(ds, "nll_fold") - curve(ds, "nll_full"))
+            return np.abs((weight * signed) @ share.T / (weight @ share.T))
+        return np.sqrt(((weight * values**2) @ share.T) / (weight @ share.T))
 
 
 def _c3(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
     effect = "change per doubling of the chunk size"
     delta = math.log1p(setting.chunk)
     for axes, cells in _groups(sweep, "model", "dtype"):
+        cells = [ds for ds in cells if ds["chunk_size"].item() <= axes["tokens"]]  # no chunk is larger than the text
         cells = sorted({ds["chunk_size"].item(): ds for ds in cells}.values(), key=lambda ds: ds["chunk_size"].item())
         sizes = [ds["chunk_size"].item() for ds in cells]
         if len(sizes) < 2:
             continue
         scope = f"{axes['model']} {axes['dtype']}, chunks {', '.join(map(str, sizes))}"
-        pooled = [_blocks(ds, _amplitude(ds, measure, layer), measure, sizes[-1]) for ds in cells]
+        pooled = [_blocks(ds, _amplitude(ds, measure, layer), measure, sizes[-1], layer) for ds in cells]
         logs = [_log(values) for values in pooled]
         if any(z is None for z in logs):
             yield _nothing(("C3", "chunk size"), cells, measure, scope, effect, _NO_LOG + ".")
@@ -510,7 +552,7 @@ def _c3(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
         words = (
             f"{percent(math.expm1(slope))} per doubling ({100 * (1 - 2 * setting.alpha):g} % interval {percent(low)} "
             f"to {percent(high)}) from {sizes[0]} to {sizes[-1]} tokens, over the same text; "
-            f"{_documents(axes['documents'])}."
+            f"{_documents(axes['documents'])}{_zeros(*pooled)}."
         )
         yield Finding(
             "C3", "chunk size", cells[0]["protocol"].item(), measure, scope,
@@ -546,7 +588,8 @@ def _c4_level(sweep: Sweep, measure: str, layer: int | str, setting: Setting) ->
         groups.setdefault((ds["dtype"].item(), ds["chunk_size"].item(), _value(ds, "tokens")), []).append(ds)
     chosen: dict[str, tuple[tuple[Any, ...], list[xr.Dataset]]] = {}
     for key, cells in groups.items():
-        cells = list({ds["model"].item(): ds for ds in cells}.values())
+        cells = sorted(cells, key=lambda ds: (ds["model"].item(), ds.sizes["document"]))
+        cells = list({ds["model"].item(): ds for ds in cells}.values())  # of one model the cell with most documents
         best = chosen.get(key[0])
         # Per precision, the setting that most models share, and of those the deepest chain.
         rank = (len(cells), cells[0].sizes["step"])
@@ -567,7 +610,8 @@ def _c4_level(sweep: Sweep, measure: str, layer: int | str, setting: Setting) ->
             low, high = math.exp(ratio - half), math.exp(ratio + half)
             words = (
                 f"ratio {math.exp(ratio):.2f} ({100 * (1 - 2 * setting.alpha):g} % interval {low:.2f} to {high:.2f}); "
-                f"{_documents(min(a.sizes['document'], b.sizes['document']))}."
+                f"{_documents(min(a.sizes['document'], b.sizes['document']))}"
+                f"{_zeros(*(_amplitude(ds, measure, layer) for ds in (a, b)))}."
             )
             yield Finding(
                 "C4", "level", a["protocol"].item(), measure, scope, _status(support, refute, setting.alpha), effect,
@@ -635,8 +679,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C4", "level",
         "the same across model families (Llama, Qwen, Gemma, and OLMoE)",
-        "levels of any two tested models within a factor {family:g}: less than the spread between two kernels that are "
-        "both accepted",
+        "levels of any two tested models within a factor {family:g}, at the same chunk size and number of tokens: one bit, "
+        "where the precisions are 16 bits apart",
         _c4_level, "", "larger models; with fewer than six families nothing can be said of families at large",
     ),
     Claim(
@@ -718,7 +762,7 @@ def _span(values: Sequence[int]) -> str:
 def _writer(claim: Claim) -> Callable[[float], str]:
     if claim.name in ("C1 plateau", "C3 chunk size"):
         return percent
-    return lambda v: f"{v:.3g}" if abs(v) >= 0.0005 else f"{v:.4f}"
+    return lambda v: f"{v:.3g}" if abs(v) >= 0.0005 else f"{v:.4f}".replace("-0.0000", "0.0000")
 
 
 def audit(
@@ -779,8 +823,8 @@ def _check(setting: Setting) -> None:
     for name in ("growth", "precision", "chunk", "proportional"):
         if not 0 < getattr(setting, name) < 1:
             raise ConfigError(f"the margin {name!r} is {getattr(setting, name)}; it must lie between 0 and 1")
-    if not setting.family > 1 or not setting.rise > 1:
-        raise ConfigError(f"'family' ({setting.family}) and 'rise' ({setting.rise}) are ratios and must be above 1")
+    if not 1 < setting.family < math.inf or not 1 < setting.rise < math.inf:
+        raise ConfigError(f"'family' ({setting.family}) and 'rise' ({setting.rise}) are finite ratios above 1")
     if not 0 < setting.alpha < 0.5:
         raise ConfigError(f"'alpha' is {setting.alpha}; it must lie between 0 and 0.5")
 
@@ -825,6 +869,270 @@ def _terminal(found: Audit, details: bool) -> str:
     return "\n".join(lines)
 
 
+# ---------------------------------------------------------------------------------------------- a page of it
+def settings(margins: Mapping[str, float | str] | None = None, alpha: float = 0.05) -> Setting:
+    """Margins by name, as ``{"growth": 0.1}``, and the level; what is not named keeps its default."""
+    return _setting([f"{name}={value}" for name, value in (margins or {}).items()], alpha)
+
+
+def _join(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
+
+
+def _share(x: float) -> str:
+    return f"{100 * x:.3g} %"
+
+
+def _parts(found: Audit, key: str = "") -> dict[Claim, list[Summary]]:
+    """Summaries by claim; of one published claim, or of all."""
+    parts: dict[Claim, list[Summary]] = {}
+    for s in found.summaries:
+        if key in ("", s.claim.key, s.claim.name):
+            parts.setdefault(s.claim, []).append(s)
+    return parts
+
+
+def by_protocol(summaries: Sequence[Summary]) -> str:
+    """Say the verdicts on one claim: ``"refuted under append; supported under reprime and restart"``."""
+    names: dict[Status, list[str]] = {}
+    for s in summaries:
+        names.setdefault(s.status, []).extend([s.protocol] if s.protocol else [])
+    return "; ".join(f"{v.value} under {_join(n)}" if n else v.value for v, n in names.items())
+
+
+#: A sign for each verdict, so that colour is not needed to tell them apart.
+SIGNS = {Status.SUPPORTED: "●", Status.REFUTED: "✖", Status.UNDETERMINED: "○", Status.NOT_TESTED: "–"}
+
+
+def html(found: Audit) -> str:
+    """Write the claims table as HTML; the class of a verdict is its name."""
+    names = ("claim", "what was published", "protocol", "verdict", "finding", "other measures that disagree")
+    rows = []
+    for claim, summaries in _parts(found).items():
+        span = f' rowspan="{len(summaries)}"'
+        first = f"<th scope='row'{span}>{escape(claim.name)}</th><td{span}>{escape(claim.published)}</td>"
+        for s in summaries:
+            name = s.status.value
+            verdict = f'<span class="{name.replace(" ", "-")}">{SIGNS[s.status]} {name}</span>'
+            rest = f"<td>{escape(s.words)}</td><td>{escape(differing(s))}</td>"
+            rows.append(f'<tr>{first}<td>{escape(s.protocol or "–")}</td><td class="verdict">{verdict}</td>{rest}</tr>')
+            first = ""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f'<div class="claims"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def meaning(found: Audit) -> str:
+    """Say what the words of the verdicts mean, with the margins that were used."""
+    s = found.setting
+    return (
+        f"**{SIGNS[Status.SUPPORTED]} Supported**: every cell passes two one-sided tests at level {s.alpha:g} of lying "
+        f"within the margin set in advance (growth per doubling of depth {_share(s.growth)}, change with the precision "
+        f"{_share(s.precision)}, change per doubling of the chunk size {_share(s.chunk)}, models within a factor "
+        f"{s.family:g}); a claim about all cells needs all of them (intersection-union). "
+        f"**{SIGNS[Status.REFUTED]} Refuted**: at least one cell passes the test of lying beyond it, after Holm's "
+        f"correction over the cells. **{SIGNS[Status.UNDETERMINED]} Undetermined**: neither; a test that fails to find "
+        f"a difference supports nothing. The claims are those of arXiv 2605.12471; the "
+        f"verdicts are by the drift of the {_SHORT.get(found.measure, found.measure)}."
+    )
+
+
+def sentences(found: Audit, key: str) -> list[str]:
+    """Say of each part of a claim what was published, what counts as that, and the verdicts."""
+    return [
+        f"{claim.name}: {by_protocol(group)}. Published: {claim.published}. Margin: "
+        f"{claim.margin.format(**vars(found.setting))}." + _untested(group) + _unestimated(group)
+        for claim, group in _parts(found, key).items()
+    ]
+
+
+def _untested(summaries: Sequence[Summary]) -> str:
+    why = dict.fromkeys(s.words for s in summaries if s.status is Status.NOT_TESTED)
+    return f" Not tested means: {' '.join(why)}" if why else ""
+
+
+def _unestimated(summaries: Sequence[Summary]) -> str:
+    """Say why, where no row of a protocol has an estimate of what it is about."""
+    said = ""
+    for s in summaries:
+        if s.findings and s.claim.name != "C4 plateau" and all(math.isnan(f.estimate) for f in s.findings):
+            said += f" No estimate under {s.protocol}: {' '.join(dict.fromkeys(f.words for f in s.findings))}"
+    return said
+
+
+def changes(found: Audit) -> list[str]:
+    """Say what would change the verdict on each claim."""
+    return [f"{claim.name}: now {by_protocol(group)}; {claim.changes}." for claim, group in _parts(found).items()]
+
+
+def _flat_at(values: Float, setting: Setting) -> float:
+    """Smallest margin at which a curve would be certified as flat, to within 2 %; NaN if there is none below 1."""
+
+    def flat(margin: float) -> bool:
+        return plateaus([values], margin=margin, alpha=setting.alpha, rise_min=setting.rise)[0].verdict.is_plateau
+
+    low, high = setting.growth, 0.99
+    if low >= high or not flat(high):
+        return math.nan
+    while high > 1.02 * low:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if flat(middle) else (middle, high)
+    return high
+
+
+def _enough(finding: Finding) -> str:
+    """Smallest margin at which the interval of a finding would lie within it; of C1 see :func:`_flat_at`."""
+    low, high = (math.inf if math.isnan(x) else x for x in finding.interval)
+    name = f"{finding.claim} {finding.part}"
+    if name == "C3 chunk size" and low > -1 and math.isfinite(high):
+        return f"{_share(math.expm1(max(-math.log1p(low), math.log1p(high))))} per doubling of the chunk size"
+    if name == "C4 level" and low > 0 and math.isfinite(high):
+        return f"a factor {max(1 / low, high):.3g}"
+    if name == "C2 precision" and math.isfinite(low) and math.isfinite(high):
+        change = max(abs(low), abs(high)) * math.log(finding.detail["ratio"])
+        return f"{_share(math.expm1(change))} over the range" if change < 1 else f"a factor {math.exp(change):.3g}"
+    return "–"
+
+
+def undecided(found: Audit, sweep: Sweep) -> pd.DataFrame:
+    """Findings by the headline measure that do not support their claim: what more data or which margin would."""
+    columns = ["claim", "protocol", "cells", "verdict", "supported from a margin of", "or with"]
+    rows = []
+    for s in found.summaries:
+        chains: Sequence[xr.Dataset] = ()
+        if s.claim.name == "C1 plateau":
+            chains = _deepest(sweep.sel(protocol=s.protocol))  # in the order of the findings
+        for place, f in enumerate(s.findings):
+            if f.status is Status.SUPPORTED:
+                continue
+            margin = _enough(f)
+            if chains:
+                reach = _flat_at(_amplitude(chains[place], found.measure, found.layer), found.setting)
+                margin = "none" if math.isnan(reach) else f"{_share(reach)} per doubling of depth"
+            verdict = f"{SIGNS[f.status]} {f.status.value}"
+            rows.append((s.claim.name, s.protocol, f.scope, verdict, margin, f.needed or "–"))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def evidence(found: Audit) -> pd.DataFrame:
+    """Every finding by every measure, with p-values; Holm's correction is over the cells of one claim and protocol."""
+    claims = {(c.key, c.part): c for c in CLAIMS}
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for f in found.findings:
+        groups.setdefault((f.claim, f.part, f.protocol, f.measure), []).append(f)
+    rows = []
+    for findings in groups.values():
+        for f, adjusted in zip(findings, holm([f.p_refute for f in findings]), strict=True):
+            write = _writer(claims[f.claim, f.part])
+            rows.append(
+                {
+                    "claim": f"{f.claim} {f.part}",
+                    "protocol": f.protocol,
+                    "measure": _SHORT.get(f.measure, f.measure),
+                    "cells": f.scope,
+                    "verdict": f"{SIGNS[f.status]} {f.status.value}",
+                    "estimated": f.effect,
+                    "estimate": "–" if math.isnan(f.estimate) else write(f.estimate),
+                    f"{100 * (1 - 2 * found.setting.alpha):g} % interval": _pair(f.interval, write),
+                    "margin": _pair(f.margin, write),
+                    "p (support)": _p(f.p_support),
+                    "p (refute)": _p(f.p_refute),
+                    "p (refute, Holm)": _p(adjusted),
+                    "finding": f.words,
+                    "files": ", ".join(f.cells),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _pair(pair: tuple[float, float], write: Callable[[float], str]) -> str:
+    return "–" if any(map(math.isnan, pair)) else " to ".join(write(x) for x in pair)
+
+
+def estimate(finding: Finding) -> str:
+    """Write an estimate with its interval."""
+    write = _writer(next(c for c in CLAIMS if (c.key, c.part) == (finding.claim, finding.part)))
+    return f"{write(finding.estimate)} ({_pair(finding.interval, write)})"
+
+
+def _p(p: float) -> str:
+    return "–" if math.isnan(p) else f"{p:.2g}" if p >= 1e-6 else "< 1e-6"
+
+
+def files(found: Audit) -> pd.DataFrame:
+    """Which files which rows of the claims table rest on."""
+    used: dict[str, list[str]] = {}
+    for s in found.summaries:
+        for f in s.findings:
+            for name in f.cells:
+                used.setdefault(name, []).append(s.claim.name)
+    rows = [(name, ", ".join(dict.fromkeys(claims))) for name, claims in sorted(used.items())]
+    return pd.DataFrame(rows, columns=["file", "rows of the table that rest on it"])
+
+
+def commands(found: Audit, sweep: Sweep, models: Sequence[str] | str | None = None) -> str:
+    """Write the commands that give the numbers of the page again, once the cells are there."""
+    folder, s, default = shlex.quote(sweep.folder.name if sweep.folder else "SWEEP"), found.setting, Setting()
+    margins = {n: v for n, v in vars(s).items() if n != "alpha" and v != getattr(default, n)}
+    what = [f"--measure {found.measure}"] + [f"--layer {found.layer}"] * (found.layer != "last")
+    level = [f"--alpha {s.alpha:g}"] * (s.alpha != default.alpha)
+    table = [*what, *(f"--margin {n}={v:g}" for n, v in margins.items()), *level]
+    # drift.plateau judges what was measured; where that is the square of an amplitude, so are its margins.
+    power = 1 / _power(found.measure)
+    chain = [f"--margin {(1 + s.growth) ** power - 1:.6g}"] * (power != 1 or s.growth != default.growth)
+    chain += [f"--rise-min {s.rise**power:.6g}"] * (power != 1 or s.rise != default.rise)
+    page = {"measure": found.measure, "layer": found.layer, "alpha": s.alpha, "margins": margins or None}
+    given: dict[str, Any] = {n: v for n, v in page.items() if v not in ("hidden_rel_l2", "last", default.alpha, None)}
+    if models is not None:
+        given["models"] = list(models) if not isinstance(models, str) else models
+    written = (v if isinstance(v, str) else json.dumps(v) for v in given.values())
+    lines = [
+        "# the claims table and every finding" + ("; of all models, not only those of this page" if models else ""),
+        " ".join([f"python -m drift.claims {folder} --details", *table]),
+        "# C1, every chain by itself" + (" (the measure is the square of an amplitude: so are margin and factor)"
+                                         if power != 1 else ""),
+        " ".join([f"python -m drift.plateau {folder}", *what, *chain, *level]),
+        "# this page",
+        " ".join([f"python -m drift.report {folder} --notebook claims",
+                  *(f"-p {shlex.quote(f'{n}={v}')}" for n, v in zip(given, written, strict=True))]),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def method(found: Audit) -> str:
+    """Say in a paragraph how the decision is made."""
+    shares = _join([f"1/{1 / w:g}" for w in WINDOWS])
+    return (
+        "Drift enters as an amplitude (a divergence as its square root) and is judged in logarithms. Growth is its "
+        f"slope per doubling of chain depth, on windows fixed in advance that leave out the first {shares} of the "
+        "steps; a plateau may be certified on any of them, at the price of a Bonferroni factor, and growth is judged "
+        "on the last. Levels are means over that window. The standard error is the least favourable of up to three: "
+        "autocorrelated noise around the trend, means of batches, and, from "
+        f"{DOCUMENTS} documents on, their spread. A change late in the chain, or a model that still changes at its end "
+        "and fits better, can only take a plateau away. Precisions, chunk sizes and models are compared over the same "
+        "text, by the same tests."
+    )
+
+
+def limits(found: Audit) -> list[str]:
+    """Say what the verdicts do not cover, with the sizes of this sweep."""
+    chains = [f for s in found.summaries if s.claim.name == "C1 plateau" for f in s.findings]
+    depths = sorted({f.detail["transitions"] for f in chains})
+    documents = sorted({f.detail["documents"] for f in chains})
+    few = sum(f.detail["documents"] < DOCUMENTS for f in chains)
+    bounded = found.measure in _BOUNDED
+    near = sum(f.detail["level"] > 0.5 * _UNRELATED for f in chains) if bounded else 0
+    return [
+        f"Depth: nothing is said of a chain beyond its last step; those judged here have {_span(depths)} transitions, "
+        f"the published plateau {PUBLISHED_DEPTH}.",
+        f"Documents: fewer than {DOCUMENTS} support no claim about other documents; the chains here have "
+        f"{_span(documents)} ({few} of {len(chains)} chains have fewer than {DOCUMENTS}).",
+        "Late growth: growth of a small size that begins in the last 15 % of a chain is weakly covered.",
+        "Bounds: a measure at its bound is trivially flat, and insensitive to everything."
+        + (f" Unrelated states are {_UNRELATED:.2g} apart; {near} of {len(chains)} chains come to half of that or more."
+           if bounded else ""),
+    ]  # fmt: skip
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m drift.claims",
@@ -864,7 +1172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        layer: int | str = int(args.layer) if args.layer.lstrip("-").isdigit() else args.layer
+        layer: int | str = int(args.layer) if re.fullmatch("-?[0-9]+", args.layer) else args.layer
         setting = _setting(args.margin, args.alpha)
         sweep = open_sweep(args.sweep)
         for name, problem in sweep.problems.items():

@@ -13,6 +13,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -25,20 +26,25 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from drift import dataset, summary
+from drift import claims, dataset, summary
 from drift.dataset import VARIABLES, Sweep
 from drift.errors import DatasetError
+from drift.plateau import Plateau, Verdict, late_start
+from drift.plateau.kernel import windows
+from drift.plateau.verdict import percent
 
 __all__ = [
     "choose",
     "depth_growth",
     "drift_per_step",
+    "equivalence",
     "heat_map",
     "keys_values",
     "level_vs_chunk_size",
     "level_vs_roundoff",
     "logits_per_step",
     "nonfinite",
+    "plateau_fit",
     "png",
     "show",
     "worst_tokens",
@@ -791,6 +797,398 @@ def nonfinite(sweep: Sweep) -> Figure | None:
         if len(bad) > len(shown):
             caption += f" The first {len(shown)} of {len(bad)} cells are drawn; the table lists all."
         return _finish(figure, title, caption, [("cell", _lines(lines))])
+
+
+# ---------------------------------------------------------------------------------------------- 10
+_SHAPES = {claims.Status.SUPPORTED: "o", claims.Status.REFUTED: "X", claims.Status.UNDETERMINED: "o"}
+_SHADES = {claims.Status.SUPPORTED: "#0173b2", claims.Status.REFUTED: "#c44e00", claims.Status.UNDETERMINED: "0.35"}
+
+
+def plateau_fit(
+    sweep: Sweep,
+    measure: str = "hidden_rel_l2",
+    layer: int | str = "last",
+    *,
+    protocol: str | None = None,
+    setting: claims.Setting | None = None,
+) -> Figure:
+    """Draw what decides whether drift is a plateau: the deepest chain of each model (columns) and precision (rows).
+
+    Each panel has the curve, the level over the judging window, the growth over it, and what growth at the margin would
+    look like. Divergences are drawn as amplitudes, as they are judged.
+
+    Parameters
+    ----------
+    measure, layer
+        See :func:`drift.claims.audit`.
+    protocol : str, optional
+        Which reading of the fold; the first there is by default.
+    setting : Setting, optional
+        Margins and level.
+    """
+    _need(sweep)
+    setting = setting or claims.Setting()
+    part = sweep.sel(protocol=protocol or sweep.values("protocol")[0])
+    chains = list(claims._verdicts(part, measure, layer, setting))
+    found = {(ds["model"].item(), ds["dtype"].item()): (ds, p) for ds, _, p in chains}
+    models, dtypes = part.values("model"), _dtypes(part)
+    colour, marker = _colours(dtypes), _cycle(dtypes, _MARKERS)
+    clipped = 0
+    with _style():
+        wide = 5.4 if len(models) == 1 else 3.3
+        figure, axes = _grid(len(dtypes), len(models), width=wide, height=3.1 + 1.1 / len(dtypes))
+        for row, dtype in enumerate(dtypes):
+            for column, model in enumerate(models):
+                ax = axes[row][column]
+                if (model, dtype) not in found:
+                    ax.set_title(f"{model} {dtype}", fontsize=9)
+                    ax.set_xticks([])
+                    ax.set_yticks([])
+                    _empty(ax, "no such cell")
+                    continue
+                ds, p = found[model, dtype]
+                frame = summary._collapse(claims._amplitude(ds, measure, layer))
+                frame = frame.assign(at=np.arange(1, len(frame) + 1))
+                # a long noisy line would hide what is fitted to it
+                thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.6} if len(frame) > 100 else {"linewidth": 1.1}
+                _draw(ax, frame, colour[dtype], "-", marker[dtype], zorder=2, **thin)
+                if frame["value"].notna().any():
+                    clipped += _frame_curve(ax, frame, p, setting, colour[dtype])
+                    _window(ax, p, setting)
+                else:
+                    _empty(ax)
+                _note(ax, int(frame["zeros"].sum()), int(frame["nonfinite"].sum()))
+                ax.set_title(_fit_title(ds, p), fontsize=8.4, loc="left")
+                if row == len(dtypes) - 1:
+                    _name_x(ax, "chain step (1 = first chunk)")
+                if len(frame) > 8:
+                    _log2_x(ax, frame["at"].tolist())
+                else:
+                    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+                ax.set_xlim(0.88, len(frame) * 1.25)
+            root = "square root of\n" if claims._power(measure) != 1 else ""
+            axes[row][0].set_ylabel(f"{dtype}\n{root}{_label(measure, layer)}")
+        kinds = [p.verdict.value.replace("_", " ") for _, _, p in chains]
+        counted = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
+        title = (
+            f"Is drift flat at depth under {part.values('protocol')[0]}, within {_percent(setting.growth)} per "
+            f"doubling? " + (f"Of {len(kinds)} chains: {counted}" if len(kinds) > 1 else f"One chain: {kinds[0]}")
+        )
+        caption = (
+            f"{_BAND} Fits: last three quarters of the chain. Bars on the right: 95 % interval of the level, with "
+            "arrows where it is wider than the panel. Triangle below: step by which drift has come to its level, "
+            "median and range of documents. Every panel has its own vertical scale."
+        )
+        if clipped:
+            caption += f" Arrows at the edge: {clipped} steps lie beyond the panel."
+        return _finish(figure, title, caption, _fit_legends(dtypes, colour, marker, setting))
+
+
+def _percent(x: float) -> str:
+    return f"±{100 * x:g} %"
+
+
+def _fit_legends(
+    dtypes: Sequence[str], colour: dict[Any, Any], marker: dict[Any, Any], setting: claims.Setting
+) -> list[tuple[str, list[Line2D]]]:
+    fits: dict[Any, dict[str, Any]] = {
+        "level": {"color": "black", "linewidth": 1.6},
+        "growth, fitted": {"color": "black", "linewidth": 1.6, "linestyle": (0, (4, 2))},
+        f"{_percent(setting.growth)} per doubling": {"color": "0.72", "linewidth": 7},
+        "onset": {"color": "black", "marker": "^", "markersize": 5, "linewidth": 1},
+    }
+    return [
+        ("precision", _lines({d: {"color": colour[d], "marker": marker[d], "markersize": 5} for d in dtypes})),
+        ("judging window", _lines(fits)),
+    ]
+
+
+def _fit_title(ds: Any, p: Plateau) -> str:
+    """Name the chain, and say its verdict and its growth."""
+    status = claims.Status.SUPPORTED if p.verdict.is_plateau else claims.Status.UNDETERMINED
+    if p.verdict in (Verdict.GROWING, Verdict.DECAYING):
+        status = claims.Status.REFUTED
+    words = p.verdict.value.replace("_", " ") + (f" ({p.reason.value})" if p.reason else "")
+    lines = [
+        "{model}, chunk {chunk_size}".format(**summary._identity(ds)),
+        *textwrap.wrap(f"{claims.SIGNS[status]} {words}", 44),
+    ]
+    if math.isfinite(p.growth_per_doubling):
+        low, high = (percent(x) for x in p.growth_interval)
+        lines.append(f"{percent(p.growth_per_doubling)} per doubling ({low.rstrip(' %')} to {high})")
+    lines.append(f"{p.steps - 1} transitions, {p.documents} document{'s' * (p.documents != 1)}")
+    return "\n".join(lines)
+
+
+def _window(ax: Axes, p: Plateau, setting: claims.Setting) -> None:
+    """Draw level, growth and margin over the judging window."""
+    if not p.level > 0:
+        return
+    first = late_start(p.steps)
+    steps = np.arange(first + 1, p.steps + 1)
+    doublings = np.log2(steps)
+    doublings = doublings - doublings.mean()  # the fitted line passes through the level here
+    edge = math.log1p(setting.growth) * np.abs(doublings)
+    fan = p.level * np.exp(-edge), p.level * np.exp(edge)
+    ax.fill_between(steps, *fan, color="0.66", alpha=0.75, linewidth=0, zorder=3)
+    ax.plot(steps[[0, -1]], [p.level, p.level], color="black", linewidth=1.6, zorder=4)
+    if math.isfinite(p.growth_per_doubling) and p.growth_per_doubling > -1:
+        growth = p.level * np.exp(math.log1p(p.growth_per_doubling) * doublings)
+        ax.plot(steps, growth, color="black", linewidth=1.6, linestyle=(0, (4, 2)), zorder=4)
+    bottom, top = ax.get_ylim()
+    at = p.steps * 1.12
+    ends = [max(p.level_interval[0], bottom), min(p.level_interval[1], top)]
+    ax.plot([at, at], ends, color="black", linewidth=1.2, zorder=4)
+    for end, edge, shape in zip(ends, (bottom, top), ("v", "^"), strict=True):
+        shape = shape if end == edge else "_"  # an arrow where the interval goes on
+        ax.plot([at], [end], color="black", marker=shape, markersize=5, clip_on=False, zorder=4)
+    if math.isfinite(p.onset_step):
+        foot = ax.get_xaxis_transform()
+        ax.plot(p.onset_range, [0.04, 0.04], color="black", linewidth=1, transform=foot, zorder=5)
+        ax.plot([p.onset_step], [0.04], color="black", marker="^", markersize=5, transform=foot, zorder=5)
+
+
+def _frame_curve(ax: Axes, frame: pd.DataFrame, p: Plateau, setting: claims.Setting, colour: Any) -> int:
+    """Choose the vertical axis by the late steps, so that a steep start does not squash them; count what is beyond."""
+    late = frame[frame["at"] > windows(p.steps)[0]] if p.level > 0 else frame
+    late = late if late["value"].notna().any() else frame
+    low, high = late["low"].min(), late["high"].max()
+    if p.level > 0:
+        room = (1 + setting.growth) ** 1.2
+        low, high = min(low, p.level / room), max(high, p.level * room)
+    least, most = frame["low"].min(), frame["high"].max()
+    low, high = least if least > low / 6 else low / 2, most if most < high * 6 else high * 2
+    pad = max((high / low) ** 0.12, 1.06)
+    low, high = low / pad**1.6, high * pad  # the onset's marker stands below
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    if high / low < 6:
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    elif high / low < 200:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0), numticks=12))
+    else:
+        _decades(ax.yaxis)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}".replace("e-0", "e-")))
+    ax.yaxis.set_minor_locator(NullLocator())
+    beyond = 0
+    for outside, height, shape in ((frame["value"] < low, 0.0, "v"), (frame["value"] > high, 1.0, "^")):
+        steps = frame["at"][outside]
+        how = {"color": colour, "marker": shape, "linestyle": "none", "markersize": 5, "clip_on": False}
+        if len(steps):  # an empty line that is not clipped would count as lying at the figure's corner
+            ax.plot(steps, np.full(len(steps), height), transform=ax.get_xaxis_transform(), zorder=6, **how)
+        beyond += len(steps)
+    return beyond
+
+
+# ---------------------------------------------------------------------------------------------- 11
+@dataclass(frozen=True)
+class _Effect:
+    """How a claim's estimates are drawn.
+
+    Attributes
+    ----------
+    name : str
+        Of the claim.
+    question : str
+        What the margin asks; a format string over the fields of :class:`drift.claims.Setting`.
+    axis : str
+    null : float
+        No effect.
+    log, percent : bool
+        Of the axis.
+    widest : tuple of float
+        Estimates beyond are drawn as arrows.
+    """
+
+    name: str
+    question: str
+    axis: str
+    null: float
+    log: bool
+    percent: bool
+    widest: tuple[float, float]
+
+
+_EFFECTS = {
+    "C1": _Effect(
+        "C1 plateau", "Is growth per doubling of depth within {growth}?", "growth per doubling of chain depth [%]",
+        0.0, False, True, (-0.9, 2.0),
+    ),
+    "C2": _Effect(
+        "C2 precision", "Is drift the same in every precision, within {precision}?",
+        "log-log slope of drift on the unit roundoff [1]", 0.0, False, False, (-1.0, 2.5),
+    ),
+    "C3": _Effect(
+        "C3 chunk size", "Is the change per doubling of the chunk size within {chunk}?",
+        "change per doubling of the chunk size [%]", 0.0, False, True, (-0.9, 2.0),
+    ),
+    "C4": _Effect(
+        "C4 level", "Are any two models' levels within a factor {family:g}?", "ratio of two models' levels [1]",
+        1.0, True, False, (1 / 256, 256.0),
+    ),
+}  # fmt: skip
+
+
+def equivalence(found: claims.Audit, claim: str = "C1") -> Figure | None:
+    """Draw estimates and intervals of one claim against its margin, one row per finding of the headline measure.
+
+    Parameters
+    ----------
+    found : Audit
+        From :func:`drift.claims.audit`.
+    claim : {"C1", "C2", "C3", "C4"}
+        Growth with depth, slope on the unit roundoff, change with the chunk size, ratio of models.
+
+    Returns
+    -------
+    Figure or None
+        None where nothing could be estimated.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such figure.
+    """
+    if claim not in _EFFECTS:
+        raise DatasetError(f"there is no figure of claim {claim!r}; there are {', '.join(_EFFECTS)}")
+    effect, setting = _EFFECTS[claim], found.setting
+    summaries = [s for s in found.summaries if s.claim.name == effect.name]
+    groups = [s for s in summaries if s.findings]
+    if not any(math.isfinite(f.estimate) for s in groups for f in s.findings):
+        return None
+    shares = {n: _percent(getattr(setting, n)) for n in ("growth", "precision", "chunk")}
+    title = f"{effect.question.format(**(vars(setting) | shares))} {claims.by_protocol(summaries).capitalize()}"
+    limits = _reach(effect, [f for s in groups for f in s.findings], setting)
+    labels = [["\n".join(textwrap.wrap(f.scope, 42)) for f in s.findings] for s in groups]
+    heights = [sum(0.27 + 0.14 * label.count("\n") for label in column) + 0.42 for column in labels]
+    with _style():
+        figure = Figure(figsize=(10.6, sum(heights) + 1.75), dpi=DPI, layout="constrained")
+        axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for ax, s, names in zip(axes, groups, labels, strict=True):
+            _forest(ax, effect, s, names, limits, setting)
+        axes[-1].set_xlabel(effect.axis)
+        for ax in axes[:-1]:
+            ax.tick_params(labelbottom=False)
+        cover = f"{100 * (1 - 2 * setting.alpha):g} %"
+        caption = (
+            f"One row per cell or group of cells; bars: {cover} intervals, which lie within the shaded margin where "
+            "two one-sided tests pass; arrows: further out than the panel. Signs: what each row says by itself; the "
+            "verdict on a protocol needs all rows to be supported, or one to be refuted after Holm's correction."
+        )
+        if claim == "C1":
+            caption += (
+                " Bars are of the judging window; a plateau may be certified on a longer one, and a change late in the "
+                "chain can take it away."
+            )
+        return _finish(figure, title, caption, _forest_legends(claim, setting))
+
+
+def _forest_legends(claim: str, setting: claims.Setting) -> list[tuple[str, list[Line2D]]]:
+    signs: dict[Any, dict[str, Any]] = {s.value: {**_sign(s), "linestyle": "-", "linewidth": 1.3} for s in _SHAPES}
+    references: dict[Any, dict[str, Any]] = {
+        "no effect": {"color": "black", "linewidth": 1},
+        "margin": {"color": "0.8", "linewidth": 8},
+    }
+    if claim == "C2":
+        near = f"proportional (1 ± {setting.proportional:g})"
+        references[near] = {"color": "0.45", "linestyle": (0, (1, 1.2)), "linewidth": 3}
+    return [("verdict", _lines(signs)), ("reference", _lines(references))]
+
+
+def _sign(status: claims.Status) -> dict[str, Any]:
+    hollow = status is claims.Status.UNDETERMINED
+    return {
+        "color": _SHADES[status],
+        "marker": _SHAPES[status],
+        "markersize": 6.5,
+        "markerfacecolor": "white" if hollow else _SHADES[status],
+        "markeredgecolor": _SHADES[status],
+    }
+
+
+def _reach(effect: _Effect, findings: Sequence[claims.Finding], setting: claims.Setting) -> tuple[float, float]:
+    """Choose the horizontal axis: margins and estimates, and of the intervals what does not squash them."""
+    move: Callable[[float], float] = math.log if effect.log else float
+    least, most = (move(x) for x in effect.widest)
+    margins = [x for f in findings for x in f.margin if math.isfinite(x)]
+    points = [move(x) for x in margins] + [move(effect.null)]
+    wide = 3 * max((abs(p - move(effect.null)) for p in points), default=0.0)
+    low, high = move(effect.null) - wide, move(effect.null) + wide
+    if effect.name == "C2 precision":
+        low, high = min(low, -0.15), max(high, 1 + 1.5 * setting.proportional)
+    estimates = [f.estimate for f in findings if math.isfinite(f.estimate) and (f.estimate > 0 or not effect.log)]
+    estimates = [min(max(move(x), least), most) for x in estimates]
+    low, high = min([low, *estimates]), max([high, *estimates])
+    core = high - low
+    ends = [x for f in findings for x in f.interval if math.isfinite(x) and (x > 0 or not effect.log)]
+    ends = [move(x) for x in ends]
+    low = max(min([low, *ends]), low - 0.4 * core)
+    high = min(max([high, *ends]), high + 0.4 * core)
+    pad = 0.04 * (high - low)
+    back: Callable[[float], float] = math.exp if effect.log else float
+    return back(low - pad), back(high + pad)
+
+
+def _forest(
+    ax: Axes,
+    effect: _Effect,
+    s: claims.Summary,
+    names: Sequence[str],
+    limits: tuple[float, float],
+    setting: claims.Setting,
+) -> None:
+    """Draw the rows of one protocol."""
+    scale = 100.0 if effect.percent else 1.0
+    low, high = (scale * x for x in limits)
+    if effect.log:
+        ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    margins = {f.margin for f in s.findings if all(map(math.isfinite, f.margin))}
+    for y, f in enumerate(s.findings):
+        margin = f.margin if f.margin in margins else next(iter(margins)) if len(margins) == 1 else None
+        if margin:
+            ends = scale * margin[0], scale * margin[1]
+            ax.fill_betweenx([y - 0.5, y + 0.5], *ends, color="0.8", linewidth=0, zorder=1)
+        _interval(ax, y, f, scale, (low, high))
+    if effect.name == "C2 precision":
+        near = setting.proportional
+        ax.axvspan(1 - near, 1 + near, facecolor="none", edgecolor="0.6", hatch="....", linewidth=0, zorder=0.5)
+        ax.axvline(1, color="0.45", linestyle=(0, (1, 1.2)), linewidth=1.2, zorder=1.5)
+    ax.axvline(scale * effect.null, color="black", linewidth=1, zorder=1.5)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.tick_params(axis="x", labelsize=8.5)
+    ax.grid(False, axis="y")
+    ax.set_title(f"{s.protocol}: {claims.SIGNS[s.status]} {s.status.value}", fontsize=10, loc="left", fontweight="bold")
+    if effect.log:
+        span = high / low
+        subs = (1.0, 2.0, 5.0) if span < 2000 else (1.0,)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(9))
+
+
+def _interval(ax: Axes, y: int, f: claims.Finding, scale: float, limits: tuple[float, float]) -> None:
+    """Draw one estimate with its interval, cut off at the panel; the numbers stand on the right."""
+    beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}
+    if not math.isfinite(f.estimate):
+        ax.text(1.012, y, f"no estimate ({f.status.value})", color="0.4", **beside)
+        return
+    low, high = limits
+    ends = [scale * (x if math.isfinite(x) else math.copysign(math.inf, side))
+            for x, side in zip(f.interval, (-1, 1), strict=True)]  # fmt: skip
+    colour, at = _SHADES[f.status], scale * f.estimate
+    inside = [min(max(x, low), high) for x in ends]
+    ax.plot(inside, [y, y], color=colour, linewidth=1.5, solid_capstyle="butt", zorder=3)
+    for end, edge, shape in ((ends[0] < low, low, "<"), (ends[1] > high, high, ">")):
+        if end:
+            ax.plot([edge], [y], marker=shape, color=colour, markersize=6, clip_on=False, zorder=4)
+    if low <= at <= high:
+        ax.plot([at], [y], linestyle="none", zorder=5, **_sign(f.status))
+    words = claims.estimate(f)
+    ax.text(1.012, y, words, color="0.15", **beside)
 
 
 # ---------------------------------------------------------------------------------------------- output

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_NOTEBOOKS", "NotebookFailure", "Page", "main", "render"]
 
-DEFAULT_NOTEBOOKS = ("plateau", "layers")
+DEFAULT_NOTEBOOKS = ("claims", "plateau", "layers")
 
 #: Beside the pages: the fingerprint of what they were made of.
 INPUTS = "made-of.sha256"
@@ -61,6 +61,16 @@ table { border-collapse: collapse; font-size: 13px; line-height: 1.4; font-varia
 th, td { padding: 5px 11px; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { position: sticky; top: 0; background: var(--wash); font-weight: 600; }
 tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: var(--wash); }
+.claims { overflow-x: auto; margin: 12px 0 16px; border: 1px solid var(--line); border-radius: 4px; }
+.claims table { width: 100%; }
+.claims th, .claims td { white-space: normal; vertical-align: top; min-width: 6em; }
+.claims th[scope=row], .claims td[rowspan] { border-right: 1px solid var(--line); }
+.claims td:nth-last-child(2) { min-width: 22em; } .claims .verdict { white-space: nowrap; }
+.verdict span { display: inline-block; padding: 1px 8px; border-radius: 10px; border: 1.5px solid var(--soft); }
+.verdict .supported { background: #0b5cad; border-color: #0b5cad; color: #fff; font-weight: 600; }
+.verdict .refuted { border: 2px solid #b34700; color: #b34700; font-weight: 700; }
+.verdict .undetermined { border-style: dashed; color: var(--ink); }
+.verdict .not-tested { border-color: transparent; color: var(--soft); }
 .contents { font-size: 14px; columns: 2; column-gap: 32px; list-style: none; padding: 10px 16px; margin: 16px 0;
   background: var(--wash); border: 1px solid var(--line); border-radius: 4px; max-width: none; }
 .contents li { margin: 2px 0; break-inside: avoid; }
@@ -321,7 +331,9 @@ def _inputs(sweep: Sweep, source: Path, shares: Mapping[Path, Mapping[str, Any]]
         state = path.stat()
         return [path.name, state.st_size, state.st_mtime_ns]
 
-    code = [Path(__file__).with_name(name) for name in ("dataset.py", "summary.py", "plots.py", "report.py")]
+    here = Path(__file__).parent
+    code = [here / f"{name}.py" for name in ("dataset", "summary", "claims", "plots", "report")]
+    code += sorted((here / "plateau").glob("*.py"))
     return content_hash(
         {
             "sweep": str(source.resolve()),

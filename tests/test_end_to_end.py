@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from sweep_tools import text_file, tiny_checkpoint, write_config
 
 import drift
-from drift import report, summary
+from drift import claims, report, summary
 from drift.sweep import run
 from drift.sweep.__main__ import main as sweep_main
 
@@ -45,6 +46,12 @@ def test_a_sweep_becomes_a_report(tmp_path: Path) -> None:
         assert f"{mantissa}e{int(exponent)}" in page
     for protocol in ("append", "restart", "reprime"):
         assert re.search(rf"{protocol}:</strong> ", page), protocol
+    # The first page is the audit of these very cells.
+    found = claims.audit(sweep)
+    first = (tmp_path / "pages" / "claims.html").read_text(encoding="utf-8")
+    said = re.findall(r'<span class="[a-z-]+">. ([a-z ]+)</span>', first)
+    assert said == [s.status.value for s in found.summaries]
+    assert all(s.words in html.unescape(first) for s in found.summaries)
     # The commands that the page gives lead to the very same cells: nothing is left to compute.
     commands = summary.reproduce(sweep)
     assert commands.splitlines()[-1] == "python -m drift.report small"

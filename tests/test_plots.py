@@ -14,12 +14,19 @@ import numpy as np
 import pytest
 import synthetic
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from drift import plots, summary
+from drift import claims, plots, summary
 from drift.dataset import Sweep
 from drift.errors import DatasetError
+from drift.plateau import late_start, plateau
+
+
+def forest(claim: str) -> Callable[[Sweep], Figure | None]:
+    return lambda sweep: plots.equivalence(claims.audit(sweep, others=()), claim)
+
 
 FIGURES: dict[str, Callable[[Sweep], Figure | None]] = {
     "drift_per_step": plots.drift_per_step,
@@ -33,7 +40,11 @@ FIGURES: dict[str, Callable[[Sweep], Figure | None]] = {
     "keys_values": plots.keys_values,
     "worst_tokens": plots.worst_tokens,
     "nonfinite": plots.nonfinite,
+    "plateau_fit": plots.plateau_fit,
+    "plateau_fit keys": lambda s: plots.plateau_fit(s, "key_rel_l2"),
+    "plateau_fit KL": lambda s: plots.plateau_fit(s, "logit_kl"),
 }
+FORESTS = {f"equivalence {claim}": forest(claim) for claim in ("C1", "C2", "C3", "C4")}
 
 
 def small(**options: object) -> xr.Dataset:
@@ -78,12 +89,17 @@ def sweeps() -> dict[str, Sweep]:
 
 
 # many lines are a question of the legend, which is put together in one way: two figures will do
-PAIRS = [(s, f) for s in SWEEPS for f in FIGURES if not s.startswith("five") or f in ("drift_per_step", "depth_growth")]
+PAIRS = [
+    (s, f)
+    for s in SWEEPS
+    for f in [*FIGURES, *FORESTS]
+    if not s.startswith("five") or f in ("drift_per_step", "depth_growth")
+]
 
 
 @pytest.mark.parametrize(("sweep", "figure"), PAIRS)
 def test_every_figure_from_every_sweep(sweeps: dict[str, Sweep], sweep: str, figure: str) -> None:
-    made = FIGURES[figure](sweeps[sweep])
+    made = (FIGURES | FORESTS)[figure](sweeps[sweep])
     if figure == "nonfinite":
         assert (made is not None) == (sweep in ("all NaN", "a bit of everything"))
     if made is None:
@@ -184,3 +200,138 @@ def test_png_is_small_and_whole(sweeps: dict[str, Sweep]) -> None:
 def test_importing_needs_no_torch_and_no_window() -> None:
     code = "import sys, drift.plots, drift.report; assert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(plots.__file__).parents[1])
+
+
+# ---------------------------------------------------------------------------------------------- the claims
+KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "saturated plateau": lambda step: 0.02 * (1 - 0.6 * np.exp(-step / 3)),
+    "flat": lambda step: np.full(step.shape, 0.02),
+    "growing": lambda step: 0.02 * (step + 1) ** 0.5,
+    "decaying": lambda step: 0.02 * (step + 1) ** -0.5,
+}
+
+
+def chain(kind: str, **options: object) -> xr.Dataset:
+    return small(**({"level": KINDS[kind], "tokens": 2048, "documents": 4} | options))
+
+
+@pytest.fixture(scope="module")
+def deep() -> Sweep:
+    """Chains of every kind, long enough to be decided: one kind per protocol."""
+    kinds = {"append": "saturated plateau", "restart": "growing", "reprime": "decaying"}
+    return Sweep(
+        [chain(k, protocol=p, dtype=d, model=m, chunk_size=c, noise=0.05)
+         for p, k in kinds.items() for d in ("bf16", "fp32") for m in ("a", "b") for c in (16, 32)]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fit_says_what_the_verdict_is(kind: str) -> None:
+    cell = chain(kind)
+    figure = plots.plateau_fit(Sweep([cell]))
+    found = plateau(cell["hidden_rel_l2"].values[:, -1, :])
+    assert found.verdict.value.replace("_", " ") == kind
+    assert f"One chain: {kind}" in " ".join(figure.get_suptitle().split())
+    title = figure.axes[0].get_title(loc="left")
+    assert kind in title.splitlines()[1]
+    assert "127 transitions, 4 documents" in title
+    assert title.splitlines()[1][0] == {"growing": "✖", "decaying": "✖"}.get(kind, "●")
+
+
+def test_the_fit_is_drawn_where_it_was_made() -> None:
+    cell = chain("growing")
+    found = plateau(cell["hidden_rel_l2"].values[:, -1, :])
+    ax = plots.plateau_fit(Sweep([cell])).axes[0]
+    curve, level, growth = ax.lines[:3]
+    assert len(curve.get_xdata()) == 128
+    first = late_start(128) + 1
+    np.testing.assert_array_equal(level.get_xdata(), [first, 128])
+    np.testing.assert_allclose(level.get_ydata(), found.level)
+    fitted = np.asarray(growth.get_ydata())
+    doublings = np.log2(128 / first)
+    np.testing.assert_allclose(np.log2(fitted[-1] / fitted[0]) / doublings, np.log2(1 + found.growth_per_doubling))
+    np.testing.assert_allclose(np.exp(np.log(fitted).mean()), found.level)
+    fan = max(ax.collections, key=lambda c: c.get_zorder()).get_paths()[0].vertices[:, 1]
+    assert fan.max() / found.level == pytest.approx(1.05 ** (np.log2(np.arange(first, 129)).mean() - np.log2(first)))
+
+
+def test_fits_count_what_they_do_not_draw() -> None:
+    cell = chain("flat")
+    cell["hidden_rel_l2"].values[:, -1, 0] = 1e-9
+    cell["hidden_rel_l2"].values[:, -1, 1] = 0.0
+    figure = plots.plateau_fit(Sweep([cell]))
+    assert "Arrows at the edge: 1 steps lie beyond the panel." in " ".join(figure.get_supxlabel().split())
+    assert "not drawn: 4 exactly 0" in figure.axes[0].get_xlabel()
+    low, high = figure.axes[0].get_ylim()
+    assert 1e-3 < low < 0.02 < high < 1, "one step far below squashes the curve"
+    assert "beyond" not in plots.plateau_fit(Sweep([chain("growing")])).get_supxlabel()
+
+
+def test_fits_keep_to_the_deepest_chain_of_each_model_and_precision(deep: Sweep) -> None:
+    figure = plots.plateau_fit(deep, protocol="restart")
+    assert len(figure.axes) == 4
+    assert all("chunk 16" in ax.get_title(loc="left") for ax in figure.axes)
+    assert "Of 4 chains: 4 growing" in " ".join(figure.get_suptitle().split())
+    uneven = Sweep([chain("flat", model="a"), chain("flat", model="b", dtype="fp32")])
+    words = [t.get_text() for ax in plots.plateau_fit(uneven).axes for t in ax.texts]
+    assert words == ["no such cell", "no such cell"]
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4"])
+def test_forests_have_a_row_per_finding_and_say_its_verdict(deep: Sweep, claim: str) -> None:
+    found = claims.audit(deep, others=())
+    name = plots._EFFECTS[claim].name
+    summaries = [s for s in found.summaries if s.claim.name == name]
+    figure = plots.equivalence(found, claim)
+    assert figure is not None
+    title = " ".join(figure.get_suptitle().split())
+    assert title.endswith(claims.by_protocol(summaries).capitalize())
+    assert len(figure.axes) == len(summaries) == 3
+    shapes = {claims.Status.SUPPORTED: ("o", True), claims.Status.REFUTED: ("X", True),
+              claims.Status.UNDETERMINED: ("o", False)}  # fmt: skip
+    for ax, s in zip(figure.axes, summaries, strict=True):
+        assert ax.get_title(loc="left") == f"{s.protocol}: {claims.SIGNS[s.status]} {s.status.value}"
+        assert len(ax.get_yticklabels()) == len(ax.texts) == len(s.findings)
+        signs = [line for line in ax.lines if line.get_marker() in ("o", "X")]
+        drawn = [(line.get_marker(), line.get_markerfacecolor() != "white") for line in signs]
+        assert drawn == [shapes[f.status] for f in s.findings]
+        scale = 100 if claim in ("C1", "C3") else 1
+        assert [line.get_xdata()[0] for line in signs] == pytest.approx([scale * f.estimate for f in s.findings])
+        shade = ax.collections[0].get_paths()[0].vertices[:, 0]
+        assert (shade.min(), shade.max()) == pytest.approx(tuple(scale * m for m in s.findings[0].margin))
+
+
+def test_wide_intervals_are_cut_off_with_an_arrow() -> None:
+    def finding(cell: str, estimate: float, *interval: float) -> claims.Finding:
+        return claims.Finding(
+            "C1", "plateau", "append", "hidden_rel_l2", cell, claims.Status.UNDETERMINED, "growth", estimate,
+            (interval[0], interval[1]), (-0.048, 0.05), 0.5, 0.5, "",
+        )  # fmt: skip
+
+    def drawn(*rows: claims.Finding) -> tuple[Axes, list[tuple[str, float]]]:
+        summary_ = claims.Summary(claims.CLAIMS[0], "append", claims.Status.UNDETERMINED, "", rows)
+        audit = claims.Audit((summary_,), "hidden_rel_l2", "last", claims.Setting(), rows)
+        figure = plots.equivalence(audit, "C1")
+        assert figure is not None
+        ax = figure.axes[0]
+        lines = [line for line in ax.lines if line.get_marker() in "<>"]
+        return ax, sorted((str(line.get_marker()), float(line.get_ydata()[0])) for line in lines)
+
+    near, none = finding("near", 0.01, -0.02, 0.04), finding("none", *[math.nan] * 3)
+    ax, arrows = drawn(near, finding("wide", 0.02, -0.9, 1e6), none)
+    assert arrows == [("<", 1.0), (">", 1.0)]
+    low, high = ax.get_xlim()
+    assert -50 < low < -5 < 5 < high < 50, "the wide interval squashes the near one"
+    assert "no estimate" in ax.texts[2].get_text()
+    assert "1e+08 %" in ax.texts[1].get_text()
+    ax, arrows = drawn(near, finding("far", 1e5, 1e4, math.inf))
+    assert arrows == [(">", 1.0)]
+    assert ax.get_xlim()[1] < 500
+
+
+def test_forests_of_nothing() -> None:
+    found = claims.audit(Sweep([small()]), others=())
+    assert plots.equivalence(found, "C2") is None
+    assert plots.equivalence(claims.audit(Sweep([_all_nan()]), others=()), "C1") is None
+    with pytest.raises(DatasetError, match="no figure of claim 'C5'"):
+        plots.equivalence(found, "C5")

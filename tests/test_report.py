@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -14,12 +16,14 @@ import nbformat
 import pytest
 import synthetic
 
-from drift import report
+import drift
+from drift import claims, report
 from drift._resources import resource
 from drift.errors import ReportError
+from drift.plateau.__main__ import main as judge
 
 ROOT = Path(report.__file__).parents[1]
-NOTEBOOKS = ("plateau", "layers")
+NOTEBOOKS = ("claims", "plateau", "layers")
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +36,7 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("my sweep")
-    synthetic.sweep(folder, ["alpha", "beta"], ["bf16", "fp32"], ["append", "restart"], [16, 32], layers=2, tokens=128)
+    synthetic.sweep(folder, ["alpha", "beta"], ["bf16", "fp32"], ["append", "restart"], [16, 32], layers=2, tokens=256)
     (folder / "broken.nc").write_text("not a cell")
     return folder
 
@@ -52,10 +56,13 @@ def rendered(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
     out, said = rendered
-    assert {p.name for p in out.iterdir()} == {"index.html", "plateau.html", "layers.html", "figures", report.INPUTS}
+    pages = {f"{name}.html" for name in ("index", *NOTEBOOKS)}
+    assert {p.name for p in out.iterdir()} == {*pages, "figures", report.INPUTS}
     figures = {p.name for p in (out / "figures").iterdir()}
     assert {
-        "plateau-drift-per-step-append.png", "plateau-drift-per-step-restart.png", "plateau-heat-map.png",
+        "claims-plateau-append.png", "claims-plateau-restart.png", "claims-growth.png", "claims-precision.png",
+        "claims-level-vs-roundoff.png", "plateau-drift-per-step-append.png",
+        "plateau-drift-per-step-restart.png", "plateau-heat-map.png",
         "plateau-logits-per-step.png", "plateau-level-vs-roundoff.png", "plateau-level-vs-chunk-size.png",
         "layers-growth-through-depth.png", "layers-keys-and-values.png", "layers-worst-tokens-append.png",
     } <= figures  # fmt: skip
@@ -100,11 +107,99 @@ def test_plateau_page_says_what_the_cells_say(rendered: tuple[Path, str]) -> Non
         "it scales with rounding", "so it is structural", "log-log slope",
         "python -m drift.sweep --set model=alpha,beta",
         "None: every value in every lane is finite.", "broken.nc", "What was run on what", "level / unit roundoff",
-        "descriptive, no test",
+        "per doubling of depth (90 % interval", "two one-sided tests",
     ):  # fmt: skip
         assert words in text, words
     assert text.count("data:image/png;base64,") == 6
     assert "values drift" in (rendered[0] / "layers.html").read_text()
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Cells of the claims table, row by row, without what spans the rows of a claim."""
+    table = re.search(r'<div class="claims">(.*?)</div>', text, flags=re.DOTALL)
+    assert table
+    rows = re.findall(r"<tr>(.*?)</tr>", table[1].split("<tbody>")[1], flags=re.DOTALL)
+    cells = [re.findall(r"<td(?![^>]*rowspan)[^>]*>(.*?)</td>", row, flags=re.DOTALL) for row in rows]
+    return [[html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in row] for row in cells]
+
+
+def test_claims_page_has_the_table_of_the_audit(rendered: tuple[Path, str], sweep: Path) -> None:
+    text = (rendered[0] / "claims.html").read_text()
+    found = claims.audit(drift.open_sweep(sweep))
+    assert _rows(text) == [
+        [s.protocol or "–", f"{claims.SIGNS[s.status]} {s.status.value}", s.words, claims.differing(s)]
+        for s in found.summaries
+    ]
+    for s in found.summaries:
+        assert f"{s.claim.name}</th>" in text
+        assert html.escape(s.claim.published, quote=False) in html.unescape(text)
+    assert text.count('class="not-tested">– not tested') >= 2  # retrieval and cost, in any sweep
+    for finding in found.findings:
+        assert finding.cells[0] in text
+    for words in ("What would change a verdict", "Every finding", "p (refute, Holm)", "intersection-union",
+                  "python -m drift.claims 'my sweep", "--details", "python -m drift.plateau", "What was run, on what",
+                  "nothing is said of a chain beyond its last step"):  # fmt: skip
+        assert words in text, words
+
+
+def test_claims_come_first(rendered: tuple[Path, str]) -> None:
+    assert report.DEFAULT_NOTEBOOKS == NOTEBOOKS
+    for page in rendered[0].glob("*.html"):
+        links = re.findall(r'(?:href="(\w+)\.html"|class="here")>', page.read_text().split("</nav>")[0])
+        assert [name or page.stem for name in links] == ["index", *NOTEBOOKS]
+    text = (rendered[0] / "claims.html").read_text().split("<main>")[1]
+    order = [text.index(mark) for mark in ("<h1", '<div class="claims">', "Supported</strong>", "<h2", "<img")]
+    assert order == sorted(order)
+    between = text[text.index("</h1>") : text.index('<div class="claims">')]
+    assert re.sub(r"<[^>]+>", "", between).strip() == "", "something stands above the table"
+
+
+def test_margins_reach_the_claims_and_the_commands(sweep: Path, tmp_path: Path) -> None:
+    given = ["-p", 'margins={"growth": 0.2, "family": 3}', "-p", "alpha=0.1", "-p", "models=beta",
+             "-p", "measure=logit_kl"]  # fmt: skip
+    assert report.main([str(sweep), "--notebook", "claims", "--out", str(tmp_path), *given]) == 0
+    text = html.unescape((tmp_path / "claims.html").read_text())
+    assert "growth per doubling of depth 20 %" in text
+    assert "models within a factor 3" in text
+    assert "80 % interval" in text
+    options = "--margin growth=0.2 --margin family=3 --alpha 0.1"
+    assert f"--details --measure logit_kl {options}" in text
+    assert "--measure logit_kl --margin 0.44 --rise-min 2.25 --alpha 0.1" in text  # of squares
+    assert "models=beta" in text
+    assert "alpha bf16" not in text
+    name = next(sweep.glob("beta_bf16_append_c16_*")).name
+    assert name in text
+
+
+def test_a_margin_that_does_not_exist_is_named(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = ["-p", 'margins={"growht": 0.2}']
+    assert report.main([str(sweep), "--notebook", "claims", "--out", str(tmp_path), *given]) == 1
+    assert "growht=0.2" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("measure", ["hidden_rel_l2", "logit_kl"])
+def test_the_commands_of_the_claims_page_give_its_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], measure: str
+) -> None:
+    folder = synthetic.sweep(
+        tmp_path / "deep", ["alpha"], ["bf16", "fp32"], ["append"], [8], layers=2, tokens=512, documents=4
+    )
+    sweep = drift.open_sweep(folder)
+    found = claims.audit(sweep, measure, setting=claims.settings({"growth": 0.08, "rise": 1.7}, 0.02))
+    commands = [c for c in claims.commands(found, sweep).splitlines() if not c.startswith("#")]
+    assert [shlex.split(c)[2] for c in commands] == ["drift.claims", "drift.plateau", "drift.report"]
+    audit, chains, _ = (shlex.split(c.replace(" deep ", f" {folder} "))[3:] for c in commands)
+    assert claims.main([*audit, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.as_dict()))
+    assert judge([*chains, "--json"]) == 0
+    of_chains = {c["dtype"]: c for c in json.loads(capsys.readouterr().out)}
+    findings = [f for s in found.summaries if s.claim.name == "C1 plateau" for f in s.findings]
+    assert len(findings) == 2
+    for finding in findings:
+        one = of_chains[finding.scope.split()[1].rstrip(",")]
+        assert one["verdict"] == finding.detail["verdict"]
+        power = 2 if measure == "logit_kl" else 1
+        assert 1 + one["growth_per_doubling"] == pytest.approx((1 + finding.estimate) ** power)
 
 
 def test_pages_are_small(rendered: tuple[Path, str]) -> None:
@@ -175,9 +270,12 @@ def test_a_failing_notebook_leaves_what_it_had(sweep: Path, tmp_path: Path, capf
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-p", "colour=red"], "no notebook has a parameter 'colour'; there are layer, measure, models"),
+        (
+            ["-p", "colour=red"],
+            "no notebook has a parameter 'colour'; there are alpha, layer, margins, measure, models",
+        ),
         (["-p", "sweep=other"], "first argument"),
-        (["--notebook", "absent"], "drift comes with plateau, layers"),
+        (["--notebook", "absent"], "drift comes with claims, plateau, layers"),
         (["--notebook", "no/such.ipynb"], "no such notebook"),
     ],
 )
