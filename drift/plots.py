@@ -829,7 +829,7 @@ def plateau_fit(
     _need(sweep)
     setting = setting or claims.Setting()
     part = sweep.sel(protocol=protocol or sweep.values("protocol")[0])
-    chains = list(claims._verdicts(part, measure, layer, setting))
+    chains = list(claims.verdicts(part, measure, layer, setting))
     found = {(ds["model"].item(), ds["dtype"].item()): (ds, p) for ds, _, p in chains}
     models, dtypes = part.values("model"), _dtypes(part)
     colour, marker = _colours(dtypes), _cycle(dtypes, _MARKERS)
@@ -847,7 +847,7 @@ def plateau_fit(
                     _empty(ax, "no such cell")
                     continue
                 ds, p = found[model, dtype]
-                frame = summary._collapse(claims._amplitude(ds, measure, layer))
+                frame = summary._collapse(claims.amplitude(ds, measure, layer))
                 frame = frame.assign(at=np.arange(1, len(frame) + 1))
                 # a long noisy line would hide what is fitted to it
                 thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.6} if len(frame) > 100 else {"linewidth": 1.1}
@@ -866,7 +866,7 @@ def plateau_fit(
                 else:
                     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
                 ax.set_xlim(0.88, len(frame) * 1.25)
-            root = "square root of\n" if claims._power(measure) != 1 else ""
+            root = "square root of\n" if claims.amplitude_power(measure) != 1 else ""
             axes[row][0].set_ylabel(f"{dtype}\n{root}{_label(measure, layer)}")
         kinds = [p.verdict.value.replace("_", " ") for _, _, p in chains]
         counted = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))

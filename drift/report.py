@@ -332,8 +332,8 @@ def _inputs(sweep: Sweep, source: Path, shares: Mapping[Path, Mapping[str, Any]]
         return [path.name, state.st_size, state.st_mtime_ns]
 
     here = Path(__file__).parent
-    code = [here / f"{name}.py" for name in ("dataset", "summary", "claims", "plots", "report")]
-    code += sorted((here / "plateau").glob("*.py"))
+    code = [here / f"{name}.py" for name in ("dataset", "summary", "plots", "report")]
+    code += [*sorted((here / "plateau").glob("*.py")), *sorted((here / "claims").glob("*.py"))]
     return content_hash(
         {
             "sweep": str(source.resolve()),

@@ -19,6 +19,7 @@ import synthetic
 import drift
 from drift import claims, report
 from drift._resources import resource
+from drift.claims.__main__ import main as claims_main
 from drift.errors import ReportError
 from drift.plateau.__main__ import main as judge
 
@@ -189,7 +190,7 @@ def test_the_commands_of_the_claims_page_give_its_numbers(
     commands = [c for c in claims.commands(found, sweep).splitlines() if not c.startswith("#")]
     assert [shlex.split(c)[2] for c in commands] == ["drift.claims", "drift.plateau", "drift.report"]
     audit, chains, _ = (shlex.split(c.replace(" deep ", f" {folder} "))[3:] for c in commands)
-    assert claims.main([*audit, "--json"]) == 0
+    assert claims_main([*audit, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.as_dict()))
     assert judge([*chains, "--json"]) == 0
     of_chains = {c["dtype"]: c for c in json.loads(capsys.readouterr().out)}

@@ -13,32 +13,49 @@ and one margin means the same for all.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
-import re
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from drift.dataset import Sweep, curve, open_sweep
-from drift.errors import ConfigError, DatasetError, DriftError
+from drift.dataset import Sweep, curve
+from drift.errors import ConfigError, DatasetError
 from drift.plateau import Plateau, curves, plateaus
-from drift.plateau.kernel import DOCUMENTS, FEW_STEPS, WINDOWS, ZEROS, Estimate, late_start, window_mean
+from drift.plateau.kernel import DOCUMENTS, ZEROS, Estimate, late_start, window_mean
 from drift.plateau.verdict import percent
 
-__all__ = ["CLAIMS", "MEASURES", "Audit", "Claim", "Finding", "Status", "Summary", "audit", "holm", "markdown"]
+__all__ = [
+    "BOUNDED",
+    "CLAIMS",
+    "MEASURES",
+    "PUBLISHED_DEPTH",
+    "SHORT",
+    "SIGNS",
+    "UNRELATED",
+    "Audit",
+    "Claim",
+    "Finding",
+    "Setting",
+    "Status",
+    "Summary",
+    "amplitude",
+    "amplitude_power",
+    "audit",
+    "deepest",
+    "holm",
+    "parse_margins",
+    "settings",
+    "span",
+    "verdicts",
+    "writer",
+]
 
 Float = NDArray[np.float64]
 
@@ -52,6 +69,8 @@ class Status(Enum):
     NOT_TESTED = "not tested"
 
 
+#: A sign for each verdict, so that colour is not needed to tell them apart.
+SIGNS = {Status.SUPPORTED: "●", Status.REFUTED: "✖", Status.UNDETERMINED: "○", Status.NOT_TESTED: "–"}
 #: Measures that are held against the claims, the headline first, and the power that makes an amplitude of each.
 MEASURES: dict[str, float] = {
     "hidden_rel_l2": 1.0,
@@ -61,7 +80,7 @@ MEASURES: dict[str, float] = {
     "delta_p_rms": 1.0,
     "nll_gap": 1.0,
 }
-_SHORT = {
+SHORT = {
     "hidden_rel_l2": "hidden state",
     "key_rel_l2": "keys",
     "value_rel_l2": "values",
@@ -71,10 +90,10 @@ _SHORT = {
 }
 #: Chain depth to which the published plateau is claimed to persist.
 PUBLISHED_DEPTH = 511
-#: Published change of the plateau from bf16 to fp32.
-PUBLISHED_PRECISION = 0.028
-_UNRELATED = math.sqrt(2)  # relative L2 distance of unrelated states of equal norm
-_BOUNDED = ("hidden_rel_l2", "key_rel_l2", "value_rel_l2")  # which that number is a bound of
+#: Published change of the plateau from bf16 to fp32, 2.8 %, as a log-log slope: their unit roundoffs are 2^16 apart.
+PUBLISHED_SLOPE = -math.log(1 - 0.028) / (16 * math.log(2))
+UNRELATED = math.sqrt(2)  # relative L2 distance of unrelated states of equal norm
+BOUNDED = ("hidden_rel_l2", "key_rel_l2", "value_rel_l2")  # which that number is a bound of
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,11 @@ class Claim:
     def name(self) -> str:
         """Name in tables."""
         return f"{self.key} {self.part}"
+
+    def margin_text(self, setting: Setting) -> str:
+        """The margin with its numbers."""
+        shares = {n: f"{100 * getattr(setting, n):g} %" for n in ("growth", "precision", "chunk")}
+        return self.margin.format(**{**vars(setting), **shares})
 
 
 @dataclass(frozen=True)
@@ -242,7 +266,7 @@ class Audit:
                 "measure": self.measure,
                 "other_measures": s.others,
                 "published": s.claim.published,
-                "margin": s.claim.margin.format(**vars(self.setting)),
+                "margin": s.claim.margin_text(self.setting),
                 "cells": sorted({c for f in s.findings for c in f.cells}),
             }
             for s in self.summaries
@@ -280,12 +304,14 @@ def holm(p: Sequence[float]) -> list[float]:
 _QUADRATIC = ("logit_js", "logit_kl_token", "hidden_cosine_distance")  # beside those of MEASURES
 
 
-def _power(measure: str) -> float:
+def amplitude_power(measure: str) -> float:
+    """Power that makes an amplitude of a measure: divergences are quadratic in a small disturbance."""
     return MEASURES.get(measure, 0.5 if measure in _QUADRATIC else 1.0)
 
 
-def _amplitude(ds: xr.Dataset, measure: str, layer: int | str) -> Float:
-    return curves.measure_values(ds, measure, layer) ** _power(measure)
+def amplitude(ds: xr.Dataset, measure: str, layer: int | str) -> Float:
+    """Values of a measure as amplitudes: [document, step]."""
+    return curves.measure_values(ds, measure, layer) ** amplitude_power(measure)
 
 
 def _file(ds: xr.Dataset) -> str:
@@ -296,20 +322,22 @@ def _value(ds: xr.Dataset, axis: str) -> Any:
     return int(ds["token_stop"].values[-1]) if axis == "tokens" else ds[axis].item()
 
 
-_TEXT = ("tokens", "attn_implementation", "device")  # what cells that are compared must share beside the claim's axis
+_TEXT = ("tokens", "attn_implementation", "device", "reference")  # what cells share beside the claim's axis
 
 
 def _groups(sweep: Sweep, *keys: str) -> Iterator[tuple[dict[str, Any], list[xr.Dataset]]]:
     """Cells that agree in `keys`, in attention, device, and number of tokens and documents."""
     groups: dict[tuple[Any, ...], list[xr.Dataset]] = {}
     for ds in sweep:
-        key = (*(_value(ds, k) for k in (*keys, *_TEXT)), ds.sizes["document"])
+        # Documents are compared one with one: they must be the same texts.
+        text = str(ds.attrs.get("tokens_sha256", ""))
+        key = (*(_value(ds, k) for k in (*keys, *_TEXT)), ds.sizes["document"], text)
         groups.setdefault(key, []).append(ds)
     for key, cells in groups.items():
-        yield dict(zip((*keys, *_TEXT, "documents"), key, strict=True)), cells
+        yield dict(zip((*keys, *_TEXT, "documents", "text"), key, strict=True)), cells
 
 
-def _deepest(sweep: Sweep) -> list[xr.Dataset]:
+def deepest(sweep: Sweep) -> list[xr.Dataset]:
     """Per model and precision the longest chain; the one with more documents where two are equally long."""
     found: dict[tuple[str, str], xr.Dataset] = {}
     for ds in sweep:
@@ -342,18 +370,30 @@ def _status(support: float, refute: float, alpha: float) -> Status:
     return Status.SUPPORTED if support < alpha else Status.UNDETERMINED
 
 
+def _tests(found: Estimate, low: float, high: float) -> tuple[float, float]:
+    """P-values of the test that supports (the truth lies between the margins) and of the one that refutes (outside).
+
+    Beyond either margin refutes, so that test has two sides and its p-value is doubled; equivalence needs both of its
+    one-sided tests, each at the full level.
+    """
+    support = max(found.p_below(high).item(), found.p_above(low).item())
+    refute = min(1.0, 2 * min(found.p_above(high).item(), found.p_below(low).item()))
+    return support, refute
+
+
 def _documents(n: int) -> str:
     within = "" if n >= DOCUMENTS else ", within these documents only"
     return f"{n} document{'s' * (n != 1)}{within}"
 
 
 # ---------------------------------------------------------------------------------------------- C1
-def _verdicts(
+def verdicts(
     sweep: Sweep, measure: str, layer: int | str, setting: Setting
 ) -> Iterator[tuple[xr.Dataset, str, Plateau]]:
-    cells = _deepest(sweep)
+    """Yield each deepest chain with its name and the verdict on it."""
+    cells = deepest(sweep)
     found = plateaus(
-        [_amplitude(ds, measure, layer) for ds in cells],
+        [amplitude(ds, measure, layer) for ds in cells],
         margin=setting.growth,
         alpha=setting.alpha,
         rise_min=setting.rise,
@@ -363,23 +403,21 @@ def _verdicts(
 
 
 def _c1_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
-    for ds, scope, p in _verdicts(sweep, measure, layer, setting):
+    for ds, scope, p in verdicts(sweep, measure, layer, setting):
         support = p.p_equivalence if p.reason is None or p.verdict.is_plateau else max(p.p_equivalence, setting.alpha)
-        refute = min(p.p_growth, p.p_decay)
+        refute = min(1.0, 2 * min(p.p_growth, p.p_decay))  # growth refutes, and so does decay
         status = Status.UNDETERMINED
         if p.verdict.is_plateau:
             status = Status.SUPPORTED
-        elif p.reason is None:
+        elif p.reason is None and refute < setting.alpha:
             status = Status.REFUTED
         words = str(p)
+        if p.reason is None and status is Status.UNDETERMINED:
+            words += f" As growth and decay both refute the claim, p is {refute:.2g}: not refuted."
         if p.zeros and math.isfinite(p.growth_per_doubling):
-            words = words.rstrip(".") + f"{_zeros(_amplitude(ds, measure, layer))}."
-        reach = max(abs(x) for x in p.certified_interval)
-        short = p.documents < DOCUMENTS and p.steps < FEW_STEPS  # no margin is wide enough for those
-        if status is not Status.SUPPORTED and math.isfinite(reach) and p.nonfinite == 0 and not short:
-            words += f" It would count as flat at a margin of {100 * reach:.2g} %, if at no smaller one."
-        if measure in _BOUNDED and p.level > 0.5 * _UNRELATED:
-            words += f" The level {p.level:.2g} is near that of unrelated states ({_UNRELATED:.2g}): flat means little."
+            words = words.rstrip(".") + f"{_zeros(amplitude(ds, measure, layer))}."
+        if measure in BOUNDED and p.level > 0.5 * UNRELATED:
+            words += f" The level {p.level:.2g} is near that of unrelated states ({UNRELATED:.2g}): flat means little."
         yield Finding(
             "C1", "plateau", ds["protocol"].item(), measure, scope, status, "growth per doubling of depth",
             p.growth_per_doubling, p.growth_interval, (1 / (1 + setting.growth) - 1, setting.growth), support, refute,
@@ -400,17 +438,20 @@ def _needed(p: Plateau) -> str:
 
 
 def _c1_rise(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
-    for ds, scope, p in _verdicts(sweep, measure, layer, setting):
+    for ds, scope, p in verdicts(sweep, measure, layer, setting):
         low, high = p.rise_interval
         status = _status(p.p_rise, p.p_no_rise, setting.alpha)
-        rise = "from exactly zero" if math.isinf(p.rise_factor) else f"{p.rise_factor:.3g} times the first step"
-        words = "what the first step was cannot be compared" if math.isnan(p.rise_factor) else f"the level is {rise}"
+        words = f"the level is {p.rise_factor:.3g} times the first step"
+        if math.isinf(p.rise_factor):
+            words = "the first step is exactly zero, both passes being the same bits there, and the level is not"
+        elif math.isnan(p.rise_factor):
+            words = "there is no level to compare with the first step"
         if math.isfinite(low):
             words += f" ({100 * (1 - 2 * setting.alpha):g} % interval {low:.3g} to {high:.3g})"
         if not math.isnan(p.onset_step):
             words += f"; within the margin of it by step {p.onset_step:.0f} of {p.steps}"
         if math.isfinite(p.rise_factor):
-            words += _zeros(_amplitude(ds, measure, layer))
+            words += _zeros(amplitude(ds, measure, layer))
         yield Finding(
             "C1", "rise", ds["protocol"].item(), measure, scope, status, "level / first step", p.rise_factor,
             p.rise_interval, (setting.rise, math.inf), p.p_rise, p.p_no_rise,
@@ -444,25 +485,27 @@ def _c2(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
     effect = "log-log slope of drift on unit roundoff"
     for axes, cells in _groups(sweep, "model", "chunk_size"):
         cells = sorted({ds["dtype"].item(): ds for ds in cells}.values(), key=lambda ds: -ds["unit_roundoff"].item())
-        roundoffs = [ds["unit_roundoff"].item() for ds in cells]
+        if len({ds["unit_roundoff"].item() for ds in cells}) < 2:
+            continue
+        every = f"{axes['model']}, chunk {axes['chunk_size']}, {'/'.join(ds['dtype'].item() for ds in cells)}"
+        levels = [(ds, values, _log(values)) for ds in cells for values in [amplitude(ds, measure, layer)]]
+        lost = [ds["dtype"].item() for ds, _, z in levels if z is None]
+        kept = [(ds, values, z) for ds, values, z in levels if z is not None]
+        roundoffs = [ds["unit_roundoff"].item() for ds, _, _ in kept]
         if len(set(roundoffs)) < 2:
+            yield _nothing(("C2", "precision"), cells, measure, every, effect, _NO_LOG + ".")
             continue
+        cells, values, logs = (list(column) for column in zip(*kept, strict=True))
         scope = f"{axes['model']}, chunk {axes['chunk_size']}, {'/'.join(ds['dtype'].item() for ds in cells)}"
-        values = [_amplitude(ds, measure, layer) for ds in cells]
-        logs = [_log(v) for v in values]
-        if any(z is None for z in logs):
-            yield _nothing(("C2", "precision"), cells, measure, scope, effect, _NO_LOG + ".")
-            continue
         ratio = math.log(roundoffs[0] / roundoffs[-1])
-        series = np.tensordot(_weights(np.log(roundoffs)), np.stack(logs), axes=1)  # type: ignore[arg-type]
+        series = np.tensordot(_weights([math.log(u) for u in roundoffs]), np.stack(logs), axes=1)
         found = window_mean(series[None])
         if found is None:
             yield _nothing(("C2", "precision"), cells, measure, scope, effect, _FEW + ".")
             continue
         gamma = math.log(1 + setting.precision) / ratio
         slope, half = found.estimate.item(), found.half_width(setting.alpha).item()
-        support = max(found.p_below(gamma).item(), found.p_above(-gamma).item())
-        refute = min(found.p_above(gamma).item(), found.p_below(-gamma).item())
+        support, refute = _tests(found, -gamma, gamma)
         status = _status(support, refute, setting.alpha)
         near = setting.proportional
         proportional = max(found.p_below(1 + near).item(), found.p_above(1 - near).item()) < setting.alpha
@@ -473,17 +516,17 @@ def _c2(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
             else "sensitive to precision" if status is Status.REFUTED
             else "undetermined"
         )  # fmt: skip
-        claimed = -math.log(1 - PUBLISHED_PRECISION) / ratio
         words = (
             f"{kind}: slope {slope:.3f} ({_interval(slope, half, '.3f', setting)}), that is a factor "
             f"{math.exp(slope * ratio):.3g} from {cells[-1]['dtype'].item()} to {cells[0]['dtype'].item()}, over "
-            f"{math.exp(ratio):,.0f}x in unit roundoff (published: slope {claimed:.4f}); "
-            f"{_documents(axes['documents'])}{_zeros(*values)}."
+            f"{math.exp(ratio):,.0f}x in unit roundoff (published: slope {PUBLISHED_SLOPE:.4f}); "
+            f"{_documents(axes['documents'])}{_zeros(*values)}"
+            + (f"; {', '.join(lost)} left out: {_NO_LOG}." if lost else ".")
         )
         yield Finding(
             "C2", "precision", cells[0]["protocol"].item(), measure, scope, status, effect, slope,
             (slope - half, slope + half), (-gamma, gamma), support, refute, words, "",
-            tuple(_file(ds) for ds in cells), {"kind": kind, "ratio": math.exp(ratio), "published": claimed},
+            tuple(_file(ds) for ds in cells), {"kind": kind, "ratio": math.exp(ratio), "published": PUBLISHED_SLOPE},
         )  # fmt: skip
 
 
@@ -535,7 +578,7 @@ def _c3(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
         if len(sizes) < 2:
             continue
         scope = f"{axes['model']} {axes['dtype']}, chunks {', '.join(map(str, sizes))}"
-        pooled = [_blocks(ds, _amplitude(ds, measure, layer), measure, sizes[-1], layer) for ds in cells]
+        pooled = [_blocks(ds, amplitude(ds, measure, layer), measure, sizes[-1], layer) for ds in cells]
         logs = [_log(values) for values in pooled]
         if any(z is None for z in logs):
             yield _nothing(("C3", "chunk size"), cells, measure, scope, effect, _NO_LOG + ".")
@@ -546,8 +589,7 @@ def _c3(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
             yield _nothing(("C3", "chunk size"), cells, measure, scope, effect, _FEW + ".")
             continue
         slope, half = found.estimate.item(), found.half_width(setting.alpha).item()
-        support = max(found.p_below(delta).item(), found.p_above(-delta).item())
-        refute = min(found.p_above(delta).item(), found.p_below(-delta).item())
+        support, refute = _tests(found, -delta, delta)
         low, high = math.expm1(slope - half), math.expm1(slope + half)
         words = (
             f"{percent(math.expm1(slope))} per doubling ({100 * (1 - 2 * setting.alpha):g} % interval {percent(low)} "
@@ -563,7 +605,7 @@ def _c3(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
 
 # ---------------------------------------------------------------------------------------------- C4
 def _level(ds: xr.Dataset, measure: str, layer: int | str) -> Estimate | None:
-    z = _log(_amplitude(ds, measure, layer))
+    z = _log(amplitude(ds, measure, layer))
     return None if z is None else window_mean(z[None])
 
 
@@ -585,7 +627,7 @@ def _c4_level(sweep: Sweep, measure: str, layer: int | str, setting: Setting) ->
     delta = math.log(setting.family)
     groups: dict[tuple[Any, ...], list[xr.Dataset]] = {}
     for ds in sweep:
-        groups.setdefault((ds["dtype"].item(), ds["chunk_size"].item(), _value(ds, "tokens")), []).append(ds)
+        groups.setdefault(tuple(_value(ds, k) for k in ("dtype", "chunk_size", *_TEXT)), []).append(ds)
     chosen: dict[str, tuple[tuple[Any, ...], list[xr.Dataset]]] = {}
     for key, cells in groups.items():
         cells = sorted(cells, key=lambda ds: (ds["model"].item(), ds.sizes["document"]))
@@ -595,7 +637,7 @@ def _c4_level(sweep: Sweep, measure: str, layer: int | str, setting: Setting) ->
         rank = (len(cells), cells[0].sizes["step"])
         if len(cells) > 1 and (best is None or rank > (len(best[1]), best[1][0].sizes["step"])):
             chosen[key[0]] = key, cells
-    for (dtype, size, tokens), cells in chosen.values():
+    for (dtype, size, tokens, *_), cells in chosen.values():
         levels = [(ds, _level(ds, measure, layer)) for ds in cells]
         for (a, la), (b, lb) in itertools.combinations(levels, 2):
             scope = f"{a['model'].item()} : {b['model'].item()}, {dtype}, chunk {size}, {tokens} tokens"
@@ -605,13 +647,12 @@ def _c4_level(sweep: Sweep, measure: str, layer: int | str, setting: Setting) ->
                 continue
             found = _difference(la, lb)
             ratio, half = found.estimate.item(), found.half_width(setting.alpha).item()
-            support = max(found.p_below(delta).item(), found.p_above(-delta).item())
-            refute = min(found.p_above(delta).item(), found.p_below(-delta).item())
+            support, refute = _tests(found, -delta, delta)
             low, high = math.exp(ratio - half), math.exp(ratio + half)
             words = (
                 f"ratio {math.exp(ratio):.2f} ({100 * (1 - 2 * setting.alpha):g} % interval {low:.2f} to {high:.2f}); "
                 f"{_documents(min(a.sizes['document'], b.sizes['document']))}"
-                f"{_zeros(*(_amplitude(ds, measure, layer) for ds in (a, b)))}."
+                f"{_zeros(*(amplitude(ds, measure, layer) for ds in (a, b)))}."
             )
             yield Finding(
                 "C4", "level", a["protocol"].item(), measure, scope, _status(support, refute, setting.alpha), effect,
@@ -621,30 +662,27 @@ def _c4_level(sweep: Sweep, measure: str, layer: int | str, setting: Setting) ->
 
 
 def _c4_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
-    """Whether all models have the same verdict on C1, per precision; no test of its own."""
+    """Whether every model has the plateau, per precision: C1 again, over models."""
     found = list(_c1_plateau(sweep, measure, layer, setting))
     by_dtype: dict[str, list[tuple[xr.Dataset, Finding]]] = {}
-    for ds, finding in zip(_deepest(sweep), found, strict=True):
+    for ds, finding in zip(deepest(sweep), found, strict=True):
         by_dtype.setdefault(ds["dtype"].item(), []).append((ds, finding))
     for dtype, pairs in by_dtype.items():
         if len(pairs) < 2:
             continue
         kinds = {f.status for _, f in pairs}
         said = "; ".join(f"{ds['model'].item()}: {f.detail['verdict'].replace('_', ' ')}" for ds, f in pairs)
-        status = Status.UNDETERMINED
-        if Status.UNDETERMINED not in kinds and len({f.detail["verdict"] in _FLAT for _, f in pairs}) == 1:
-            status = Status.SUPPORTED if len(kinds) == 1 else Status.REFUTED
-        if Status.SUPPORTED in kinds and Status.REFUTED in kinds:
+        status = Status.SUPPORTED if kinds == {Status.SUPPORTED} else Status.UNDETERMINED
+        adjusted = holm([f.p_refute for _, f in pairs])
+        if any(f.status is Status.REFUTED and q < setting.alpha for (_, f), q in zip(pairs, adjusted, strict=True)):
             status = Status.REFUTED
         p = max(f.p_support for _, f in pairs) if kinds == {Status.SUPPORTED} else math.nan
         yield Finding(
             "C4", "plateau", pairs[0][0]["protocol"].item(), measure, f"{len(pairs)} models, {dtype}", status,
-            "verdict on C1", math.nan, (math.nan, math.nan), (math.nan, math.nan), p, math.nan, f"{said}.", "",
+            "verdict on C1", math.nan, (math.nan, math.nan), (math.nan, math.nan), p,
+            min((q for q in adjusted if not math.isnan(q)), default=math.nan), f"{said}.", "",
             tuple(c for _, f in pairs for c in f.cells),
         )  # fmt: skip
-
-
-_FLAT = ("saturated_plateau", "flat", "plateau_rise_unresolved")
 
 
 # ---------------------------------------------------------------------------------------------- the table
@@ -653,7 +691,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C1", "plateau",
         "per-step drift saturates into a flat plateau that persists in deep chains, to depth 511",
-        "growth per doubling of depth within {growth:.0%}: over the nine doublings to depth 511 at most a factor 1.55; "
+        "growth per doubling of depth within {growth}: over the nine doublings to depth 511 at most a factor 1.55; "
         "a square root grows 41 % per doubling, a logarithm 13 % or more",
         _c1_plateau, "", _MORE,
     ),
@@ -666,27 +704,27 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C2", "precision",
         "the plateau is insensitive to a 10,000x change of precision (bf16 to fp32: 2.8 % lower)",
-        "change over the tested range of precisions within {precision:.0%}, over three times the published effect; the "
+        "change over the tested range of precisions within {precision}, over three times the published effect; the "
         "alternative, proportionality to the unit roundoff, is a log-log slope within {proportional:g} of 1",
         _c2, "", "more rungs (fp16, tf32, fp64), other kernels: bf16 rounds what it stores and accumulates in fp32",
     ),
     Claim(
         "C3", "chunk size",
         "robust across chunk sizes 64 to 1024",
-        "change per doubling of the chunk size within {chunk:.0%}: at most 22 % over the published four doublings",
+        "change per doubling of the chunk size within {chunk}: at most 22 % over the published four doublings",
         _c3, "", "more documents, where undetermined; chunk sizes beyond those measured here",
     ),
     Claim(
         "C4", "level",
         "the same across model families (Llama, Qwen, Gemma, and OLMoE)",
-        "levels of any two tested models within a factor {family:g}, at the same chunk size and number of tokens: one bit, "
-        "where the precisions are 16 bits apart",
+        "levels of any two tested models within a factor {family:g}, at the same chunk size and number of tokens: one "
+        "bit, where the precisions are 16 bits apart",
         _c4_level, "", "larger models; with fewer than six families nothing can be said of families at large",
     ),
     Claim(
         "C4", "plateau",
         "every family has the plateau",
-        "the same verdict on C1 for every tested model",
+        "C1 supported for every tested model; refuted by one that is refuted",
         _c4_plateau, "", "whatever changes C1 for one of the models",
     ),
     Claim(
@@ -731,7 +769,7 @@ def _words(claim: Claim, findings: Sequence[Finding]) -> str:
     text = _count(findings)
     if claim.key == "C4" and claim.part == "plateau":
         return "; ".join(f"{f.scope}: {f.words.rstrip('.')}" for f in findings) + "."
-    write = _writer(claim)
+    write = writer(claim)
     if good:
         low, high = write(min(f.estimate for f in good)), write(max(f.estimate for f in good))
         text += f"; {good[0].effect} {low}" + (f" to {high}" if high != low else "")
@@ -742,7 +780,7 @@ def _words(claim: Claim, findings: Sequence[Finding]) -> str:
         text += f"; no estimate of the {findings[0].effect}"
     if claim.key == "C1" and claim.part == "plateau":
         depths = sorted({f.detail["transitions"] for f in findings})
-        text += f"; chains of {_span(depths)} transitions"
+        text += f"; chains of {span(depths)} transitions"
         kinds = [f.detail["verdict"].replace("_", " ") for f in findings]
         text += " (" + ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) + ")"
         needed = [f.detail["documents_needed"] for f in findings if f.status is Status.UNDETERMINED]
@@ -755,11 +793,13 @@ def _words(claim: Claim, findings: Sequence[Finding]) -> str:
     return text + "."
 
 
-def _span(values: Sequence[int]) -> str:
+def span(values: Sequence[int]) -> str:
+    """Write the smallest and the largest of sorted numbers."""
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-def _writer(claim: Claim) -> Callable[[float], str]:
+def writer(claim: Claim) -> Callable[[float], str]:
+    """How an estimate of a claim is written."""
     if claim.name in ("C1 plateau", "C3 chunk size"):
         return percent
     return lambda v: f"{v:.3g}" if abs(v) >= 0.0005 else f"{v:.4f}".replace("-0.0000", "0.0000")
@@ -829,331 +869,14 @@ def _check(setting: Setting) -> None:
         raise ConfigError(f"'alpha' is {setting.alpha}; it must lie between 0 and 0.5")
 
 
-# ---------------------------------------------------------------------------------------------- showing it
-def differing(summary: Summary) -> str:
-    """Say which measures have another verdict than the headline measure; a dash if none has."""
-    by: dict[Status, list[str]] = {}
-    for measure, status in summary.differing.items():
-        by.setdefault(status, []).append(_SHORT.get(measure, measure))
-    return "; ".join(f"{status.value}: {', '.join(names)}" for status, names in by.items()) or "–"
+def parse_margins(margins: Sequence[str], alpha: float) -> Setting:
+    """Read margins written NAME=NUMBER or NAME=NUMBER%.
 
-
-def markdown(found: Audit) -> str:
-    """Lay the claims table out as Markdown."""
-    lines = ["| claim | published | protocol | verdict | finding | other measures |", "|---|---|---|---|---|---|"]
-    for s in found.summaries:
-        cells = [s.claim.name, s.claim.published, s.protocol or "–", f"**{s.status.value}**", s.words, differing(s)]
-        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-    return "\n".join(lines)
-
-
-def _terminal(found: Audit, details: bool) -> str:
-    """Lay the claims table out for a terminal."""
-    lines = [f"Claims of arXiv 2605.12471, by {_SHORT.get(found.measure, found.measure)}, layer {found.layer}", ""]
-    last = ""
-    for s in found.summaries:
-        if s.claim.name != last:
-            lines.append(f"{s.claim.name}: {s.claim.published}")
-            last = s.claim.name
-        lines.append(f"  {s.protocol or '-':<10} {s.status.value.upper():<13} {s.words}")
-        if s.differing:
-            lines.append(f"  {'':<10} {'':<13} other measures: {differing(s)}")
-        if details and len(s.findings) > 1:
-            lines += [f"      {f.scope}: {f.status.value}: {f.words}" for f in s.findings]
-    alpha = found.setting.alpha
-    lines += [
-        "",
-        f"Supported: every cell passes two one-sided tests at level {alpha:g}. Refuted: at least one cell passes the",
-        "test of the contrary, after Holm's correction. Undetermined: neither.",
-    ]
-    return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------------------- a page of it
-def settings(margins: Mapping[str, float | str] | None = None, alpha: float = 0.05) -> Setting:
-    """Margins by name, as ``{"growth": 0.1}``, and the level; what is not named keeps its default."""
-    return _setting([f"{name}={value}" for name, value in (margins or {}).items()], alpha)
-
-
-def _join(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
-
-
-def _share(x: float) -> str:
-    return f"{100 * x:.3g} %"
-
-
-def _parts(found: Audit, key: str = "") -> dict[Claim, list[Summary]]:
-    """Summaries by claim; of one published claim, or of all."""
-    parts: dict[Claim, list[Summary]] = {}
-    for s in found.summaries:
-        if key in ("", s.claim.key, s.claim.name):
-            parts.setdefault(s.claim, []).append(s)
-    return parts
-
-
-def by_protocol(summaries: Sequence[Summary]) -> str:
-    """Say the verdicts on one claim: ``"refuted under append; supported under reprime and restart"``."""
-    names: dict[Status, list[str]] = {}
-    for s in summaries:
-        names.setdefault(s.status, []).extend([s.protocol] if s.protocol else [])
-    return "; ".join(f"{v.value} under {_join(n)}" if n else v.value for v, n in names.items())
-
-
-#: A sign for each verdict, so that colour is not needed to tell them apart.
-SIGNS = {Status.SUPPORTED: "●", Status.REFUTED: "✖", Status.UNDETERMINED: "○", Status.NOT_TESTED: "–"}
-
-
-def html(found: Audit) -> str:
-    """Write the claims table as HTML; the class of a verdict is its name."""
-    names = ("claim", "what was published", "protocol", "verdict", "finding", "other measures that disagree")
-    rows = []
-    for claim, summaries in _parts(found).items():
-        span = f' rowspan="{len(summaries)}"'
-        first = f"<th scope='row'{span}>{escape(claim.name)}</th><td{span}>{escape(claim.published)}</td>"
-        for s in summaries:
-            name = s.status.value
-            verdict = f'<span class="{name.replace(" ", "-")}">{SIGNS[s.status]} {name}</span>'
-            rest = f"<td>{escape(s.words)}</td><td>{escape(differing(s))}</td>"
-            rows.append(f'<tr>{first}<td>{escape(s.protocol or "–")}</td><td class="verdict">{verdict}</td>{rest}</tr>')
-            first = ""
-    head = "".join(f"<th>{name}</th>" for name in names)
-    return f'<div class="claims"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def meaning(found: Audit) -> str:
-    """Say what the words of the verdicts mean, with the margins that were used."""
-    s = found.setting
-    return (
-        f"**{SIGNS[Status.SUPPORTED]} Supported**: every cell passes two one-sided tests at level {s.alpha:g} of lying "
-        f"within the margin set in advance (growth per doubling of depth {_share(s.growth)}, change with the precision "
-        f"{_share(s.precision)}, change per doubling of the chunk size {_share(s.chunk)}, models within a factor "
-        f"{s.family:g}); a claim about all cells needs all of them (intersection-union). "
-        f"**{SIGNS[Status.REFUTED]} Refuted**: at least one cell passes the test of lying beyond it, after Holm's "
-        f"correction over the cells. **{SIGNS[Status.UNDETERMINED]} Undetermined**: neither; a test that fails to find "
-        f"a difference supports nothing. The claims are those of arXiv 2605.12471; the "
-        f"verdicts are by the drift of the {_SHORT.get(found.measure, found.measure)}."
-    )
-
-
-def sentences(found: Audit, key: str) -> list[str]:
-    """Say of each part of a claim what was published, what counts as that, and the verdicts."""
-    return [
-        f"{claim.name}: {by_protocol(group)}. Published: {claim.published}. Margin: "
-        f"{claim.margin.format(**vars(found.setting))}." + _untested(group) + _unestimated(group)
-        for claim, group in _parts(found, key).items()
-    ]
-
-
-def _untested(summaries: Sequence[Summary]) -> str:
-    why = dict.fromkeys(s.words for s in summaries if s.status is Status.NOT_TESTED)
-    return f" Not tested means: {' '.join(why)}" if why else ""
-
-
-def _unestimated(summaries: Sequence[Summary]) -> str:
-    """Say why, where no row of a protocol has an estimate of what it is about."""
-    said = ""
-    for s in summaries:
-        if s.findings and s.claim.name != "C4 plateau" and all(math.isnan(f.estimate) for f in s.findings):
-            said += f" No estimate under {s.protocol}: {' '.join(dict.fromkeys(f.words for f in s.findings))}"
-    return said
-
-
-def changes(found: Audit) -> list[str]:
-    """Say what would change the verdict on each claim."""
-    return [f"{claim.name}: now {by_protocol(group)}; {claim.changes}." for claim, group in _parts(found).items()]
-
-
-def _flat_at(values: Float, setting: Setting) -> float:
-    """Smallest margin at which a curve would be certified as flat, to within 2 %; NaN if there is none below 1."""
-
-    def flat(margin: float) -> bool:
-        return plateaus([values], margin=margin, alpha=setting.alpha, rise_min=setting.rise)[0].verdict.is_plateau
-
-    low, high = setting.growth, 0.99
-    if low >= high or not flat(high):
-        return math.nan
-    while high > 1.02 * low:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if flat(middle) else (middle, high)
-    return high
-
-
-def _enough(finding: Finding) -> str:
-    """Smallest margin at which the interval of a finding would lie within it; of C1 see :func:`_flat_at`."""
-    low, high = (math.inf if math.isnan(x) else x for x in finding.interval)
-    name = f"{finding.claim} {finding.part}"
-    if name == "C3 chunk size" and low > -1 and math.isfinite(high):
-        return f"{_share(math.expm1(max(-math.log1p(low), math.log1p(high))))} per doubling of the chunk size"
-    if name == "C4 level" and low > 0 and math.isfinite(high):
-        return f"a factor {max(1 / low, high):.3g}"
-    if name == "C2 precision" and math.isfinite(low) and math.isfinite(high):
-        change = max(abs(low), abs(high)) * math.log(finding.detail["ratio"])
-        return f"{_share(math.expm1(change))} over the range" if change < 1 else f"a factor {math.exp(change):.3g}"
-    return "–"
-
-
-def undecided(found: Audit, sweep: Sweep) -> pd.DataFrame:
-    """Findings by the headline measure that do not support their claim: what more data or which margin would."""
-    columns = ["claim", "protocol", "cells", "verdict", "supported from a margin of", "or with"]
-    rows = []
-    for s in found.summaries:
-        chains: Sequence[xr.Dataset] = ()
-        if s.claim.name == "C1 plateau":
-            chains = _deepest(sweep.sel(protocol=s.protocol))  # in the order of the findings
-        for place, f in enumerate(s.findings):
-            if f.status is Status.SUPPORTED:
-                continue
-            margin = _enough(f)
-            if chains:
-                reach = _flat_at(_amplitude(chains[place], found.measure, found.layer), found.setting)
-                margin = "none" if math.isnan(reach) else f"{_share(reach)} per doubling of depth"
-            verdict = f"{SIGNS[f.status]} {f.status.value}"
-            rows.append((s.claim.name, s.protocol, f.scope, verdict, margin, f.needed or "–"))
-    return pd.DataFrame(rows, columns=columns)
-
-
-def evidence(found: Audit) -> pd.DataFrame:
-    """Every finding by every measure, with p-values; Holm's correction is over the cells of one claim and protocol."""
-    claims = {(c.key, c.part): c for c in CLAIMS}
-    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
-    for f in found.findings:
-        groups.setdefault((f.claim, f.part, f.protocol, f.measure), []).append(f)
-    rows = []
-    for findings in groups.values():
-        for f, adjusted in zip(findings, holm([f.p_refute for f in findings]), strict=True):
-            write = _writer(claims[f.claim, f.part])
-            rows.append(
-                {
-                    "claim": f"{f.claim} {f.part}",
-                    "protocol": f.protocol,
-                    "measure": _SHORT.get(f.measure, f.measure),
-                    "cells": f.scope,
-                    "verdict": f"{SIGNS[f.status]} {f.status.value}",
-                    "estimated": f.effect,
-                    "estimate": "–" if math.isnan(f.estimate) else write(f.estimate),
-                    f"{100 * (1 - 2 * found.setting.alpha):g} % interval": _pair(f.interval, write),
-                    "margin": _pair(f.margin, write),
-                    "p (support)": _p(f.p_support),
-                    "p (refute)": _p(f.p_refute),
-                    "p (refute, Holm)": _p(adjusted),
-                    "finding": f.words,
-                    "files": ", ".join(f.cells),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def _pair(pair: tuple[float, float], write: Callable[[float], str]) -> str:
-    return "–" if any(map(math.isnan, pair)) else " to ".join(write(x) for x in pair)
-
-
-def estimate(finding: Finding) -> str:
-    """Write an estimate with its interval."""
-    write = _writer(next(c for c in CLAIMS if (c.key, c.part) == (finding.claim, finding.part)))
-    return f"{write(finding.estimate)} ({_pair(finding.interval, write)})"
-
-
-def _p(p: float) -> str:
-    return "–" if math.isnan(p) else f"{p:.2g}" if p >= 1e-6 else "< 1e-6"
-
-
-def files(found: Audit) -> pd.DataFrame:
-    """Which files which rows of the claims table rest on."""
-    used: dict[str, list[str]] = {}
-    for s in found.summaries:
-        for f in s.findings:
-            for name in f.cells:
-                used.setdefault(name, []).append(s.claim.name)
-    rows = [(name, ", ".join(dict.fromkeys(claims))) for name, claims in sorted(used.items())]
-    return pd.DataFrame(rows, columns=["file", "rows of the table that rest on it"])
-
-
-def commands(found: Audit, sweep: Sweep, models: Sequence[str] | str | None = None) -> str:
-    """Write the commands that give the numbers of the page again, once the cells are there."""
-    folder, s, default = shlex.quote(sweep.folder.name if sweep.folder else "SWEEP"), found.setting, Setting()
-    margins = {n: v for n, v in vars(s).items() if n != "alpha" and v != getattr(default, n)}
-    what = [f"--measure {found.measure}"] + [f"--layer {found.layer}"] * (found.layer != "last")
-    level = [f"--alpha {s.alpha:g}"] * (s.alpha != default.alpha)
-    table = [*what, *(f"--margin {n}={v:g}" for n, v in margins.items()), *level]
-    # drift.plateau judges what was measured; where that is the square of an amplitude, so are its margins.
-    power = 1 / _power(found.measure)
-    chain = [f"--margin {(1 + s.growth) ** power - 1:.6g}"] * (power != 1 or s.growth != default.growth)
-    chain += [f"--rise-min {s.rise**power:.6g}"] * (power != 1 or s.rise != default.rise)
-    page = {"measure": found.measure, "layer": found.layer, "alpha": s.alpha, "margins": margins or None}
-    given: dict[str, Any] = {n: v for n, v in page.items() if v not in ("hidden_rel_l2", "last", default.alpha, None)}
-    if models is not None:
-        given["models"] = list(models) if not isinstance(models, str) else models
-    written = (v if isinstance(v, str) else json.dumps(v) for v in given.values())
-    lines = [
-        "# the claims table and every finding" + ("; of all models, not only those of this page" if models else ""),
-        " ".join([f"python -m drift.claims {folder} --details", *table]),
-        "# C1, every chain by itself" + (" (the measure is the square of an amplitude: so are margin and factor)"
-                                         if power != 1 else ""),
-        " ".join([f"python -m drift.plateau {folder}", *what, *chain, *level]),
-        "# this page",
-        " ".join([f"python -m drift.report {folder} --notebook claims",
-                  *(f"-p {shlex.quote(f'{n}={v}')}" for n, v in zip(given, written, strict=True))]),
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def method(found: Audit) -> str:
-    """Say in a paragraph how the decision is made."""
-    shares = _join([f"1/{1 / w:g}" for w in WINDOWS])
-    return (
-        "Drift enters as an amplitude (a divergence as its square root) and is judged in logarithms. Growth is its "
-        f"slope per doubling of chain depth, on windows fixed in advance that leave out the first {shares} of the "
-        "steps; a plateau may be certified on any of them, at the price of a Bonferroni factor, and growth is judged "
-        "on the last. Levels are means over that window. The standard error is the least favourable of up to three: "
-        "autocorrelated noise around the trend, means of batches, and, from "
-        f"{DOCUMENTS} documents on, their spread. A change late in the chain, or a model that still changes at its end "
-        "and fits better, can only take a plateau away. Precisions, chunk sizes and models are compared over the same "
-        "text, by the same tests."
-    )
-
-
-def limits(found: Audit) -> list[str]:
-    """Say what the verdicts do not cover, with the sizes of this sweep."""
-    chains = [f for s in found.summaries if s.claim.name == "C1 plateau" for f in s.findings]
-    depths = sorted({f.detail["transitions"] for f in chains})
-    documents = sorted({f.detail["documents"] for f in chains})
-    few = sum(f.detail["documents"] < DOCUMENTS for f in chains)
-    bounded = found.measure in _BOUNDED
-    near = sum(f.detail["level"] > 0.5 * _UNRELATED for f in chains) if bounded else 0
-    return [
-        f"Depth: nothing is said of a chain beyond its last step; those judged here have {_span(depths)} transitions, "
-        f"the published plateau {PUBLISHED_DEPTH}.",
-        f"Documents: fewer than {DOCUMENTS} support no claim about other documents; the chains here have "
-        f"{_span(documents)} ({few} of {len(chains)} chains have fewer than {DOCUMENTS}).",
-        "Late growth: growth of a small size that begins in the last 15 % of a chain is weakly covered.",
-        "Bounds: a measure at its bound is trivially flat, and insensitive to everything."
-        + (f" Unrelated states are {_UNRELATED:.2g} apart; {near} of {len(chains)} chains come to half of that or more."
-           if bounded else ""),
-    ]  # fmt: skip
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m drift.claims",
-        description="Hold a sweep against the published claims (arXiv 2605.12471): supported, refuted, undetermined or "
-        "not tested, per protocol.",
-        epilog="example: python -m drift.claims data/sweeps/default --details",
-    )
-    parser.add_argument("sweep", metavar="SWEEP", help="folder of a sweep")
-    parser.add_argument("--measure", default="hidden_rel_l2", help="the headline measure (default: hidden_rel_l2)")
-    parser.add_argument("--layer", default="last", help="a layer's number, or 'last' (default)")
-    parser.add_argument("--margin", action="append", default=[], metavar="NAME=VALUE",
-                        help="growth, precision, chunk, family, proportional or rise; repeatable")  # fmt: skip
-    parser.add_argument("--alpha", type=float, default=0.05, help="level of every test (default: 0.05)")
-    parser.add_argument("--details", action="store_true", help="every finding, not only the summary")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="the table as Markdown")
-    form.add_argument("--json", action="store_true", help="a JSON object: claims, findings and margins")
-    return parser
-
-
-def _setting(margins: Sequence[str], alpha: float) -> Setting:
+    Raises
+    ------
+    ConfigError
+        If one is written otherwise, or there is no such margin.
+    """
     values: dict[str, float] = {"alpha": alpha}
     names = [n for n in Setting.__dataclass_fields__ if n != "alpha"]
     for text in margins:
@@ -1168,27 +891,6 @@ def _setting(margins: Sequence[str], alpha: float) -> Setting:
     return Setting(**values)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    args = _parser().parse_args(argv)
-    try:
-        layer: int | str = int(args.layer) if re.fullmatch("-?[0-9]+", args.layer) else args.layer
-        setting = _setting(args.margin, args.alpha)
-        sweep = open_sweep(args.sweep)
-        for name, problem in sweep.problems.items():
-            print(f"drift.claims: {name} was left out: {problem}", file=sys.stderr)
-        found = audit(sweep, args.measure, layer, setting=setting)
-    except DriftError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        print(json.dumps(found.as_dict(), indent=1, allow_nan=False))
-    elif args.markdown:
-        print(markdown(found))
-    else:
-        print(_terminal(found, args.details))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def settings(margins: Mapping[str, float | str] | None = None, alpha: float = 0.05) -> Setting:
+    """Margins by name, as ``{"growth": 0.1}``, and the level; what is not named keeps its default."""
+    return parse_margins([f"{name}={value}" for name, value in (margins or {}).items()], alpha)

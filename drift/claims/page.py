@@ -1,0 +1,326 @@
+"""The claims table and everything around it, for people: Markdown, HTML, sentences, tables, commands."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from drift.claims.auditing import (
+    BOUNDED,
+    CLAIMS,
+    PUBLISHED_DEPTH,
+    SHORT,
+    SIGNS,
+    UNRELATED,
+    Audit,
+    Claim,
+    Finding,
+    Setting,
+    Status,
+    Summary,
+    amplitude,
+    amplitude_power,
+    deepest,
+    holm,
+    span,
+    writer,
+)
+from drift.dataset import Sweep
+from drift.plateau import plateaus
+from drift.plateau.kernel import DOCUMENTS, WINDOWS
+
+__all__ = [
+    "by_protocol",
+    "changes",
+    "commands",
+    "differing",
+    "estimate",
+    "evidence",
+    "files",
+    "html",
+    "limits",
+    "markdown",
+    "meaning",
+    "method",
+    "sentences",
+    "undecided",
+]
+
+
+def differing(summary: Summary) -> str:
+    """Say which measures have another verdict than the headline measure; a dash if none has."""
+    by: dict[Status, list[str]] = {}
+    for measure, status in summary.differing.items():
+        by.setdefault(status, []).append(SHORT.get(measure, measure))
+    return "; ".join(f"{status.value}: {', '.join(names)}" for status, names in by.items()) or "–"
+
+
+def markdown(found: Audit) -> str:
+    """Lay the claims table out as Markdown."""
+    lines = ["| claim | published | protocol | verdict | finding | other measures |", "|---|---|---|---|---|---|"]
+    for s in found.summaries:
+        cells = [s.claim.name, s.claim.published, s.protocol or "–", f"**{s.status.value}**", s.words, differing(s)]
+        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def _join(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
+
+
+def _share(x: float) -> str:
+    return f"{100 * x:.3g} %"
+
+
+def _parts(found: Audit, key: str = "") -> dict[Claim, list[Summary]]:
+    """Summaries by claim; of one published claim, or of all."""
+    parts: dict[Claim, list[Summary]] = {}
+    for s in found.summaries:
+        if key in ("", s.claim.key, s.claim.name):
+            parts.setdefault(s.claim, []).append(s)
+    return parts
+
+
+def by_protocol(summaries: Sequence[Summary]) -> str:
+    """Say the verdicts on one claim: ``"refuted under append; supported under reprime and restart"``."""
+    names: dict[Status, list[str]] = {}
+    for s in summaries:
+        names.setdefault(s.status, []).extend([s.protocol] if s.protocol else [])
+    return "; ".join(f"{v.value} under {_join(n)}" if n else v.value for v, n in names.items())
+
+
+def html(found: Audit) -> str:
+    """Write the claims table as HTML; the class of a verdict is its name."""
+    names = ("claim", "what was published", "protocol", "verdict", "finding", "other measures that disagree")
+    rows = []
+    for claim, summaries in _parts(found).items():
+        span = f' rowspan="{len(summaries)}"'
+        first = f"<th scope='row'{span}>{escape(claim.name)}</th><td{span}>{escape(claim.published)}</td>"
+        for s in summaries:
+            name = s.status.value
+            verdict = f'<span class="{name.replace(" ", "-")}">{SIGNS[s.status]} {name}</span>'
+            rest = f"<td>{escape(s.words)}</td><td>{escape(differing(s))}</td>"
+            rows.append(f'<tr>{first}<td>{escape(s.protocol or "–")}</td><td class="verdict">{verdict}</td>{rest}</tr>')
+            first = ""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f'<div class="claims"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def meaning(found: Audit) -> str:
+    """Say what the words of the verdicts mean, with the margins that were used."""
+    s = found.setting
+    return (
+        f"**{SIGNS[Status.SUPPORTED]} Supported**: every cell passes two one-sided tests at level {s.alpha:g} of lying "
+        f"within the margin set in advance (growth per doubling of depth {_share(s.growth)}, change with the precision "
+        f"{_share(s.precision)}, change per doubling of the chunk size {_share(s.chunk)}, models within a factor "
+        f"{s.family:g}); a claim about all cells needs all of them (intersection-union). "
+        f"**{SIGNS[Status.REFUTED]} Refuted**: at least one cell passes the test of lying beyond it, after Holm's "
+        f"correction over the cells. **{SIGNS[Status.UNDETERMINED]} Undetermined**: neither; a test that fails to find "
+        f"a difference supports nothing. The claims are those of arXiv 2605.12471; the "
+        f"verdicts are by the drift of the {SHORT.get(found.measure, found.measure)}."
+    )
+
+
+def sentences(found: Audit, key: str) -> list[str]:
+    """Say of each part of a claim what was published, what counts as that, and the verdicts."""
+    return [
+        f"{claim.name}: {by_protocol(group)}. Published: {claim.published}. Margin: "
+        f"{claim.margin_text(found.setting)}." + _untested(group) + _unestimated(group)
+        for claim, group in _parts(found, key).items()
+    ]
+
+
+def _untested(summaries: Sequence[Summary]) -> str:
+    why = dict.fromkeys(s.words for s in summaries if s.status is Status.NOT_TESTED)
+    return f" Not tested means: {' '.join(why)}" if why else ""
+
+
+def _unestimated(summaries: Sequence[Summary]) -> str:
+    """Say why, where no row of a protocol has an estimate of what it is about."""
+    said = ""
+    for s in summaries:
+        if s.findings and s.claim.name != "C4 plateau" and all(math.isnan(f.estimate) for f in s.findings):
+            said += f" No estimate under {s.protocol}: {' '.join(dict.fromkeys(f.words for f in s.findings))}"
+    return said
+
+
+def changes(found: Audit) -> list[str]:
+    """Say what would change the verdict on each claim."""
+    return [f"{claim.name}: now {by_protocol(group)}; {claim.changes}." for claim, group in _parts(found).items()]
+
+
+def _flat_at(values: np.ndarray, setting: Setting) -> float:
+    """Smallest margin at which a curve would be certified as flat, to within 2 %; NaN if there is none below 1."""
+
+    def flat(margin: float) -> bool:
+        return plateaus([values], margin=margin, alpha=setting.alpha, rise_min=setting.rise)[0].verdict.is_plateau
+
+    low, high = setting.growth, 0.99
+    if low >= high or not flat(high):
+        return math.nan
+    while high > 1.02 * low:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if flat(middle) else (middle, high)
+    return high
+
+
+def _enough(finding: Finding) -> str:
+    """Smallest margin at which the interval of a finding would lie within it; of C1 see :func:`_flat_at`."""
+    low, high = (math.inf if math.isnan(x) else x for x in finding.interval)
+    name = f"{finding.claim} {finding.part}"
+    if name == "C3 chunk size" and low > -1 and math.isfinite(high):
+        return f"{_share(math.expm1(max(-math.log1p(low), math.log1p(high))))} per doubling of the chunk size"
+    if name == "C4 level" and low > 0 and math.isfinite(high):
+        return f"a factor {max(1 / low, high):.3g}"
+    if name == "C2 precision" and math.isfinite(low) and math.isfinite(high):
+        change = max(abs(low), abs(high)) * math.log(finding.detail["ratio"])
+        return f"{_share(math.expm1(change))} over the range" if change < 1 else f"a factor {math.exp(change):.3g}"
+    return "–"
+
+
+def undecided(found: Audit, sweep: Sweep) -> pd.DataFrame:
+    """Findings by the headline measure that do not support their claim: what more data or which margin would."""
+    columns = ["claim", "protocol", "cells", "verdict", "supported from a margin of", "or with"]
+    rows = []
+    for s in found.summaries:
+        chains: Sequence[xr.Dataset] = ()
+        if s.claim.name == "C1 plateau":
+            chains = deepest(sweep.sel(protocol=s.protocol))  # in the order of the findings
+        for place, f in enumerate(s.findings):
+            if f.status is Status.SUPPORTED:
+                continue
+            margin = _enough(f)
+            if chains:
+                reach = _flat_at(amplitude(chains[place], found.measure, found.layer), found.setting)
+                margin = "none" if math.isnan(reach) else f"{_share(reach)} per doubling of depth"
+            verdict = f"{SIGNS[f.status]} {f.status.value}"
+            rows.append((s.claim.name, s.protocol, f.scope, verdict, margin, f.needed or "–"))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def evidence(found: Audit) -> pd.DataFrame:
+    """Every finding by every measure, with p-values; Holm's correction is over the cells of one claim and protocol."""
+    claims = {(c.key, c.part): c for c in CLAIMS}
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for f in found.findings:
+        groups.setdefault((f.claim, f.part, f.protocol, f.measure), []).append(f)
+    rows = []
+    for findings in groups.values():
+        for f, adjusted in zip(findings, holm([f.p_refute for f in findings]), strict=True):
+            write = writer(claims[f.claim, f.part])
+            rows.append(
+                {
+                    "claim": f"{f.claim} {f.part}",
+                    "protocol": f.protocol,
+                    "measure": SHORT.get(f.measure, f.measure),
+                    "cells": f.scope,
+                    "verdict": f"{SIGNS[f.status]} {f.status.value}",
+                    "estimated": f.effect,
+                    "estimate": "–" if math.isnan(f.estimate) else write(f.estimate),
+                    f"{100 * (1 - 2 * found.setting.alpha):g} % interval": _pair(f.interval, write),
+                    "margin": _pair(f.margin, write),
+                    "p (support)": _p(f.p_support),
+                    "p (refute)": _p(f.p_refute),
+                    "p (refute, Holm)": _p(adjusted),
+                    "finding": f.words,
+                    "files": ", ".join(f.cells),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _pair(pair: tuple[float, float], write: Callable[[float], str]) -> str:
+    return "–" if any(map(math.isnan, pair)) else " to ".join(write(x) for x in pair)
+
+
+def estimate(finding: Finding) -> str:
+    """Write an estimate with its interval."""
+    write = writer(next(c for c in CLAIMS if (c.key, c.part) == (finding.claim, finding.part)))
+    return f"{write(finding.estimate)} ({_pair(finding.interval, write)})"
+
+
+def _p(p: float) -> str:
+    return "–" if math.isnan(p) else f"{p:.2g}" if p >= 1e-6 else "< 1e-6"
+
+
+def files(found: Audit) -> pd.DataFrame:
+    """Which files which rows of the claims table rest on."""
+    used: dict[str, list[str]] = {}
+    for s in found.summaries:
+        for f in s.findings:
+            for name in f.cells:
+                used.setdefault(name, []).append(s.claim.name)
+    rows = [(name, ", ".join(dict.fromkeys(claims))) for name, claims in sorted(used.items())]
+    return pd.DataFrame(rows, columns=["file", "rows of the table that rest on it"])
+
+
+def commands(found: Audit, sweep: Sweep, models: Sequence[str] | str | None = None) -> str:
+    """Write the commands that give the numbers of the page again, once the cells are there."""
+    folder, s, default = shlex.quote(sweep.folder.name if sweep.folder else "SWEEP"), found.setting, Setting()
+    margins = {n: v for n, v in vars(s).items() if n != "alpha" and v != getattr(default, n)}
+    what = [f"--measure {found.measure}"] + [f"--layer {found.layer}"] * (found.layer != "last")
+    level = [f"--alpha {s.alpha:g}"] * (s.alpha != default.alpha)
+    table = [*what, *(f"--margin {n}={v:g}" for n, v in margins.items()), *level]
+    # drift.plateau judges what was measured; where that is the square of an amplitude, so are its margins.
+    power = 1 / amplitude_power(found.measure)
+    chain = [f"--margin {(1 + s.growth) ** power - 1:.6g}"] * (power != 1 or s.growth != default.growth)
+    chain += [f"--rise-min {s.rise**power:.6g}"] * (power != 1 or s.rise != default.rise)
+    page = {"measure": found.measure, "layer": found.layer, "alpha": s.alpha, "margins": margins or None}
+    given: dict[str, Any] = {n: v for n, v in page.items() if v not in ("hidden_rel_l2", "last", default.alpha, None)}
+    if models is not None:
+        given["models"] = list(models) if not isinstance(models, str) else models
+    written = (v if isinstance(v, str) else json.dumps(v) for v in given.values())
+    lines = [
+        "# the claims table and every finding" + ("; of all models, not only those of this page" if models else ""),
+        " ".join([f"python -m drift.claims {folder} --details", *table]),
+        "# C1, every chain by itself" + (" (the measure is the square of an amplitude: so are margin and factor)"
+                                         if power != 1 else ""),
+        " ".join([f"python -m drift.plateau {folder}", *what, *chain, *level]),
+        "# this page",
+        " ".join([f"python -m drift.report {folder} --notebook claims",
+                  *(f"-p {shlex.quote(f'{n}={v}')}" for n, v in zip(given, written, strict=True))]),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def method(found: Audit) -> str:
+    """Say in a paragraph how the decision is made."""
+    shares = _join([f"1/{1 / w:g}" for w in WINDOWS])
+    return (
+        "Drift enters as an amplitude (a divergence as its square root) and is judged in logarithms. Growth is its "
+        f"slope per doubling of chain depth, on windows fixed in advance that leave out the first {shares} of the "
+        "steps; a plateau may be certified on any of them, at the price of a Bonferroni factor, and growth is judged "
+        "on the last. Levels are means over that window. The standard error is the least favourable of up to three: "
+        "autocorrelated noise around the trend, means of batches, and, from "
+        f"{DOCUMENTS} documents on, their spread. A change late in the chain, or a model that still changes at its end "
+        "and fits better, can only take a plateau away. Precisions, chunk sizes and models are compared over the same "
+        "text, by the same tests."
+    )
+
+
+def limits(found: Audit) -> list[str]:
+    """Say what the verdicts do not cover, with the sizes of this sweep."""
+    chains = [f for s in found.summaries if s.claim.name == "C1 plateau" for f in s.findings]
+    depths = sorted({f.detail["transitions"] for f in chains})
+    documents = sorted({f.detail["documents"] for f in chains})
+    few = sum(f.detail["documents"] < DOCUMENTS for f in chains)
+    bounded = found.measure in BOUNDED
+    near = sum(f.detail["level"] > 0.5 * UNRELATED for f in chains) if bounded else 0
+    return [
+        f"Depth: nothing is said of a chain beyond its last step; those judged here have {span(depths)} transitions, "
+        f"the published plateau {PUBLISHED_DEPTH}.",
+        f"Documents: fewer than {DOCUMENTS} support no claim about other documents; the chains here have "
+        f"{span(documents)} ({few} of {len(chains)} chains have fewer than {DOCUMENTS}).",
+        "Late growth: growth of a small size that begins in the last 15 % of a chain is weakly covered.",
+        "Bounds: a measure at its bound is trivially flat, and insensitive to everything."
+        + (f" Unrelated states are {UNRELATED:.2g} apart; {near} of {len(chains)} chains come to half of that or more."
+           if bounded else ""),
+    ]  # fmt: skip
