@@ -393,7 +393,8 @@ def _fit(z: Float, first: int, steps: int) -> _Fit:
         batched = _ar(_batches(z, batch), _noise(first, steps, batch)[0])
         asked = np.full(curves, documents < DOCUMENTS) | (design > DESIGN_EFFECT)
         for k in range(3):
-            errors[k].append((np.where(asked, np.sqrt(batched[0][:, k]), 0.0), batched[1]))
+            se, own_df = errors[k][0]  # stands in where the batched one is not asked
+            errors[k].append((np.where(asked, np.sqrt(batched[0][:, k]), se), np.where(asked, batched[1], own_df)))
     spread = values.std(axis=1, ddof=1) if documents > 1 else np.full((curves, 3), np.nan)
     if documents >= DOCUMENTS:
         for k in range(3):
