@@ -108,6 +108,8 @@ class Variable:
         NumPy dtype, exactly.
     lower, upper : float or None
         Bounds that every value which is not NaN keeps.
+    optional : bool
+        Whether a cell may do without: what only some references or protocols have.
     """
 
     dims: tuple[str, ...]
@@ -116,6 +118,7 @@ class Variable:
     dtype: str = "float64"
     lower: float | None = 0.0
     upper: float | None = None
+    optional: bool = False
 
 
 _DLS = ("document", "layer", "step")
@@ -159,6 +162,29 @@ VARIABLES: dict[str, Variable] = {
         "nat",
         "KL(full || fold) of the next-token distribution, quantiles over tokens",
         lower=-_ROUNDING,
+    ),
+    # Only against the reference `gold`: the difference as a sum of three vectors, see drift.tracing.
+    "hidden_rel_l2_structural": Variable(
+        _DLS, "1", "relative L2 of the structural part: the fold against full attention, both in float64", optional=True
+    ),
+    "hidden_rel_l2_full_rounding": Variable(_DLS, "1", "relative L2 of the rounding of full attention", optional=True),
+    "hidden_rel_l2_fold_rounding": Variable(_DLS, "1", "relative L2 of the rounding that folding adds", optional=True),
+    "hidden_share_structural": Variable(
+        _DLS, "1", "share of the squared error that is structural", lower=None, optional=True
+    ),
+    "hidden_share_full_rounding": Variable(
+        _DLS, "1", "share of the squared error that is rounding of full attention", lower=None, optional=True
+    ),
+    "hidden_share_fold_rounding": Variable(
+        _DLS, "1", "share of the squared error that is rounding added by folding", lower=None, optional=True
+    ),
+    # Only for `decode`.
+    "token_agreement": Variable(
+        _DS,
+        "1",
+        "share of tokens that both lanes would have generated alike, given the same random numbers",
+        upper=1.0,
+        optional=True,
     ),
 }
 
@@ -261,7 +287,7 @@ def _sizes(variables: Mapping[str, np.ndarray]) -> dict[str, int]:
         for dim, size in zip(dims, shape, strict=True):
             if sizes.setdefault(dim, size) != size:
                 raise DatasetError(f"build: {name} has {size} along {dim!r}, where another variable has {sizes[dim]}")
-    missing = [name for name in VARIABLES if name not in variables]
+    missing = [name for name, v in VARIABLES.items() if name not in variables and not v.optional]
     if missing:
         raise DatasetError(f"build: missing variables: {', '.join(missing)}")
     return sizes
@@ -292,7 +318,7 @@ def build(
     Parameters
     ----------
     variables : mapping of str to ndarray
-        One array for every row of :data:`VARIABLES`, axes in the row's order.
+        One array for every row of :data:`VARIABLES` that is not optional, axes in the row's order.
     scalars : mapping
         The scalar coordinates :data:`SCALARS`.
     token_start, token_stop : ndarray [step]
@@ -340,6 +366,7 @@ def build(
             v.dims, _cast(name, variables[name], np.dtype(v.dtype)), {"long_name": v.long_name, "units": v.units}
         )
         for name, v in VARIABLES.items()
+        if name in variables
     }
     encoded = {name: _encode(value) for name, value in attrs.items()}
     encoded.setdefault("Conventions", "CF-1.11")
@@ -442,7 +469,7 @@ def _coordinate_faults(ds: xr.Dataset) -> Iterator[str]:
 
 
 def _variable_faults(ds: xr.Dataset) -> Iterator[str]:
-    missing = [name for name in VARIABLES if name not in ds.data_vars]
+    missing = [name for name, v in VARIABLES.items() if name not in ds.data_vars and not v.optional]
     if missing:
         yield f"missing variables: {', '.join(missing)}"
     unknown = [str(name) for name in ds.data_vars if name not in VARIABLES]
@@ -519,6 +546,8 @@ def _kept_layers(thinned_json: object) -> list[int] | None:
 
 def _value_faults(ds: xr.Dataset) -> Iterator[str]:
     for name, v in VARIABLES.items():
+        if name not in ds.data_vars:
+            continue
         values = ds[name].values
         if v.lower is not None and (values < v.lower).any():
             yield f"{name} has {int((values < v.lower).sum())} values below {v.lower:g} (lowest {values.min():g})"
@@ -585,7 +614,7 @@ def write(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
 
 def _clean(ds: xr.Dataset) -> xr.Dataset:
     """Copy `ds` in the contract's order and without encodings, so that equal datasets give equal bytes."""
-    clean = ds.drop_encoding()[list(VARIABLES)]
+    clean = ds.drop_encoding()[[name for name in VARIABLES if name in ds.data_vars]]
     clean = clean.assign_coords({name: clean.coords[name] for name in _COORDINATES})
     clean.attrs = dict(sorted(ds.attrs.items()))
     for name in clean.variables:
@@ -595,7 +624,7 @@ def _clean(ds: xr.Dataset) -> xr.Dataset:
 
 def _encoding(ds: xr.Dataset) -> dict[str, dict[str, object]]:
     encoding: dict[str, dict[str, object]] = {}
-    for name in [*_COORDINATES, *VARIABLES]:
+    for name in [*_COORDINATES, *(name for name in VARIABLES if name in ds.data_vars)]:
         array = ds[name]
         if array.dtype.kind == "f":
             encoding[name] = {"_FillValue": None}  # NaN is a value here, not a hole
@@ -764,6 +793,8 @@ def curve(
     """
     if measure not in VARIABLES:
         raise DatasetError(f"there is no measure {measure!r}; known are {', '.join(VARIABLES)}")
+    if measure not in ds.data_vars:
+        raise DatasetError(f"this cell has no {measure}: only some references or protocols do")
     array = ds[measure]
     for dim in ("layer", "block"):
         if dim in array.dims:
@@ -800,12 +831,15 @@ class Sweep:
     left_out : list of str
         Files of the folder that ``sweep.json`` does not name.
     folder : pathlib.Path or None
+    controls : list of xarray.Dataset
+        Cells that test the instrument, not the fold (they have the attribute ``control``); no part of `cells`.
     """
 
     def __init__(
         self,
         cells: Sequence[xr.Dataset],
         *,
+        controls: Sequence[xr.Dataset] = (),
         plan: Mapping[str, Any] | None = None,
         failures: Sequence[Mapping[str, Any]] = (),
         problems: Mapping[str, str] | None = None,
@@ -813,6 +847,7 @@ class Sweep:
         folder: Path | None = None,
     ) -> None:
         self.cells = sorted(cells, key=_order)
+        self.controls = sorted(controls, key=_order)
         self.plan = dict(plan or {})
         self.failures = [dict(f) for f in failures]
         self.problems = dict(problems or {})
@@ -882,6 +917,7 @@ class Sweep:
             raise DatasetError(f"no cell matches {wish or 'anything: the sweep is empty'}. Cells:\n{self._listing()}")
         return Sweep(
             kept,
+            controls=self.controls,
             plan=self.plan,
             failures=self.failures,
             problems=self.problems,
@@ -916,7 +952,8 @@ class Sweep:
         Returns
         -------
         pandas.DataFrame
-            Columns: the scalar coordinates, ``document``, ``step``, ``token_start``, ``token_stop``, those of
+            Rows of the cells that have the variable. Columns: the scalar coordinates,
+            ``document``, ``step``, ``token_start``, ``token_stop``, those of
             ``layer``, ``block`` and ``quantile`` that the variable has and that were not selected by a single value,
             and ``value``.
 
@@ -930,7 +967,7 @@ class Sweep:
         dims = VARIABLES[variable].dims
         chosen = {k: v for k, v in selection.items() if k in dims}
         sweep = self.sel(**{k: v for k, v in selection.items() if k not in dims}) if self.cells else self
-        frames = [_tidy(ds, variable, chosen) for ds in sweep.cells]
+        frames = [_tidy(ds, variable, chosen) for ds in sweep.cells if variable in ds.data_vars]
         if frames:
             return pd.concat(frames, ignore_index=True)
         free = [d for d in dims if d not in ("document", "step")]
@@ -947,7 +984,13 @@ class Sweep:
         if not self.cells:
             raise DatasetError("the sweep is empty: there is nothing to combine")
         # token_start, token_stop and layer_kind mean something else in every cell: they stay with the cells
-        arrays = [ds[variable].drop_vars(["token_start", "token_stop", "layer_kind"], errors="ignore") for ds in self]
+        arrays = [
+            ds[variable].drop_vars(["token_start", "token_stop", "layer_kind"], errors="ignore")
+            for ds in self
+            if variable in ds.data_vars
+        ]
+        if not arrays:
+            raise DatasetError(f"no cell has {variable}")
         return xr.concat(
             arrays,
             dim=pd.RangeIndex(len(arrays), name="cell"),
@@ -1064,7 +1107,8 @@ def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
     if not isinstance(failures, list):
         failures = [e for e in entries if e.get("state") == "failed"]
     return Sweep(
-        cells,
+        [ds for ds in cells if "control" not in ds.attrs],
+        controls=[ds for ds in cells if "control" in ds.attrs],
         plan=plan,
         failures=[f if isinstance(f, dict) else {"reason": str(f)} for f in failures],
         problems=problems,

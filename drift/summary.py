@@ -777,7 +777,7 @@ def nonfinite(sweep: Sweep) -> pd.DataFrame:
     rows = []
     for ds in sweep:
         hidden, logits = ds["nonfinite_count"], ds["logit_nonfinite_count"]
-        bad = sum(int((~np.isfinite(ds[n].values)).sum()) for n, v in VARIABLES.items() if v.dtype == "float64")
+        bad = sum(int((~np.isfinite(ds[n].values)).sum()) for n in ds.data_vars if ds[n].dtype.kind == "f")
         total = int(hidden.sum()) + int(logits.sum())
         if not total and not bad:
             continue

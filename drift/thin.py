@@ -127,7 +127,7 @@ def thin(ds: xr.Dataset, layers: int = LAYERS, bits: int = BITS) -> xr.Dataset:
     thinned = ds.isel(layer=places, block=[place - 1 for place in places[1:-1]])
     if bits < record["bits"]:
         for variable, row in VARIABLES.items():
-            if row.dtype != "float64" or variable in EXACT:
+            if row.dtype != "float64" or variable in EXACT or variable not in thinned.data_vars:
                 continue
             values = thinned[variable].values
             rounded = round_bits(values, bits)

@@ -29,7 +29,9 @@ _DERIVED: dict[str, str] = {
 MEASURES: dict[str, str] = {
     name: variable.long_name
     for name, variable in VARIABLES.items()
-    if variable.dtype == "float64" and name not in ("hidden_norm", "top1_agreement", "nll_full", "nll_fold")
+    if variable.dtype == "float64"
+    and not variable.optional
+    and name not in ("hidden_norm", "top1_agreement", "nll_full", "nll_fold")
 } | _DERIVED
 
 
