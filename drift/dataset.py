@@ -35,6 +35,7 @@ from drift.errors import DatasetError
 
 __all__ = [
     "QUANTILES",
+    "REFERENCES",
     "REQUIRED_ATTRS",
     "SCALARS",
     "SCHEMA_VERSION",
@@ -58,6 +59,15 @@ SCHEMA_VERSION = "1"
 
 #: Quantiles over a chunk's tokens, kept where a variable has the dimension ``quantile``.
 QUANTILES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+
+#: What a fold can be compared with.
+REFERENCES: dict[str, str] = {
+    "full": "full attention at the same precision",
+    "gold": "full attention in true float64",
+    "fold64": "the same fold in true float64",
+    "previous": "the fold's own previous chain step, token by token",
+    "unperturbed": "the same fold without the perturbation (for the protocol perturbed)",
+}
 
 #: Attributes that may differ between two runs of the same cell.
 VOLATILE_ATTRS = ("created_at", "elapsed_s")

@@ -15,8 +15,8 @@ import inspect
 from abc import ABC
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from drift.errors import UnsupportedModelError
-from drift.protocols import Chunk
+from drift.protocols import Carried, Chunk, Protocol
 
 __all__ = ["LOGIT_ROWS", "Lane", "Recorder", "check_supported", "descend"]
 
@@ -47,17 +47,29 @@ class Lane:
         int64 [token]: the text, the same in all lanes that are compared.
     chunks : tuple of Chunk
         How the text is cut; a single chunk is full attention.
+    protocol : Protocol, optional
+        What becomes of the cache after each chain step; by default everything stays.
+    model : PreTrainedModel, optional
+        The same model at another precision; by default the one that the descent was given.
+    scope : callable
+        Makes the context that the lane computes in: the numerical switches of its precision.
+    companions : tuple of Tensor
+        Other texts of the same length, computed in one batch with this one and not looked at.
     """
 
     tokens: Tensor
     chunks: tuple[Chunk, ...]
+    protocol: Protocol | None = None
+    model: PreTrainedModel | None = None
+    scope: Callable[[], AbstractContextManager[Any]] = nullcontext
+    companions: tuple[Tensor, ...] = ()
 
     def token_ids(self, chunk: Chunk) -> Tensor:
-        """int64 [1, token]: what the model is given for a chunk, prefix included."""
-        text = self.tokens[chunk.start : chunk.stop]
+        """int64 [text, token]: what the model is given for a chunk, prefix included."""
+        texts = torch.stack([text[chunk.start : chunk.stop] for text in (self.tokens, *self.companions)])
         if chunk.prefix:
-            text = torch.cat([text.new_tensor(chunk.prefix), text])
-        return text[None]
+            texts = torch.cat([texts.new_tensor(chunk.prefix).expand(len(texts), -1), texts], dim=1)
+        return texts
 
 
 class Recorder(ABC):
@@ -76,12 +88,13 @@ class Recorder(ABC):
         """What block ``block`` (1 is the first) cached, one tensor [head, token, feature] per lane."""
 
     def cache_bytes(self, block: int, sizes: Sequence[Sequence[int]]) -> None:
-        """Bytes that the block's cache carries on after each chunk, per lane and chunk."""
+        """Bytes that the block's cache carries on after each chain step, per lane and step."""
 
     def final(self, lane: int, rows: Tensor, states: Tensor) -> None:
         """States after the final norm [row, feature] of a lane's tokens ``rows`` [row].
 
-        Lane 0 is called first for every stretch of the text; the other lanes follow with pieces that lie within it.
+        For every stretch of the text, the lanes that others are compared with come first, each with the whole stretch;
+        the other lanes follow with pieces that lie within it.
         """
 
     def logits(self, lane: int, rows: Tensor, logits: Tensor) -> None:
@@ -170,66 +183,130 @@ class _Call:
     kwargs: dict[str, Any]
 
 
-def _tap(model: PreTrainedModel, lane: Lane) -> tuple[list[Tensor], list[list[_Call]]]:
-    """Run the model with its blocks tapped.
+@contextmanager
+def _attention(model: PreTrainedModel, implementation: str | None) -> Iterator[None]:
+    """Have the model compute attention in another way for the duration."""
+    configs = {id(c): c for c in (model.config, _text_config(model))}.values()
+    before = [config._attn_implementation for config in configs]
+    try:
+        if implementation is not None:
+            for config in configs:
+                config._attn_implementation = implementation
+        yield
+    finally:
+        for config, value in zip(configs, before, strict=True):
+            config._attn_implementation = value
 
-    Returns
-    -------
-    embeddings : list of Tensor
-        [1, token, feature] per chunk, prefix included.
-    calls : list of list of _Call
-        Per chunk and block.
-    """
-    decoder = model.get_decoder()
-    blocks = _blocks(model)
-    cache = DynamicCache(config=_text_config(model))
-    seen: list[tuple[int, Tensor, _Call]] = []
 
-    def make_tap(index: int) -> Callable[..., Tensor]:
+_Snapshot = list[tuple[Tensor | None, Tensor | None, int | None]]
+
+
+def _snapshot(cache: DynamicCache) -> _Snapshot:
+    """What a cache holds now. Its layers grow by making new tensors, so keeping the old ones is enough."""
+    return [
+        (layer.keys, layer.values, getattr(layer, "cumulative_length", None)) if layer.is_initialized else (None,) * 3
+        for layer in cache.layers
+    ]
+
+
+def _restore(cache: DynamicCache, snapshot: _Snapshot) -> None:
+    for layer, (keys, values, length) in zip(cache.layers, snapshot, strict=True):
+        if keys is None:
+            layer.is_initialized = False
+        layer.keys, layer.values = keys, values
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length = length or 0
+
+
+class _Taps:
+    """The model's own ``forward`` with its blocks tapped: embeddings, and how each block is called."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._decoder = model.get_decoder()
+        self._blocks = _blocks(model)
+        self._seen: list[tuple[int, Tensor, _Call]] = []
+        self._cache = DynamicCache(config=_text_config(model))
+
+    @contextmanager
+    def attached(self) -> Iterator[_Taps]:
+        with _replaced(self._blocks, [self._make_tap(i) for i in range(len(self._blocks))]):
+            yield self
+
+    def _make_tap(self, index: int) -> Callable[..., Tensor]:
+        name = type(self._model).__name__
+
         def tap(*args: Any, **kwargs: Any) -> Tensor:
             states = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
             rest = () if not args else args[1:]
             if not isinstance(states, Tensor) or states.ndim != 3:
                 raise UnsupportedModelError(
-                    f"{type(model).__name__}: block {index} is not called with hidden states [batch, token, feature]; "
+                    f"{name}: block {index} is not called with hidden states [batch, token, feature]; "
                     "this architecture cannot be driven layer by layer."
                 )
-            if any(a is cache for a in rest) or kwargs.pop("past_key_values", None) is not cache:
-                raise UnsupportedModelError(
-                    f"{type(model).__name__}: block {index} is not handed the KV cache as past_key_values."
-                )
+            if any(a is self._cache for a in rest) or kwargs.pop("past_key_values", None) is not self._cache:
+                raise UnsupportedModelError(f"{name}: block {index} is not handed the KV cache as past_key_values.")
             # A stub of one number per token moves the cache on, as the real keys and values would: masks and
             # positions of the next chunk depend on how much is cached.
             stub = states.new_zeros((1, 1, states.shape[1], 1))
-            cache.update(stub, stub, index)
-            seen.append((index, states, _Call(rest, kwargs)))
+            self._cache.update(stub, stub, index)
+            self._seen.append((index, states, _Call(rest, kwargs)))
             return states
 
         return tap
 
+    def run(self, cache: DynamicCache, token_ids: Tensor, first_position: int) -> tuple[Tensor, list[_Call]]:
+        """Embeddings [text, token, feature], and the call of each block."""
+        name = type(self._model).__name__
+        self._seen, self._cache = [], cache
+        positions = torch.arange(first_position, first_position + token_ids.shape[1], device=token_ids.device)
+        self._decoder(input_ids=token_ids, position_ids=positions[None], past_key_values=cache, use_cache=True)
+        seen = self._seen
+        if [index for index, _, _ in seen] != list(range(len(self._blocks))):
+            raise UnsupportedModelError(
+                f"{name} does not call its {len(self._blocks)} decoder layers once each, in order."
+            )
+        if any(states is not seen[0][1] for _, states, _ in seen):
+            raise UnsupportedModelError(
+                f"{name} does something to the hidden states between its decoder layers, "
+                "which a layer-by-layer descent would miss."
+            )
+        return seen[0][1], [call for _, _, call in seen]
+
+
+def _tap(model: PreTrainedModel, lane: Lane) -> tuple[list[Tensor], list[list[_Call]]]:
+    """Take a lane through the model with its blocks tapped.
+
+    Returns
+    -------
+    embeddings : list of Tensor
+        [text, token, feature] per chunk, prefix included.
+    calls : list of list of _Call
+        Per chunk and block.
+    """
+    cache = DynamicCache(config=_text_config(model))
     embeddings: list[Tensor] = []
     calls: list[list[_Call]] = []
-    with _replaced(blocks, [make_tap(i) for i in range(len(blocks))]):
+    with _Taps(model).attached() as taps:
         for chunk in lane.chunks:
-            seen.clear()
-            positions = torch.arange(chunk.first_position, chunk.first_position + len(chunk), device=lane.tokens.device)
-            decoder(
-                input_ids=lane.token_ids(chunk),
-                position_ids=positions[None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            if [index for index, _, _ in seen] != list(range(len(blocks))):
-                raise UnsupportedModelError(
-                    f"{type(model).__name__} does not call its {len(blocks)} decoder layers once each, in order."
-                )
-            if any(states is not seen[0][1] for _, states, _ in seen):
-                raise UnsupportedModelError(
-                    f"{type(model).__name__} does something to the hidden states between its decoder layers, "
-                    "which a layer-by-layer descent would miss."
-                )
-            embeddings.append(seen[0][1])
-            calls.append([call for _, _, call in seen])
+            before = [] if chunk.kept else _snapshot(cache)
+            own = DynamicCache(config=_text_config(model)) if chunk.alone else cache
+            states, called = taps.run(own, lane.token_ids(chunk), chunk.first_position)
+            embeddings.append(states)
+            calls.append(called)
+            if not chunk.kept:
+                if not chunk.alone:
+                    _restore(cache, before)
+                continue
+            if chunk.alone:
+                stub = states.new_zeros((1, 1, states.shape[1], 1))
+                for index in range(len(called)):
+                    cache.update(stub, stub, index)
+            if lane.protocol is not None and lane.protocol.carries:
+                for layer in cache.layers:
+                    if not layer.is_sliding:
+                        held = lane.protocol.slots(chunk.step, layer.keys.shape[-2])
+                        layer.keys, layer.values = layer.keys[..., :held, :], layer.values[..., :held, :]
     return embeddings, calls
 
 
@@ -238,39 +315,148 @@ class _Descending:
     """A lane on its way down: its hidden states per chunk, and the calls that the tap saw."""
 
     lane: Lane
-    states: list[Tensor]
-    calls: list[list[_Call]]
+    model: PreTrainedModel
+    states: list[Tensor] = field(default_factory=list)
+    calls: list[list[_Call]] = field(default_factory=list)
+    _tables: list[tuple[Tensor, Tensor]] | None = None
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """The numerical switches and the attention implementation that the lane computes with."""
+        protocol = self.lane.protocol
+        wanted = None
+        if protocol is not None:
+            wanted = "eager" if protocol.wants_attention else protocol.attn_implementation
+        with ExitStack() as stack:
+            stack.enter_context(self.lane.scope())
+            stack.enter_context(_attention(self.model, wanted))
+            yield
 
     def text(self, per_chunk: Sequence[Tensor], dim: int = -2) -> Tensor:
-        """Join per-chunk tensors along their token axis, prefixes left out."""
+        """Join per-chunk tensors along their token axis: what is measured, prefixes and companions left out."""
         parts = [
-            part.narrow(dim, len(chunk.prefix), chunk.stop - chunk.start) if chunk.prefix else part
+            part[:1].narrow(dim, len(chunk.prefix), chunk.stop - chunk.start)
             for part, chunk in zip(per_chunk, self.lane.chunks, strict=True)
+            if chunk.measured
         ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim))[0]
 
+    def rotate(self, index: int, keys: Tensor, shift: Tensor) -> Tensor:
+        """Move keys [..., slot, feature] of a block by ``shift`` positions, int64 [slot]."""
+        if self._tables is None:
+            self._tables = _rotary_tables(self.model, len(self.lane.tokens) + 1, self.lane.tokens.device)
+        cos, sin = self._tables[index]
+        width = cos.shape[-1]
+        wide = keys[..., :width].to(torch.promote_types(keys.dtype, torch.float32))
+        c = cos[shift.abs()].to(wide.dtype)
+        s = (sin[shift.abs()] * shift.sign()[:, None]).to(wide.dtype)
+        half = torch.cat([-wide[..., width // 2 :], wide[..., : width // 2]], dim=-1)
+        return torch.cat([(wide * c + half * s).to(keys.dtype), keys[..., width:]], dim=-1)
 
-def _run_block(
-    model: PreTrainedModel, block: torch.nn.Module, index: int, lane: _Descending
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Take one lane through one block; return the keys, the values and the carried bytes per chunk."""
-    tape = _Tape(_text_config(model))
-    sizes: list[int] = []
-    for step, call in enumerate(calls[index] for calls in lane.calls):
-        lane.states[step] = block(lane.states[step], *call.args, past_key_values=tape, **call.kwargs)
-        layer = tape.layers[index]
-        if len(tape.appended) != step + 1 or not isinstance(layer, DynamicLayer) or layer.keys is None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "
-                "(layers that share a cache, or keep none, are not supported)."
+
+def _rotary_tables(model: PreTrainedModel, positions: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Cosines and sines [position, feature] by which each block rotates keys at positions 0, 1, ...
+
+    They are what the model itself hands to its blocks. Rotations can only be added up where they are rotations: the
+    layout of two halves, and no scaling.
+    """
+    with _Taps(model).attached() as taps:
+        ids = torch.zeros((1, positions), dtype=torch.int64, device=device)
+        _, calls = taps.run(DynamicCache(config=_text_config(model)), ids, 0)
+    tables = []
+    for index, call in enumerate(calls):
+        pair = call.kwargs.get("position_embeddings")
+        sound = False
+        if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(x, Tensor) for x in pair):
+            cos, sin = (x[0].to(torch.promote_types(x.dtype, torch.float32)) for x in pair)
+            half = cos.shape[-1] // 2
+            sound = bool(
+                torch.equal(cos[:, :half], cos[:, half:])
+                and torch.equal(sin[:, :half], sin[:, half:])
+                and ((cos**2 + sin**2 - 1).abs() < 2.0**-6).all()
             )
-        assert layer.values is not None
-        sizes.append(
-            layer.keys.numel() * layer.keys.element_size() + layer.values.numel() * layer.values.element_size()
+        if not sound:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: block {index} does not rotate its keys in the layout of two halves without "
+                "scaling, so cached keys cannot be moved to other positions (positions=cache)."
+            )
+        tables.append((cos, sin))
+    return tables
+
+
+@contextmanager
+def _noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """Yield a list that receives the attention probabilities of each call of the block."""
+    noted: list[Tensor] = []
+    if not wanted:
+        yield noted
+        return
+    attention = getattr(block, "self_attn", None)
+    if not isinstance(attention, torch.nn.Module):
+        raise UnsupportedModelError(
+            f"{type(block).__name__} has no module `self_attn` to read attention probabilities from."
         )
-    keys = lane.text([k for k, _ in tape.appended])
-    values = lane.text([v for _, v in tape.appended])
-    return keys, values, sizes
+
+    def note(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if not isinstance(output, tuple) or len(output) < 2 or not isinstance(output[1], Tensor):
+            raise UnsupportedModelError(f"{type(module).__name__} does not return attention probabilities.")
+        noted.append(output[1])
+
+    handle = attention.register_forward_hook(note)
+    try:
+        yield noted
+    finally:
+        handle.remove()
+
+
+def _run_block(index: int, lane: _Descending) -> tuple[Tensor, Tensor, list[int]]:
+    """Take one lane through one block; return the keys, the values and the carried bytes per chain step."""
+    model, protocol = lane.model, lane.lane.protocol
+    block = _blocks(model)[index]
+    tape = _Tape(_text_config(model))
+    appended: list[tuple[Tensor, Tensor]] = []
+    sizes: dict[int, int] = {}
+    notes: dict[str, Any] = {}
+    with _noted_attention(block, protocol is not None and protocol.wants_attention) as probabilities:
+        for place, (chunk, calls) in enumerate(zip(lane.lane.chunks, lane.calls, strict=True)):
+            call = calls[index]
+            before = [] if chunk.kept else _snapshot(tape)
+            own = _Tape(_text_config(model)) if chunk.alone else tape
+            probabilities.clear()
+            taken = len(own.appended)
+            lane.states[place] = block(lane.states[place], *call.args, past_key_values=own, **call.kwargs)
+            if len(own.appended) != taken + 1 or not isinstance(own.layers[index], DynamicLayer):
+                raise UnsupportedModelError(
+                    f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "
+                    "(layers that share a cache, or keep none, are not supported)."
+                )
+            keys, values = own.appended[-1]
+            appended.append((keys, values))
+            if not chunk.kept:
+                if not chunk.alone:
+                    _restore(tape, before)
+            elif chunk.alone:
+                tape.update(keys, values, index)
+            layer = tape.layers[index]
+            if chunk.kept and protocol is not None and protocol.carries:
+                assert layer.keys is not None
+                assert layer.values is not None
+                cache = Carried(
+                    keys=layer.keys,
+                    values=layer.values,
+                    step=chunk.step,
+                    block=index + 1,
+                    new=len(chunk),
+                    sliding=bool(layer.is_sliding),
+                    attention=probabilities[-1] if probabilities else None,
+                    rotate=lambda keys, shift: lane.rotate(index, keys, shift),
+                    notes=notes,
+                )
+                protocol.carry(cache)
+                layer.keys, layer.values = cache.keys, cache.values
+            held = [x for x in (layer.keys, layer.values) if isinstance(x, Tensor)]
+            sizes[chunk.step] = sum(x[:1].numel() * x.element_size() for x in held)
+    return lane.text([k for k, _ in appended]), lane.text([v for _, v in appended]), list(sizes.values())
 
 
 Head = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -328,6 +514,13 @@ class _Piece:
             _Piece(self.rows[i:], self.states[i:], self.logit_rows[j:], self.logits[j:]),
         )
 
+    @classmethod
+    def join(cls, pieces: Sequence[_Piece]) -> _Piece:
+        """Consecutive pieces as one."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
+
     def record(self, lane: int, recorder: Recorder) -> None:
         """Hand what there is to the recorder."""
         if len(self.rows):
@@ -346,13 +539,17 @@ def _pieces(lane: _Descending, head: Head, stride: int) -> Iterator[_Piece]:
         rows, text = torch.arange(len(lane.lane.tokens)), lane.text(lane.states)[None]
         for part, inputs in zip(rows.split(LOGIT_ROWS), text.split(LOGIT_ROWS, dim=1), strict=True):
             sampled = part % stride == 0
-            final, logits = head(inputs, sampled.nonzero()[:, 0])
+            with lane.scope():
+                final, logits = head(inputs, sampled.nonzero()[:, 0])
             yield _Piece(part, final, part[sampled], logits)
         return
     for chunk, states in zip(lane.lane.chunks, lane.states, strict=True):
+        if not chunk.measured:
+            continue
         rows = torch.arange(chunk.start - len(chunk.prefix), chunk.stop)
         for part, inputs in zip(rows.split(LOGIT_ROWS), states.split(LOGIT_ROWS, dim=1), strict=True):
-            final, logits = head(inputs, None)
+            with lane.scope():
+                final, logits = head(inputs, None)
             text = part >= chunk.start
             if not bool(text.all()):
                 part, keep = part[text], text.to(final.device)
@@ -365,6 +562,7 @@ def descend(
     lanes: Sequence[Lane],
     recorder: Recorder,
     *,
+    references: Sequence[int] = (0,),
     logit_stride: int = 1,
     on_block: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -375,9 +573,12 @@ def descend(
     model : PreTrainedModel
         A supported causal language model, in eval mode.
     lanes : sequence of Lane
-        Lane 0 is the reference that the others are compared with. All hold the same text.
+        All hold the same text. A lane with a model of its own computes with that.
     recorder : Recorder
         Receives hidden states, keys, values and logits.
+    references : sequence of int
+        The lanes that others are compared with, in the order in which :meth:`Recorder.final` hears of them. The
+        first one sets the stretches.
     logit_stride : int
         Logits are computed for every ``logit_stride``-th token of the text; 1 computes all.
     on_block : callable, optional
@@ -386,38 +587,65 @@ def descend(
     Raises
     ------
     UnsupportedModelError
-        If the model turns out not to be one that can be driven layer by layer.
+        If the model turns out not to be one that can be driven layer by layer, or a protocol needs of it what it does
+        not give.
     """
-    blocks = _blocks(model)
-    descending = [_Descending(lane, *_tap(model, lane)) for lane in lanes]
+    depth = len(_blocks(model))
+    descending = [_Descending(lane, lane.model or model) for lane in lanes]
+    for d in descending:
+        with d.scope():
+            d.states, d.calls = _tap(d.model, d.lane)
     recorder.hidden(0, "embedding", [d.text(d.states) for d in descending])
-    for index, block in enumerate(blocks):
-        cached = [_run_block(model, block, index, d) for d in descending]
+    for index in range(depth):
+        cached = []
+        for d in descending:
+            with d.scope():
+                cached.append(_run_block(index, d))
         recorder.cache(index + 1, [keys for keys, _, _ in cached], [values for _, values, _ in cached])
         recorder.cache_bytes(index + 1, [sizes for _, _, sizes in cached])
         del cached
         recorder.hidden(index + 1, "block", [d.text(d.states) for d in descending])
         if on_block is not None:
-            on_block(index + 1, len(blocks))
+            on_block(index + 1, depth)
     for d in descending:
         d.calls.clear()
-    with _head(model) as head:
-        _compare_logits([_pieces(d, head, logit_stride) for d in descending], recorder)
+    with ExitStack() as stack:
+        heads = {key: stack.enter_context(_head(m)) for key, m in {id(d.model): d.model for d in descending}.items()}
+        pieces = [_Pieces(_pieces(d, heads[id(d.model)], logit_stride)) for d in descending]
+        _compare_logits(pieces, list(references), recorder)
 
 
-def _compare_logits(pieces: Sequence[Iterator[_Piece]], recorder: Recorder) -> None:
-    """Walk the lanes in step: a stretch of lane 0, then what the other lanes have within it."""
-    waiting: list[deque[_Piece]] = [deque() for _ in pieces]
-    for reference in pieces[0]:
-        reference.record(0, recorder)
-        end = int(reference.rows[-1])
-        for lane in range(1, len(pieces)):
-            while True:
-                piece = waiting[lane].popleft() if waiting[lane] else next(pieces[lane], None)
-                if piece is None:
-                    break
-                inside, rest = piece.split(end)
-                inside.record(lane, recorder)
-                if len(rest.rows):
-                    waiting[lane].append(rest)
-                    break
+class _Pieces:
+    """A lane's pieces, to be taken up to a token."""
+
+    def __init__(self, pieces: Iterator[_Piece]) -> None:
+        self.source = pieces
+        self._waiting: deque[_Piece] = deque()
+
+    def up_to(self, end: int) -> Iterator[_Piece]:
+        """What there is up to and including token ``end``."""
+        while True:
+            piece = self._waiting.popleft() if self._waiting else next(self.source, None)
+            if piece is None:
+                return
+            inside, rest = piece.split(end)
+            yield inside
+            if len(rest.rows):
+                self._waiting.append(rest)
+                return
+            if int(piece.rows[-1]) == end:
+                return
+
+
+def _compare_logits(pieces: Sequence[_Pieces], references: Sequence[int], recorder: Recorder) -> None:
+    """Walk the lanes in step: a stretch of the first reference, of the others, then what the other lanes have in it."""
+    leader, *others = references
+    for stretch in pieces[leader].source:
+        stretch.record(leader, recorder)
+        end = int(stretch.rows[-1])
+        for lane in others:
+            _Piece.join(list(pieces[lane].up_to(end))).record(lane, recorder)
+        for lane, each in enumerate(pieces):
+            if lane not in references:
+                for piece in each.up_to(end):
+                    piece.record(lane, recorder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 __all__ = [
     "LogitReference",
     "LogitRows",
+    "PartRows",
     "StateRows",
     "compare_logits",
+    "compare_parts",
     "compare_states",
     "sampled_steps",
     "step_mean",
@@ -63,6 +66,10 @@ class StateRows:
     def concatenate(cls, parts: Sequence[StateRows]) -> StateRows:
         """Join consecutive stretches of tokens."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+    def rows(self, start: int, stop: int | None = None) -> StateRows:
+        """The tokens ``start:stop``."""
+        return StateRows(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
 
     def rel_l2_token(self) -> Float:
         """Relative L2 distance of each token: [token]."""
@@ -135,6 +142,72 @@ def compare_states(reference: Tensor, other: Tensor) -> StateRows:
 
 
 @dataclass(frozen=True)
+class PartRows:
+    """The error of a fold as a sum of three vectors, token by token.
+
+    With F and C the states of full attention and of the fold, and F64 and C64 the same in float64, the total error
+    C - F64 is exactly the sum of ``structural`` = C64 - F64, ``full_rounding`` = F - F64 and ``fold_rounding`` =
+    (C - C64) - (F - F64), the rounding that folding adds.
+
+    Attributes
+    ----------
+    squared : float64 [part, token]
+        Squared norms of the three parts, in that order.
+    along : float64 [part, token]
+        Inner products of the three parts with the total error; they add up to its squared norm.
+    reference2 : float64 [token]
+        Squared norm of F64.
+    """
+
+    squared: Float
+    along: Float
+    reference2: Float
+
+    names: ClassVar[tuple[str, ...]] = ("structural", "full_rounding", "fold_rounding")
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[PartRows]) -> PartRows:
+        """Join consecutive stretches of tokens."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(cls)})
+
+    def per_step(self, starts: Sequence[int]) -> dict[str, Float]:
+        """Relative L2 of each part, and its share of the squared total error: [step] each.
+
+        The shares add up to 1 where there is any error; one is negative where its part works against the others.
+        """
+        reference = np.sqrt(_step_sum(self.reference2, starts))
+        along = np.stack([_step_sum(row, starts) for row in self.along])
+        total = along.sum(0)
+        out = {}
+        for name, squared, part in zip(self.names, self.squared, along, strict=True):
+            out[f"hidden_rel_l2_{name}"] = _ratio(np.sqrt(_step_sum(squared, starts)), reference)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                out[f"hidden_share_{name}"] = np.where(total > 0, part / total, np.nan)
+        return out
+
+
+def compare_parts(gold: Tensor, full: Tensor, fold64: Tensor, fold: Tensor) -> PartRows:
+    """Take the error of a fold apart.
+
+    Parameters
+    ----------
+    gold, full, fold64, fold : Tensor
+        States [token, feature] of full attention in float64, of full attention, of the fold in float64, of the fold.
+    """
+    squared: list[Tensor] = []
+    along: list[Tensor] = []
+    reference2: list[Tensor] = []
+    rows = max(1, _BLOCK // max(1, gold.shape[1]))
+    for g, f, c64, c in zip(*(x.split(rows) for x in (gold, full, fold64, fold)), strict=True):
+        g, f, c64, c = (x.to(torch.float64) for x in (g, f, c64, c))
+        parts = torch.stack([c64 - g, f - g, (c - c64) - (f - g)])
+        squared.append(torch.linalg.vecdot(parts, parts))
+        along.append(torch.linalg.vecdot(parts, parts.sum(0)))
+        reference2.append(torch.linalg.vecdot(g, g))
+    return PartRows(*(torch.cat(x, dim=-1).cpu().numpy() for x in (squared, along, reference2)))
+
+
+@dataclass(frozen=True)
 class LogitRows:
     """Comparison of two lanes' logits, token by token; every field is [row].
 
@@ -171,6 +244,10 @@ class LogitRows:
     def concatenate(cls, parts: Sequence[LogitRows]) -> LogitRows:
         """Join consecutive stretches of rows."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+    def rows(self, start: int, stop: int | None = None) -> LogitRows:
+        """The rows ``start:stop``."""
+        return LogitRows(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
 
     def rel_l2(self, starts: Sequence[int]) -> Float:
         """Frobenius norm of the difference over a step's rows divided by that of the reference: [step]."""

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from xarray import Dataset
 
-from drift import dataset, measures
-from drift.dataset import QUANTILES, VARIABLES
-from drift.descent import Lane, Recorder, check_supported, descend
+from drift import dataset
+from drift.dataset import REFERENCES
+from drift.descent import Lane, check_supported, descend
 from drift.errors import ConfigError
 from drift.families import family_of
-from drift.precision import numerics, rung, rung_of
-from drift.protocols import Chunk, Protocol, parse
+from drift.precision import numerics, rung, rung_of, widen
+from drift.protocols import Chunk, Protocol, Variation, parse
+from drift.protocols.decode import Decode
+from drift.protocols.full import Full
 from drift.provenance import provenance
+from drift.recording import Comparison, DocumentRecorder
 
 __all__ = ["trace", "trace_folds"]
 
 
 def trace(
-    model: PreTrainedModel, tokens: ArrayLike, chunk_size: int = 64, protocol: str = "append", **options: Any
+    model: PreTrainedModel,
+    tokens: ArrayLike,
+    chunk_size: int = 64,
+    protocol: str = "append",
+    *,
+    reference: str = "full",
+    **options: Any,
 ) -> Dataset:
     """Run one fold and full attention side by side and measure how they differ.
 
@@ -42,6 +54,8 @@ def trace(
         Tokens per chunk; the last chunk holds what is left.
     protocol : str
         Reading of the fold: ``append``, ``restart``, ``reprime``, ... (see :func:`drift.protocols.available`).
+    reference : str
+        What the fold is compared with, see :data:`drift.dataset.REFERENCES`.
     **options
         As for :func:`trace_folds`.
 
@@ -61,13 +75,13 @@ def trace(
     >>> ids = tokenizer(text, return_tensors="np").input_ids  # doctest: +SKIP
     >>> drift.trace(model, ids, chunk_size=64).hidden_rel_l2.isel(layer=-1)  # doctest: +SKIP
     """
-    return trace_folds(model, tokens, [(chunk_size, protocol)], **options)[0]
+    return trace_folds(model, tokens, [(chunk_size, protocol, reference)], **options)[0]
 
 
 def trace_folds(
     model: PreTrainedModel,
     tokens: ArrayLike,
-    folds: Sequence[tuple[int, str | Protocol]],
+    folds: Sequence[tuple[int, str | Protocol] | tuple[int, str | Protocol, str]],
     *,
     bos_token_id: int | None = None,
     logit_stride: int = 1,
@@ -77,7 +91,7 @@ def trace_folds(
     on_progress: Callable[[float], None] | None = None,
     allow_beyond_context: bool = False,
 ) -> list[Dataset]:
-    """Run several folds against one full-attention pass.
+    """Run several folds beside full attention.
 
     Parameters
     ----------
@@ -85,8 +99,10 @@ def trace_folds(
         Any supported causal language model, at whatever dtype and device it is in. It is left as it was.
     tokens : array_like
         Integers [document, token] or [token]. Documents are replicates; they never see each other.
-    folds : sequence of (int, str)
-        Chunk size and protocol of each fold. All share one descent through the layers.
+    folds : sequence of (int, str) or (int, str, str)
+        Chunk size and protocol of each fold, and what it is compared with, a key of :data:`drift.dataset.REFERENCES`
+        (``full`` by default). All share one descent through the layers. ``gold`` and ``fold64`` make a copy of the
+        model in float64.
     bos_token_id : int, optional
         The token that `reprime` puts in front of chunks; the model configuration's BOS token by default.
     logit_stride : int
@@ -128,34 +144,48 @@ def trace_folds(
     def bos() -> int | None:
         return bos_token_id if bos_token_id is not None else getattr(text_config, "bos_token_id", None)
 
-    protocols = [parse(protocol) for _, protocol in folds]
-    bound = [protocol.bind(bos) for protocol in protocols]
-    n_tokens = ids.shape[1]
-    chunks = [protocol.chunks(n_tokens, size) for protocol, (size, _) in zip(bound, folds, strict=True)]
-    full = parse("append").chunks(n_tokens, n_tokens)
-    _check_chunks(text_config, [full, *chunks], allow_beyond_context)
-
+    asked = [_Fold.of(fold, bos) for fold in folds]
     dtype = rung(labels["dtype"]) if "dtype" in labels else rung_of(model.dtype)
     if dtype.torch_dtype != str(model.dtype).removeprefix("torch."):
         raise ConfigError(f"labels say dtype {dtype.name}, but the model is in {model.dtype}.")
     device = next(model.parameters()).device
+    # Folds of the same text descend together; a generated continuation makes another text.
+    together: dict[Decode | None, list[int]] = {}
+    for place, fold in enumerate(asked):
+        together.setdefault(fold.continued, []).append(place)
+    for continued, places in together.items():
+        length = ids.shape[1] + (continued.continuation() if continued else 0)
+        _check_chunks(text_config, [asked[p] for p in places], length, allow_beyond_context)
     started = time.perf_counter()
-    recorders: list[_DocumentRecorder] = []
+    arrays: list[list[dict[str, NDArray[Any]]]] = [[] for _ in asked]
     training = model.training
     model.eval()
     try:
         with numerics(dtype, str(device), half_matmul) as switches:
+            wide = _in_float64(model) if any(f.needs_float64 for f in asked) else model
             for index, document in enumerate(ids):
-                text = torch.from_numpy(document).to(device)
+                for turn, (continued, places) in enumerate(together.items()):
+                    done = index + turn / len(together)
 
-                def on_block(done: int, blocks: int, index: int = index) -> None:
-                    if on_progress is not None:
-                        on_progress((index + done / (blocks + 1)) / len(ids))
+                    def on_block(block: int, blocks: int, done: float = done) -> None:
+                        if on_progress is not None:
+                            on_progress((done + block / (blocks + 1) / len(together)) / len(ids))
 
-                recorder = _DocumentRecorder(text, chunks, logit_stride)
-                lanes = [Lane(text, c) for c in (full, *chunks)]
-                descend(model, lanes, recorder, logit_stride=logit_stride, on_block=on_block)
-                recorders.append(recorder)
+                    text = torch.from_numpy(document).to(device)
+                    if continued is not None:
+                        text = _continue(model, text, continued)
+                    table = _LaneTable(text, model, wide)
+                    recorder = DocumentRecorder(text, [table.comparison(asked[p]) for p in places], logit_stride)
+                    descend(
+                        model,
+                        table.lanes,
+                        recorder,
+                        references=recorder.references,
+                        logit_stride=logit_stride,
+                        on_block=on_block,
+                    )
+                    for number, place in enumerate(places):
+                        arrays[place].append(recorder.variables(number))
                 if on_progress is not None:
                     on_progress((index + 1) / len(ids))
     finally:
@@ -175,34 +205,138 @@ def trace_folds(
     }
     family = family_of(str(getattr(text_config, "model_type", "unknown")))
     results = []
-    for fold, ((size, _), protocol, fold_bound) in enumerate(zip(folds, protocols, bound, strict=True)):
+    for fold, documents in zip(asked, arrays, strict=True):
+        starts = fold.bound.starts(ids.shape[1] + fold.bound.continuation(), fold.size)
+        stops = (*starts[1:], ids.shape[1] + fold.bound.continuation())
         scalars = {
             "model": labels.get("model") or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
             "family": labels.get("family") or family,
             "dtype": dtype.name,
             "unit_roundoff": dtype.unit_roundoff,
-            "chunk_size": size,
-            "protocol": protocol.label,
-            "reference": "full",
+            "chunk_size": fold.size,
+            "protocol": fold.protocol.label,
+            "reference": fold.reference,
             "attn_implementation": str(model.config._attn_implementation),
             "device": device.type,
         }
         own = {
-            "title": f"Drift of {protocol.label} (chunk size {size}) against full attention: "
+            "title": f"Drift of {fold.protocol.label} (chunk size {fold.size}) against {REFERENCES[fold.reference]}: "
             f"{scalars['model']}, {dtype.name}",
             "config_json": {**{k: v for k, v in scalars.items() if k != "unit_roundoff"}, "logit_stride": logit_stride},
-            "protocol_json": {"name": fold_bound.name, "label": fold_bound.label},
+            "protocol_json": {"name": fold.bound.name, "label": fold.bound.label},
         }
         results.append(
             dataset.build(
-                {name: np.stack([r.variables(fold)[name] for r in recorders]) for name in VARIABLES},
+                {name: np.stack([variables[name] for variables in documents]) for name in documents[0]},
                 scalars=scalars,
-                token_start=np.array([c.start for c in chunks[fold]]),
-                token_stop=np.array([c.stop for c in chunks[fold]]),
+                token_start=np.array(starts),
+                token_stop=np.array(stops),
                 attrs={**own, **common},
             )
         )
     return results
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """One fold as it was asked for."""
+
+    size: int
+    protocol: Protocol
+    bound: Protocol
+    reference: str
+
+    @classmethod
+    def of(cls, fold: Sequence[Any], bos: Callable[[], int | None]) -> _Fold:
+        """Read ``(chunk size, protocol)`` or ``(chunk size, protocol, reference)``."""
+        size, protocol, reference = (*fold, "full") if len(fold) == 2 else fold
+        parsed = parse(protocol)
+        parsed.check_reference(reference)
+        return cls(size, parsed, parsed.bind(bos), reference)
+
+    @property
+    def continued(self) -> Decode | None:
+        """What decides the continuation of the text: nothing of the fold, but how tokens are chosen."""
+        if not isinstance(self.bound, Decode) or not self.bound.continuation():
+            return None
+        return replace(self.bound, protocol=parse("append"))
+
+    @property
+    def needs_float64(self) -> bool:
+        """Whether a lane runs in float64."""
+        return self.reference in ("gold", "fold64")
+
+
+def _in_float64(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself where it is in float64 already, else a copy with the same weights."""
+    if model.dtype is torch.float64:
+        return model
+    wide = copy.deepcopy(model)
+    widen(wide, rung("fp64"))
+    return wide
+
+
+def _continue(model: PreTrainedModel, text: Tensor, protocol: Decode) -> Tensor:
+    """The text [token] and the continuation that full attention generates."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    given = text
+    for _ in range(protocol.continuation()):
+        logits = model(given[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
+        given = protocol.choose(logits, torch.tensor([len(text) - 1])).to(text)
+        text = torch.cat([text, given])
+    return text
+
+
+class _LaneTable:
+    """The lanes that a set of comparisons needs, each of them once. Lane 0 is full attention."""
+
+    def __init__(self, text: Tensor, model: PreTrainedModel, wide: PreTrainedModel) -> None:
+        self._text = text
+        self._wide = wide
+        self._device = str(text.device)
+        self._own = model
+        self.lanes: list[Lane] = []
+        self._places: dict[object, int] = {}
+
+    def comparison(self, fold: _Fold) -> Comparison:
+        """Find or make the lanes of a comparison."""
+        n = len(self._text)
+        full = self._full(fold, False)
+        lane = self._fold(fold.bound, fold.size, False)
+        reference: int | None = full
+        parts = None
+        if fold.reference == "gold":
+            reference = self._full(fold, True)
+            parts = full, self._fold(fold.bound, fold.size, True)
+        elif fold.reference == "fold64":
+            reference = self._fold(fold.bound, fold.size, True)
+        elif fold.reference == "previous":
+            reference = None
+        elif fold.reference == "unperturbed":
+            assert isinstance(fold.bound, Variation)
+            reference = self._fold(fold.bound.protocol, fold.size, False)
+        choose = fold.bound.choose if isinstance(fold.bound, Decode) else None
+        return Comparison(lane, reference, fold.bound.starts(n, fold.size), parts, choose)
+
+    def _full(self, fold: _Fold, in_float64: bool) -> int:
+        chunks = fold.bound.reference_chunks(len(self._text))
+        return self._lane(("full", in_float64), in_float64, chunks, None)
+
+    def _fold(self, bound: Protocol, size: int, in_float64: bool) -> int:
+        chunks = bound.chunks(len(self._text), size)
+        return self._lane((bound, size, in_float64), in_float64, chunks, bound)
+
+    def _lane(self, key: object, in_float64: bool, chunks: tuple[Chunk, ...], protocol: Protocol | None) -> int:
+        if key not in self._places:
+            self._places[key] = len(self.lanes)
+            batch = protocol.batch if isinstance(protocol, Full) else 1
+            others = tuple(self._text.roll(-(len(self._text) * i // batch)) for i in range(1, batch))
+            lane = Lane(self._text, chunks, protocol, companions=others)
+            if in_float64:
+                scope = partial(numerics, rung("fp64"), self._device)
+                lane = replace(lane, model=self._wide, scope=scope)
+            self.lanes.append(lane)
+        return self._places[key]
 
 
 def _tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:
@@ -226,136 +360,19 @@ def _tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:
     return np.ascontiguousarray(ids, dtype=np.int64)
 
 
-def _check_chunks(text_config: Any, lanes: Sequence[Sequence[Chunk]], allow_beyond_context: bool) -> None:
+def _check_chunks(text_config: Any, folds: Sequence[_Fold], tokens: int, allow_beyond_context: bool) -> None:
     """Refuse prefix tokens that the model does not have and positions it was not made for."""
     vocabulary = text_config.vocab_size
     context = getattr(text_config, "max_position_embeddings", None)
-    for chunks in lanes:
+    for fold in folds:
+        chunks = fold.bound.chunks(tokens, fold.size)
         for chunk in chunks:
             if any(not 0 <= token < vocabulary for token in chunk.prefix):
                 token = chunk.prefix[0]
                 raise ConfigError(f"The prefix token {token} is not in the model's vocabulary of {vocabulary}.")
-        end = max(chunk.first_position + len(chunk) for chunk in chunks)
+        end = max(tokens, *(chunk.first_position + len(chunk) for chunk in chunks))
         if context is not None and end > context and not allow_beyond_context:
             raise ConfigError(
                 f"The fold reaches position {end}, beyond the model's context of {context} tokens. "
                 "Use fewer tokens, or allow_beyond_context to measure there all the same."
             )
-
-
-class _DocumentRecorder(Recorder):
-    """Reduces what the lanes hold to the numbers of the data contract, one document at a time."""
-
-    def __init__(self, text: Tensor, chunks: Sequence[Sequence[Chunk]], stride: int) -> None:
-        self._starts = [[c.start for c in fold] for fold in chunks]
-        # The next token of each token, -1 after the last.
-        self._targets = torch.cat([text[1:], text.new_full((1,), -1)])
-        self._layers: list[list[dict[str, NDArray[Any]]]] = [[] for _ in chunks]
-        self._blocks: list[list[dict[str, NDArray[Any]]]] = [[] for _ in chunks]
-        self._bytes: list[NDArray[np.int64]] = [np.zeros(len(fold), dtype=np.int64) for fold in chunks]
-        self._final: list[list[measures.StateRows]] = [[] for _ in chunks]
-        self._logits: list[list[measures.LogitRows]] = [[] for _ in chunks]
-        self._reference: tuple[Tensor, Tensor] | None = None
-        self._reference_logits: tuple[Tensor, measures.LogitReference] | None = None
-        self._sampled = np.arange(0, len(text), stride)
-        self._n_tokens = len(text)
-
-    def hidden(self, layer: int, kind: str, states: Sequence[Tensor]) -> None:
-        """Compare the hidden states of every fold with those of full attention."""
-        for fold, state in enumerate(states[1:]):
-            self._layers[fold].append(self._reduce(fold, measures.compare_states(states[0], state)))
-
-    def _reduce(self, fold: int, rows: measures.StateRows) -> dict[str, NDArray[Any]]:
-        starts = self._starts[fold]
-        return {
-            "hidden_rel_l2": rows.rel_l2(starts),
-            "hidden_cosine_distance": rows.cosine_distance(starts),
-            "hidden_max_abs": rows.step_max_abs(starts),
-            "hidden_norm": rows.norm(starts),
-            "nonfinite_count": rows.step_nonfinite(starts),
-            "hidden_rel_l2_token": measures.step_quantiles(rows.rel_l2_token(), starts, QUANTILES),
-        }
-
-    def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Compare what every fold appended to its cache with what full attention did."""
-        keys, values = ([x.transpose(0, 1).flatten(1) for x in lanes] for lanes in (keys, values))
-        for fold, starts in enumerate(self._starts):
-            self._blocks[fold].append(
-                {
-                    "key_rel_l2": measures.compare_states(keys[0], keys[fold + 1]).rel_l2(starts),
-                    "value_rel_l2": measures.compare_states(values[0], values[fold + 1]).rel_l2(starts),
-                }
-            )
-
-    def cache_bytes(self, block: int, sizes: Sequence[Sequence[int]]) -> None:
-        """Add up what each fold carries."""
-        for fold, per_chunk in enumerate(sizes[1:]):
-            self._bytes[fold] += np.asarray(per_chunk, dtype=np.int64)
-
-    def final(self, lane: int, rows: Tensor, states: Tensor) -> None:
-        """Keep the reference's stretch; compare the folds' pieces with it."""
-        if lane == 0:
-            self._reference = rows, states
-            return
-        assert self._reference is not None
-        offset = int(torch.searchsorted(self._reference[0], rows[0]))
-        reference = self._reference[1][offset : offset + len(rows)]
-        self._final[lane - 1].append(measures.compare_states(reference, states))
-
-    def logits(self, lane: int, rows: Tensor, logits: Tensor) -> None:
-        """Keep the reference's stretch; compare the folds' pieces with it."""
-        if lane == 0:
-            targets = self._targets[rows.to(self._targets.device)]
-            self._reference_logits = rows, measures.LogitReference(logits, targets)
-            return
-        assert self._reference_logits is not None
-        offset = int(torch.searchsorted(self._reference_logits[0], rows[0]))
-        reference = self._reference_logits[1].rows(offset, offset + len(rows))
-        self._logits[lane - 1].append(measures.compare_logits(reference, logits))
-
-    def variables(self, fold: int) -> dict[str, NDArray[Any]]:
-        """All variables of the data contract for one fold, without the document axis."""
-        layers = [*self._layers[fold], self._reduce(fold, measures.StateRows.concatenate(self._final[fold]))]
-        out = {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
-        out |= {name: np.stack([block[name] for block in self._blocks[fold]]) for name in self._blocks[fold][0]}
-        return out | self._logit_variables(fold) | {"cache_bytes": self._bytes[fold]}
-
-    def _logit_variables(self, fold: int) -> dict[str, NDArray[Any]]:
-        rows = measures.LogitRows.concatenate(self._logits[fold])
-        n_steps = len(self._starts[fold])
-        steps, starts = measures.sampled_steps(self._sampled, self._starts[fold])
-
-        def spread(values: NDArray[Any]) -> NDArray[Any]:
-            """Put the sampled steps in their places; a step without a sampled token reads NaN."""
-            out = np.full((n_steps, *values.shape[1:]), np.nan)
-            out[steps] = values
-            return out
-
-        def count(per_row: NDArray[Any]) -> NDArray[np.int64]:
-            out = np.zeros(n_steps, dtype=np.int64)
-            out[steps] = np.add.reduceat(per_row, starts)
-            return out
-
-        has_target = self._sampled < self._n_tokens - 1
-        targets = count(has_target.astype(np.int64))
-
-        def target_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            """Mean over the rows that have a next token; NaN in such a row stays NaN."""
-            total = spread(np.add.reduceat(np.where(has_target, values, 0.0), starts))
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return np.where(targets > 0, total / targets, np.nan)
-
-        return {
-            "logit_kl": spread(measures.step_mean(rows.kl, starts)),
-            "logit_js": spread(measures.step_mean(rows.js, starts)),
-            "logit_rel_l2": spread(rows.rel_l2(starts)),
-            "logit_max_abs": spread(np.maximum.reduceat(rows.max_abs, starts)),
-            "top1_agreement": spread(measures.step_mean(rows.top1, starts)),
-            "delta_p_rms": np.sqrt(target_mean(rows.delta_p**2)),
-            "nll_full": target_mean(rows.nll_full),
-            "nll_fold": target_mean(rows.nll_fold),
-            "logit_nonfinite_count": count(rows.nonfinite),
-            "logit_count": count(np.ones(len(self._sampled), dtype=np.int64)),
-            "target_count": targets,
-            "logit_kl_token": spread(measures.step_quantiles(rows.kl, starts, QUANTILES)),
-        }

@@ -22,7 +22,7 @@ def test_recipes_name_files_and_things_that_exist() -> None:
     for thing, home in (
         ("TABLE", "tests/test_protocols.py"),
         ("VARIABLES", "drift/dataset.py"),
-        ("_DocumentRecorder", "drift/tracing.py"),
+        ("DocumentRecorder", "drift/recording.py"),
         ("NUMERICS_VERSION", "drift/_version.py"),
         ("CORPORA", "drift/corpus.py"),
     ):
@@ -43,8 +43,8 @@ def test_adding_a_protocol_is_adding_a_file(tmp_path: Path, monkeypatch: pytest.
         "@dataclass(frozen=True)\n"
         "class Halved(Protocol):\n"
         "    name: ClassVar[str] = 'halved'\n"
-        "    def first_position(self, step, cached):\n"
-        "        return cached // 2\n"
+        "    def first_position(self, step, seen, slots):\n"
+        "        return seen // 2\n"
     )
     monkeypatch.setattr(protocols, "__path__", [*protocols.__path__, str(tmp_path)])
     protocols._registry.cache_clear()
@@ -55,10 +55,10 @@ def test_adding_a_protocol_is_adding_a_file(tmp_path: Path, monkeypatch: pytest.
         sys.modules.pop("drift.protocols.halved", None)
 
 
-def test_readme_has_a_line_for_every_protocol() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_has_a_section_for_every_protocol() -> None:
+    page = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
     for name in protocols.available():
-        assert f"| `{name}`" in readme, name
+        assert f"\n## `{name}`" in page, name
 
 
 def test_every_variable_says_what_it_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -12,11 +13,30 @@ from hypothesis import strategies as st
 from drift.errors import ConfigError
 from drift.protocols import available, parse
 
-# One row per protocol: label, positions of the chunks' first tokens and prefixes for 10 tokens in chunks of 4.
+# One row per protocol that cuts a text into chunks, one pass each: label, positions of the chunks' first tokens and
+# prefixes for 10 tokens in chunks of 4.
 TABLE = [
     ("append", [0, 4, 8], [(), (), ()]),
     ("restart", [0, 0, 0], [(), (), ()]),
     ("reprime(token=9)", [0, 4, 9], [(), (9,), (9,)]),
+    ("isolated", [0, 4, 8], [(), (), ()]),
+    ("streaming(sinks=1,window=3)", [0, 4, 8], [(), (), ()]),
+    ("streaming(sinks=1,window=2,positions=cache)", [0, 3, 3], [(), (), ()]),
+    ("evict(budget=3)", [0, 4, 8], [(), (), ()]),
+    ("quantized(format=int4,axis=channel)", [0, 4, 8], [(), (), ()]),
+    ("merge(budget=3)", [0, 4, 8], [(), (), ()]),
+    ("perturbed(restart,step=1,size=0.001)", [0, 0, 0], [(), (), ()]),
+    ("shifted(append,step=1)", [0, 5, 9], [(), (), ()]),
+    ("shifted(reprime(token=9),step=2,by=3)", [0, 4, 12], [(), (9,), (9,)]),
+]
+# One row per protocol whose passes are other stretches: label, (start, stop, chain step, measured) of its passes.
+PASSES = [
+    ("full", [(0, 10, 0, True)]),
+    (
+        "isolated(probe=1)",
+        [(0, 4, 0, True), (0, 4, 0, False), (4, 8, 1, True), (4, 8, 1, False), (8, 10, 2, True), (8, 10, 2, False)],
+    ),
+    ("decode(append,tokens=3)", [(0, 4, 0, True), (4, 8, 1, True), (8, 9, 2, True), (9, 10, 3, True)]),
 ]
 
 
@@ -29,7 +49,25 @@ def test_table(label: str, positions: list[int], prefixes: list[tuple[int, ...]]
 
 
 def test_table_is_complete() -> None:
-    assert sorted(label.partition("(")[0] for label, _, _ in TABLE) == list(available())
+    assert sorted({label.partition("(")[0] for label, *_ in [*TABLE, *PASSES]}) == list(available())
+
+
+@pytest.mark.parametrize(("label", "passes"), PASSES)
+def test_passes(label: str, passes: list[tuple[int, int, int, bool]]) -> None:
+    chunks = parse(label).chunks(10, 4)
+    assert [(c.start, c.stop, c.step, c.measured) for c in chunks] == passes
+
+
+@given(st.sampled_from([label for label, *_ in [*TABLE, *PASSES]]), st.integers(4, 300), st.data())
+def test_every_token_is_measured_once_and_every_step_has_a_start(label: str, tokens: int, data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, tokens - 2))
+    protocol = parse(label)
+    chunks = protocol.chunks(tokens, size)
+    assert [t for c in chunks if c.measured for t in range(c.start, c.stop)] == list(range(tokens))
+    assert list(dict.fromkeys(c.step for c in chunks)) == list(range(chunks[-1].step + 1))
+    starts = protocol.starts(tokens, size)
+    assert list(starts) == sorted(set(starts))
+    assert 0 <= starts[0] <= starts[-1] < tokens
 
 
 @given(st.sampled_from([label for label, _, _ in TABLE]), st.integers(1, 300), st.data())
@@ -48,8 +86,9 @@ def test_positions_of_append_run_on_without_gaps(tokens: int, data: st.DataObjec
 
 
 def test_labels_survive_parsing() -> None:
-    for label in ("append", "restart", "reprime", "reprime(token=3)"):
+    for label in ("append", "restart", "reprime", "reprime(token=3)", *(label for label, *_ in [*TABLE, *PASSES])):
         assert parse(label).label == label
+        assert parse(parse(label).label) == parse(label)
     assert parse(" reprime( token = 3 ) ").label == "reprime(token=3)"
 
 
@@ -67,11 +106,22 @@ def test_reprime_takes_the_tokenizers_token_unless_one_is_named() -> None:
         ("append(token=1)", "it takes none"),
         ("reprime(token=x)", "whole number"),
         ("reprime(", "Unknown protocol"),
-        ("", "Known protocols: append, reprime, restart"),
+        ("", "Known protocols: append, decode, evict"),
+        ("perturbed(step=1,size=0.1)", "comes first: perturbed(append)"),
+        ("perturbed(append,step=1)", "needs the option size"),
+        ("perturbed(append,step=1,size=big)", "must be a number"),
+        ("perturbed(decode(append),step=1,size=0.1)", "must stand outside"),
+        ("streaming(positions=here)", "must be one of text, cache"),
+        ("streaming(window=0)", "window must be at least 1"),
+        ("quantized(format=int3)", "must be one of int8, int4, fp8"),
+        ("isolated(probe=2)", "probe must be 0 or 1"),
+        ("evict(budget=1)", "budget must be at least 2"),
+        ("decode(isolated(probe=1))", "does not carry on what it measures"),
+        ("full(batch=0)", "batch must be at least 1"),
     ],
 )
 def test_bad_labels_say_what_is_wrong(label: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         parse(label)
 
 
@@ -84,6 +134,14 @@ def test_reprime_without_a_bos_token_says_how_to_name_one() -> None:
 def test_impossible_chunk_sizes(size: int) -> None:
     with pytest.raises(ConfigError, match=f"chunk_size is {size}"):
         parse("append").chunks(10, size)
+
+
+def test_references_that_a_protocol_does_not_have() -> None:
+    parse("perturbed(append,step=1,size=0.1)").check_reference("unperturbed")
+    with pytest.raises(ConfigError, match="only perturbed"):
+        parse("append").check_reference("unperturbed")
+    with pytest.raises(ConfigError, match="references of append: full, gold, fold64, previous"):
+        parse("append").check_reference("golden")
 
 
 def test_protocols_need_no_torch() -> None:

@@ -19,6 +19,6 @@ class Restart(Protocol):
 
     name: ClassVar[str] = "restart"
 
-    def first_position(self, step: int, cached: int) -> int:
+    def first_position(self, step: int, seen: int, slots: int) -> int:
         """Every chunk begins at position 0, whatever is in the cache."""
         return 0

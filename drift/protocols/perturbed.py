@@ -1,0 +1,57 @@
+"""`perturbed`: noise is put into the carried cache once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from drift.protocols.base import Carried, Variation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Perturbed(Variation):
+    """Another protocol, whose cache is multiplied by 1 + size x Gaussian noise after one chain step.
+
+    A control that must fire: later steps respond in proportion to the size, as long as it is above the unit roundoff
+    and far below 1. Against the same fold without the noise (the reference ``unperturbed``) it measures whether the
+    chain damps an error or amplifies it. The noise is the same for every size, precision and protocol inside.
+
+    Attributes
+    ----------
+    step : int
+        The chain step after which the noise is put in; the next one is the first to see it.
+    size : float
+        Standard deviation of the relative noise.
+    block : int
+        The block whose cache is hit, from 1; 0 hits all of them.
+    seed : int
+        Which noise.
+    """
+
+    name: ClassVar[str] = "perturbed"
+    references: ClassVar[tuple[str, ...]] = (*Variation.references, "unperturbed")
+
+    step: int
+    size: float
+    block: int = 0
+    seed: int = 0
+
+    def carry(self, cache: Carried) -> None:
+        """Do as the protocol inside, then put in the noise if this is the step and the block."""
+        import numpy as np
+        import torch
+
+        super().carry(cache)
+        if cache.step != self.step or self.block not in (0, cache.block):
+            return
+        # On the CPU in float64, so that every device and precision gets the same noise.
+        generator = np.random.default_rng([self.seed, cache.block])
+
+        def hit(x: Tensor) -> Tensor:
+            noise = torch.from_numpy(generator.standard_normal(x.shape)).to(x.device)
+            return (x.to(torch.float64) * (1 + self.size * noise)).to(x.dtype)
+
+        cache.keys, cache.values = hit(cache.keys), hit(cache.values)

@@ -1,0 +1,36 @@
+"""`shifted`: a planted bug, positions that are off by one from some step on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from drift.protocols.base import Chunk, Variation
+
+
+@dataclass(frozen=True)
+class Shifted(Variation):
+    """Another protocol whose positions are too large by some tokens from a chain step on.
+
+    A control that must fire: it is another function of the text, so its drift does not shrink with the unit roundoff,
+    and it begins at the step where the bug was planted.
+
+    Attributes
+    ----------
+    step : int
+        First chain step with wrong positions.
+    by : int
+        How many positions too far.
+    """
+
+    name: ClassVar[str] = "shifted"
+
+    step: int
+    by: int = 1
+
+    def chunks(self, tokens: int, chunk_size: int) -> tuple[Chunk, ...]:
+        """Cut as the protocol inside does, and move the positions."""
+        return tuple(
+            replace(chunk, first_position=chunk.first_position + self.by) if chunk.step >= self.step else chunk
+            for chunk in super().chunks(tokens, chunk_size)
+        )
