@@ -92,11 +92,12 @@ def rung_of(dtype: torch.dtype) -> Rung:
     raise PrecisionError(f"The model computes in {name}, which is not on the precision ladder ({', '.join(RUNGS)}).")
 
 
-def default_half_matmul(device: str) -> str:
+def default_half_matmul(device: str, dtype: str = "bf16") -> str:
     """Say how 16-bit matrix products should be computed on a device: ``native`` or ``float32``.
 
-    x86 processors without bfloat16 instructions run 16-bit products through a reference path that is five to ten
-    times slower than float32. There, ``float32`` is chosen. Needs no torch.
+    x86 processors without instructions for the format (many have them for bfloat16 but not for float16) run 16-bit
+    products through a reference path that is five to ten times slower than float32. There, ``float32`` is chosen.
+    Needs no torch.
     """
     if not device.startswith("cpu") or platform.machine().lower() not in ("x86_64", "amd64"):
         return "native"
@@ -105,7 +106,8 @@ def default_half_matmul(device: str) -> str:
         flags = set(text.split("flags", 1)[1].split("\n")[0].split())
     except (OSError, IndexError):
         return "native"
-    return "native" if flags & {"avx512_bf16", "amx_bf16", "avx_ne_convert"} else "float32"
+    known = {"bf16": {"avx512_bf16", "amx_bf16", "avx_ne_convert"}, "fp16": {"avx512_fp16", "amx_fp16"}}
+    return "native" if flags & known[dtype] else "float32"
 
 
 def widen(model: torch.nn.Module, rung: Rung) -> dict[str, Any]:

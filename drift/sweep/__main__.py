@@ -106,7 +106,13 @@ def _preview(todo: Plan, only: Sequence[str]) -> dict[str, Any]:
     todo_now = [cell for cell in cells if states[cell.file] == "pending"]
     listed = []
     for cell in cells:
-        entry = {"file": cell.file, "state": states[cell.file], **cell.axes, "estimate": todo.estimate([cell])}
+        entry = {
+            "file": cell.file,
+            "state": states[cell.file],
+            **cell.axes,
+            "control": cell.control,
+            "estimate": todo.estimate([cell]),
+        }
         if states[cell.file] == "failed":
             entry["reason"] = todo.survey.failures[cell.file]["reason"]
         listed.append(entry)
@@ -130,14 +136,20 @@ def _preview(todo: Plan, only: Sequence[str]) -> dict[str, Any]:
 
 def _table(preview: dict[str, Any]) -> list[str]:
     """A dry run in words."""
-    columns = ["state", "model", "dtype", "protocol", "chunk_size", "documents", "tokens", "corpus", "device"]
+    columns = ["state", "model", "dtype", "protocol", "reference", "chunk_size", "documents", "tokens"]
+    columns += ["corpus", "device"]
     heads = {"chunk_size": "chunk", "documents": "docs"}
     rows = [[heads.get(name, name) for name in columns]]
-    rows += [[str(cell[name]) for name in columns] for cell in preview["plan"]]
+    rows += [[str(cell[name]) for name in columns] for cell in preview["plan"] if not cell["control"]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     counts, estimate = preview["cells"], preview["estimate"]
+    controls = sum(bool(cell["control"]) for cell in preview["plan"])
     lines += [
+        *(
+            [f"and {controls} control cells: short texts with a known outcome (controls: false leaves them out)"]
+            * bool(controls)
+        ),
         "",
         (
             f"{preview['name']} in {preview['folder']}: {counts['total']} cells, {counts['done']} done, "

@@ -27,6 +27,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from pydantic import StrictInt as _StrictInt
 
 from drift.errors import ConfigError
+from drift.protocols.labels import split_outside_parentheses
 
 __all__ = ["AXES", "DEFAULTS", "OPTIONS", "Config", "Grid", "closest", "load_config", "preset_path", "presets"]
 
@@ -35,6 +36,7 @@ AXES: dict[str, str] = {
     "dtype": "rung of the precision ladder",
     "chunk_size": "tokens per chunk of the fold",
     "protocol": "how the fold carries its cache on",
+    "reference": "what the fold is compared with: full, gold, fold64, previous, unperturbed",
     "documents": "how many disjoint texts (replicates)",
     "tokens": "length of each text",
     "corpus": "where the text comes from: pydoc, stdlib, random, repeat, file:PATH, hub:DATASET",
@@ -44,12 +46,14 @@ AXES: dict[str, str] = {
 OPTIONS: dict[str, str] = {
     "logit_stride": "compare the logits of every n-th token only (1 = all)",
     "allow_beyond_context": "true: texts may be longer than the model was trained for",
+    "controls": "false: leave out the controls that every sweep runs on short texts",
     "half_matmul": "auto, native or float32: how bf16 and fp16 matrix products are computed on a CPU",
 }
 DEFAULTS: dict[str, Any] = {
     "dtype": ["bf16", "fp32"],
     "chunk_size": [64],
     "protocol": ["append"],
+    "reference": ["full"],
     "documents": [1],
     "tokens": [1024],
     "corpus": ["pydoc"],
@@ -57,6 +61,7 @@ DEFAULTS: dict[str, Any] = {
     "device": ["auto"],
     "logit_stride": 1,
     "allow_beyond_context": False,
+    "controls": True,
     "half_matmul": "auto",
 }
 _INTEGERS = ("chunk_size", "documents", "tokens", "logit_stride", "seed")
@@ -86,6 +91,7 @@ class _Axes(BaseModel):
     dtype: _Values[_Text] | None = None
     chunk_size: _Values[_Count] | None = None
     protocol: _Values[_Text] | None = None
+    reference: _Values[_Text] | None = None
     documents: _Values[_Count] | None = None
     tokens: _Values[_Count] | None = None
     corpus: _Values[_Text] | None = None
@@ -93,6 +99,7 @@ class _Axes(BaseModel):
     device: _Values[Device] | None = None
     logit_stride: _Count | None = None
     allow_beyond_context: StrictBool | None = None
+    controls: StrictBool | None = None
     half_matmul: HalfMatmul | None = None
 
 
@@ -114,6 +121,7 @@ class Grid(BaseModel):
     dtype: list[str]
     chunk_size: list[int]
     protocol: list[str]
+    reference: list[str]
     documents: list[int]
     tokens: list[int]
     corpus: list[str]
@@ -121,6 +129,7 @@ class Grid(BaseModel):
     device: list[str]
     logit_stride: int
     allow_beyond_context: bool
+    controls: bool
     half_matmul: str
 
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -229,11 +238,6 @@ def _locate(source: str | Path) -> tuple[Path, str]:
 # ---------------------------------------------------------------- overrides
 
 
-def split_values(text: str) -> list[str]:
-    """Split ``a,b(c,d),e`` at the commas outside parentheses."""
-    return [part.strip() for part in re.split(r",(?![^()]*\))", text)]
-
-
 def parse_pair(text: str, flag: str, names: Sequence[str]) -> tuple[str, list[str]]:
     """Take ``axis=a,b`` apart; the axis must be one of `names`."""
     axis, equals, rest = text.partition("=")
@@ -242,7 +246,7 @@ def parse_pair(text: str, flag: str, names: Sequence[str]) -> tuple[str, list[st
         raise ConfigError(f"{flag} {text}: write {flag} axis=value or {flag} axis=value,value")
     if axis not in names:
         raise ConfigError(f"{flag} {text}: unknown axis {axis!r}{closest(axis, names)} Known: {', '.join(names)}")
-    values = split_values(rest)
+    values = split_outside_parentheses(rest)
     if not all(values):
         raise ConfigError(f"{flag} {text}: an empty value between the commas")
     return axis, values
@@ -255,7 +259,7 @@ def _override(text: str) -> tuple[str, Any]:
         if bad := [word for word in words if not re.fullmatch(r"[+-]?\d+", word)]:
             raise ConfigError(f"--set {text}: {axis} takes whole numbers, but {bad[0]!r} is none")
         values = [int(word) for word in words]
-    elif axis == "allow_beyond_context":
+    elif axis in ("allow_beyond_context", "controls"):
         if bad := [word for word in words if word.lower() not in ("true", "false")]:
             raise ConfigError(f"--set {text}: {axis} is true or false, not {bad[0]!r}")
         values = [word.lower() == "true" for word in words]

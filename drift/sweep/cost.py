@@ -36,7 +36,7 @@ _LOGIT_SECONDS = {"cpu": 1.6e-8, "cuda": 4e-11}  # one entry of the vocabulary c
 _LOAD_BYTES_PER_SECOND = 0.5e9
 _LOAD_SECONDS = 2.0
 _ITEM_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}
-_RUNTIME_BYTES = 0.6e9  # interpreter, torch and transformers themselves
+RUNTIME_BYTES = 0.6e9  # interpreter, torch and transformers themselves
 _LOGIT_WORKSPACE = 0.5e9
 
 
@@ -133,7 +133,7 @@ def group_cost(
     return Cost(
         seconds=seconds,
         load_seconds=_LOAD_SECONDS + 2.0 * shape.parameters / _LOAD_BYTES_PER_SECOND,
-        memory_bytes=_RUNTIME_BYTES + max(loading, working),
+        memory_bytes=RUNTIME_BYTES + max(loading, working),
     )
 
 

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from drift._version import NUMERICS_VERSION
 from drift.errors import CheckpointError, ConfigError, DriftError
+from drift.sweep import controls as control_table
 from drift.sweep.config import Config, Grid, load_config
-from drift.sweep.cost import Cost, cell_bytes, correction, group_cost
+from drift.sweep.cost import RUNTIME_BYTES, Cost, cell_bytes, correction, group_cost
 from drift.sweep.state import Folder, Survey
 
 __all__ = ["Cell", "Group", "Plan", "cuda_problem", "plan"]
@@ -37,6 +38,10 @@ class Cell:
         As resolved by :func:`drift.checkpoints.resolve`; `label` is its short form.
     protocol : str
         Canonical label.
+    reference : str
+        What the fold is compared with.
+    control : str
+        ``quiet``, ``floor`` or ``fires``, see :mod:`drift.sweep.controls`; empty for a cell that was asked for.
     device : str
         ``cpu`` or ``cuda``; never ``auto``.
     half_matmul : str
@@ -66,20 +71,28 @@ class Cell:
     checkpoint: str
     text: str
     versions: tuple[tuple[str, str], ...]
+    reference: str = "full"
+    control: str = ""
     beyond_context: bool = field(default=False, compare=False)
 
     @property
     def axes(self) -> dict[str, str | int]:
         """The values a person chose, by axis."""
-        names = ("dtype", "chunk_size", "protocol", "documents", "tokens", "corpus", "attn_implementation", "device")
+        compared = ("dtype", "chunk_size", "protocol", "reference")
+        texts = ("documents", "tokens", "corpus")
+        names = (*compared, *texts, "attn_implementation", "device")
         options = ("logit_stride", "half_matmul", "seed")
         return {"model": self.label, **{name: getattr(self, name) for name in (*names, *options)}}
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """Everything the numbers in the cell depend on; its hash is the cell's identity."""
+        # What most cells do without is left out, so that it is no part of their hash.
+        rare = {"control": self.control} if self.control else {}
+        axes = {name: value for name, value in self.axes.items() if (name, value) != ("reference", "full")}
         return {
-            **self.axes,
+            **axes,
+            **rare,
             "checkpoint_sha256": self.checkpoint,
             "corpus_sha256": self.text,
             "versions": dict(self.versions),
@@ -97,7 +110,8 @@ class Cell:
         """Name of the cell's file."""
         protocol = re.sub(r"[^A-Za-z0-9]+", "-", self.protocol).strip("-")
         label = re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.") or "model"
-        return f"{label}_{self.dtype}_{protocol}_c{self.chunk_size}_{self.hash[:16]}.nc"
+        reference = "" if self.reference == "full" else f"_{self.reference}"
+        return f"{label}_{self.dtype}_{protocol}{reference}_c{self.chunk_size}_{self.hash[:16]}.nc"
 
     @property
     def descent(self) -> tuple[object, ...]:
@@ -110,7 +124,8 @@ class Cell:
         return (self.model, self.dtype, self.attn_implementation, self.device)
 
     def __str__(self) -> str:
-        return f"{self.label} {self.dtype} {self.protocol} chunk {self.chunk_size}"
+        against = "" if self.reference == "full" else f" against {self.reference}"
+        return f"{self.label} {self.dtype} {self.protocol}{against} chunk {self.chunk_size}"
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,8 @@ class Group:
         """One line for progress reports."""
         cell = self.cells[0]
         folds = ", ".join(f"{c.protocol}/{c.chunk_size}" for c in self.cells)
+        if all(c.control for c in self.cells):
+            folds = "controls"
         size = f"{cell.documents} x {cell.tokens} tokens of {cell.corpus}"
         return f"{cell.label} {cell.dtype} on {cell.device} ({cell.attn_implementation}), {size}: {folds}"
 
@@ -133,15 +150,26 @@ class Group:
         shape = _shape(cell.model, cell.checkpoint)
         if shape is None:
             return None
-        return group_cost(
-            shape,
-            dtype=cell.dtype,
-            device=cell.device,
-            half_matmul=cell.half_matmul,
-            documents=cell.documents,
-            tokens=cell.tokens,
-            folds=[c.chunk_size for c in self.cells],
-            logit_stride=cell.logit_stride,
+        lanes = {(c.protocol, c.chunk_size) for c in self.cells}
+        lanes |= {(f"{c.protocol} unperturbed", c.chunk_size) for c in self.cells if c.reference == "unperturbed"}
+        given: dict[str, Any] = {
+            "device": cell.device,
+            "documents": cell.documents,
+            "tokens": cell.tokens,
+            "logit_stride": cell.logit_stride,
+        }
+        cost = group_cost(
+            shape, dtype=cell.dtype, half_matmul=cell.half_matmul, folds=[size for _, size in sorted(lanes)], **given
+        )
+        wide = {(c.protocol, c.chunk_size) for c in self.cells if c.reference in ("gold", "fold64")}
+        if not wide:
+            return cost
+        # The same model stands beside itself in float64.
+        extra = group_cost(shape, dtype="fp64", half_matmul="native", folds=[size for _, size in sorted(wide)], **given)
+        return replace(
+            cost,
+            seconds=cost.seconds + extra.seconds,
+            memory_bytes=cost.memory_bytes + extra.memory_bytes - RUNTIME_BYTES,
         )
 
 
@@ -287,6 +315,12 @@ def _resolve(grid: Grid, config: Config, problems: _Problems, dry_run: bool) -> 
         reading = problems.attempt(grid.origin("protocol", name), lambda name=name: protocols.parse(name))  # type: ignore[misc]
         if reading is not None:
             readings[name] = reading
+    compared = [
+        (label, name)
+        for label, reading in readings.items()
+        for name in grid.reference
+        if problems.attempt(grid.origin("reference", name), lambda r=reading, n=name: r.check_reference(n) or True)  # type: ignore[misc]
+    ]
     devices = {}
     for name in grid.device:
         devices[name] = ("cpu" if cuda_problem() else "cuda") if name == "auto" else name
@@ -319,17 +353,18 @@ def _resolve(grid: Grid, config: Config, problems: _Problems, dry_run: bool) -> 
         checkpoint, identity = models[name]
         half = "native"
         if dtype in ("bf16", "fp16") and devices[device] == "cpu":
-            half = precision.default_half_matmul("cpu") if grid.half_matmul == "auto" else grid.half_matmul
-        for documents, tokens, text, attention, label, size in product(
-            grid.documents, grid.tokens, texts, grid.attn_implementation, readings, grid.chunk_size
+            half = precision.default_half_matmul("cpu", dtype) if grid.half_matmul == "auto" else grid.half_matmul
+        for documents, tokens, text, attention, (label, reference), size in product(
+            grid.documents, grid.tokens, texts, grid.attn_implementation, compared, grid.chunk_size
         ):
-            yield Cell(
+            cell = Cell(
                 model=checkpoint.name,
                 label=checkpoint.label,
                 family=checkpoint.family,
                 dtype=dtype,
                 chunk_size=size,
                 protocol=readings[label].label,
+                reference=reference,
                 documents=documents,
                 tokens=tokens,
                 corpus=text,
@@ -343,6 +378,25 @@ def _resolve(grid: Grid, config: Config, problems: _Problems, dry_run: bool) -> 
                 versions=versions,
                 beyond_context=grid.allow_beyond_context,
             )
+            yield cell
+            if grid.controls:
+                yield from _controls(cell, rungs[dtype].unit_roundoff)
+
+
+def _controls(cell: Cell, unit_roundoff: float) -> Iterator[Cell]:
+    """The controls of a cell's model, precision, device and attention; the same for all cells that share these."""
+    tokens = min(control_table.TOKENS, cell.tokens)
+    for control in control_table.controls(unit_roundoff, cell.attn_implementation):
+        yield replace(
+            cell,
+            protocol=control.protocol,
+            reference=control.reference,
+            control=control.kind,
+            documents=1,
+            tokens=tokens,
+            chunk_size=min(control_table.CHUNK_SIZE, max(1, tokens // 8)),
+            logit_stride=control_table.LOGIT_STRIDE,
+        )
 
 
 _ALIASES = {
@@ -367,11 +421,10 @@ def _check_context(grid: Grid, model: str, context: int, label: str, reading: An
     for tokens, size in product(grid.tokens, grid.chunk_size):
         if size > tokens:
             continue
-        needed = max([tokens, *(c.first_position + len(c) for c in bound.chunks(tokens, size))])
+        length = tokens + bound.continuation()
+        needed = max([length, *(c.first_position + len(c) for c in bound.chunks(length, size))])
         if needed > context:
-            extra = (
-                f" and {needed - tokens} more that {label} puts in front of chunks of {size}" if needed > tokens else ""
-            )
+            extra = f" and {needed - tokens} more that {label} adds to chunks of {size}" if needed > tokens else ""
             problems.add(
                 grid.origin("tokens", tokens),
                 f"{tokens} tokens{extra} are beyond the context of {model} ({context} positions); "
@@ -443,6 +496,14 @@ def _in_order(cells: Any) -> tuple[Cell, ...]:
     return tuple(
         sorted(
             cells,
-            key=lambda c: (rank["m", c.model], rank[c.weights], rank[c.descent], c.protocol, c.chunk_size, c.hash),
+            key=lambda c: (
+                rank["m", c.model],
+                rank[c.weights],
+                rank[c.descent],
+                c.protocol,
+                c.reference,
+                c.chunk_size,
+                c.hash,
+            ),
         )
     )

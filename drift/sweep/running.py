@@ -179,8 +179,10 @@ class _Run:
         """Write a computed cell."""
         from drift import dataset
 
+        if cell.control:
+            ds.attrs["control"] = cell.control
         ds.attrs.update(
-            title=f"Drift of the folded pass against full attention: {cell}",
+            title=f"Drift of the folded pass: {cell}",
             config_json=dataset.canonical_json(cell.record),
             config_sha256=cell.hash,
         )
@@ -346,7 +348,7 @@ class _Run:
         return trace_folds(
             self._loaded.model,
             tokens,
-            [(cell.chunk_size, cell.protocol) for cell in cells],
+            [(cell.chunk_size, cell.protocol, cell.reference) for cell in cells],
             bos_token_id=self._loaded.tokenizer.bos_token_id,
             logit_stride=first.logit_stride,
             half_matmul=first.half_matmul,

@@ -1,0 +1,116 @@
+"""Controls: every sweep computes them once per model, precision, device and attention, and they read as they must."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sweep_tools import text_file, tiny_checkpoint, write_config
+
+from drift import dataset
+from drift.errors import ConfigError
+from drift.sweep import load_config, plan, run
+from drift.sweep.controls import SIZES, controls
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("controls")
+    tiny_checkpoint(folder / "tiny")
+    text_file(folder / "text.txt")
+    return folder
+
+
+def config(home: Path, path: Path, **changes: Any) -> Path:
+    axes = {
+        "name": "controlled",
+        "model": str(home / "tiny"),
+        "corpus": str(home / "text.txt"),
+        "tokens": 96,
+        "chunk_size": 16,
+        "device": "cpu",
+        "controls": True,
+    }
+    return write_config(path, **(axes | changes))
+
+
+@pytest.fixture(scope="module")
+def sweep(home: Path) -> dataset.Sweep:
+    made = config(home, home / "made.yaml", dtype=["bf16", "fp32", "fp64"], reference=["full", "gold"], documents=2)
+    assert run(load_config(made), home / "out").exit == 0
+    return dataset.open_sweep(home / "out")
+
+
+def test_controls_are_kept_apart_from_what_was_asked_for(sweep: dataset.Sweep) -> None:
+    assert {(c.dtype.item(), c.reference.item()) for c in sweep} == {
+        (dtype, reference) for dtype in ("bf16", "fp32", "fp64") for reference in ("full", "gold")
+    }
+    for dtype, fires in (("bf16", 3), ("fp32", 7), ("fp64", 7)):
+        kinds = [c.attrs["control"] for c in sweep.controls if c.dtype.item() == dtype]
+        assert sorted(kinds) == ["fires"] * fires + ["floor"] * 2 + ["quiet"]
+    assert all("hidden_share_structural" in c for c in sweep.sel(reference="gold"))
+    assert not any("hidden_share_structural" in c for c in sweep.sel(reference="full"))
+
+
+def test_what_must_not_fire_reads_exactly_zero_and_what_must_fire_does(sweep: dataset.Sweep) -> None:
+    for cell in sweep.controls:
+        drift = cell.hidden_rel_l2.isel(document=0, layer=-1).values
+        protocol = str(cell.protocol.item())
+        if cell.attrs["control"] == "quiet":
+            for name in ("hidden_rel_l2", "key_rel_l2", "value_rel_l2", "logit_max_abs"):
+                assert not cell[name].values.any(), name
+        elif "perturbed" in protocol:
+            assert not drift[:3].any(), protocol
+            assert (drift[3:] > 0).all(), protocol
+        elif "shifted" in protocol:
+            rounding = 5 * cell.unit_roundoff.item()
+            assert (drift[:4] <= rounding).all()
+            assert (drift[4:] > rounding).all()
+
+
+def test_every_precision_gets_the_sizes_that_it_can_hold() -> None:
+    assert len(SIZES) == 6
+    for roundoff, sizes in ((2.0**-8, [1e-2, 1e-1]), (2.0**-11, [1e-3, 1e-2, 1e-1]), (2.0**-53, list(SIZES))):
+        labels = [c.protocol for c in controls(roundoff, "sdpa") if c.protocol.startswith("perturbed")]
+        assert labels == [f"perturbed(append,step=2,size={size!r})" for size in sizes]
+    assert next(c.protocol for c in controls(1e-3, "eager") if c.kind == "floor") == "full(attention=sdpa)"
+
+
+def test_controls_are_the_same_cells_for_all_that_share_a_model(home: Path, tmp_path: Path) -> None:
+    one = plan(load_config(config(home, tmp_path / "one.yaml", dtype="fp32")), tmp_path / "a")
+    many = plan(
+        load_config(
+            config(home, tmp_path / "many.yaml", dtype="fp32", chunk_size=[8, 16], protocol=["append", "restart"])
+        ),
+        tmp_path / "b",
+    )
+    kept = [{cell.file for cell in made.cells if cell.control} for made in (one, many)]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 10
+    off = plan(load_config(config(home, tmp_path / "off.yaml", controls=False)), tmp_path / "c")
+    assert not any(cell.control for cell in off.cells)
+
+
+def test_a_reference_is_part_of_name_and_hash_but_the_common_one_is_not(home: Path, tmp_path: Path) -> None:
+    made = plan(
+        load_config(config(home, tmp_path / "r.yaml", reference=["full", "gold"], dtype="fp32")), tmp_path / "r"
+    )
+    full, gold = (next(c for c in made.cells if c.reference == name and not c.control) for name in ("full", "gold"))
+    assert full.hash != gold.hash
+    assert "_gold_" in gold.file
+    assert "reference" not in full.record
+    assert full.descent == gold.descent
+
+
+def test_a_wrong_reference_is_said_before_anything_is_computed(home: Path, tmp_path: Path) -> None:
+    made = config(home, tmp_path / "wrong.yaml", reference=["unperturbed"], protocol=["append", "isolated"])
+    with pytest.raises(ConfigError, match=r"wrong.yaml: reference: Protocol append: cannot be compared with 'unpert"):
+        plan(load_config(made), tmp_path / "w")
+
+
+def test_a_gold_cell_adds_up(sweep: dataset.Sweep) -> None:
+    for cell in sweep.sel(reference="gold", dtype="bf16"):
+        shares = sum(cell[f"hidden_share_{part}"] for part in ("structural", "full_rounding", "fold_rounding"))
+        np.testing.assert_allclose(shares.isel(layer=slice(1, None)), 1, atol=1e-9)
