@@ -15,7 +15,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,16 @@ def figures(values: np.ndarray) -> Figures:
 
 
 # ---------------------------------------------------------------------------------------------- from cells
+def _believed(sweep: Sweep) -> bool:
+    """Whether no control of the sweep failed: else nothing may be concluded from it."""
+    from drift import controls  # which describes levels by this module
+
+    return controls.evaluate(sweep).ok
+
+
+_WITHHELD = "no conclusion is drawn, because controls of the instrument failed"
+
+
 def _identity(ds: xr.Dataset) -> dict[str, Any]:
     return {name: ds[name].item() for name in SCALARS} | {"tokens": int(ds["token_stop"].values[-1])}
 
@@ -195,8 +205,11 @@ def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last
         the unit roundoff.
     """
     rows = []
+    believed = _believed(sweep)
     for ds in sweep:
         found = figures(dataset.curve(ds, measure, layer))
+        if not believed:
+            found = replace(found, verdict="not drawn", reason="controls failed")
         rows.append({**_identity(ds), **asdict(found), "roundoffs": found.level / ds["unit_roundoff"].item()})
     columns = [*SCALARS, "tokens", *Figures.__dataclass_fields__, "roundoffs"]
     return pd.DataFrame(rows, columns=columns)
@@ -449,6 +462,8 @@ def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     dict of str to str
         Protocol to sentence.
     """
+    if not _believed(sweep):
+        return {str(p): f"{p}: {_WITHHELD}" for p in sweep.values("protocol")}
     levels = table(sweep, measure, layer)
     found: dict[str, str] = {}
     for protocol, group in levels.groupby("protocol", sort=False):
@@ -490,6 +505,8 @@ def sentences(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "
     levels = table(sweep, measure, layer)
     if levels.empty:
         return ["There are no cells to describe."]
+    if not _believed(sweep):
+        return [f"All protocols: {_WITHHELD}."]
     said = []
     for label, group in _groups(levels, ("protocol", "model")):
         said.append(f"{label}: {_level_sentence(group, measure, layer)}")
@@ -827,7 +844,10 @@ def longest(sweep: Sweep) -> Sweep:
         for ds in sweep
         if ds["chunk_size"].item() == smallest[tuple(ds[n].item() for n in ("model", "dtype", "protocol"))]
     ]
-    return Sweep(kept, plan=sweep.plan, failures=sweep.failures, problems=sweep.problems, folder=sweep.folder)
+    return Sweep(
+        kept, controls=sweep.controls, plan=sweep.plan, failures=sweep.failures, problems=sweep.problems,
+        folder=sweep.folder,
+    )  # fmt: skip
 
 
 def shown(levels: pd.DataFrame) -> pd.DataFrame:
