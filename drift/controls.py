@@ -48,6 +48,7 @@ __all__ = [
     "Summary",
     "evaluate",
     "floors",
+    "in_floors",
     "level",
     "respond",
     "threshold",
@@ -294,6 +295,23 @@ def _number(x: float) -> str:
     return number(x)
 
 
+def in_floors(sweep: Sweep, found: Summary, layer: int | str = "last") -> pd.DataFrame:
+    """Write every fold's level in units of the floor as a table: one row per fold, one column per precision."""
+    from drift.labels import is_fold
+
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for ds in sorted(filter(is_fold, sweep), key=lambda ds: str(ds["protocol"].item())):
+        floors = found.in_floors(ds, layer)
+        if math.isnan(floors):
+            continue
+        names = {"protocol": "protocol", "model": "model", "chunk_size": "chunk size", "device": "device",
+                 "attn_implementation": "attention"}  # fmt: skip
+        key = tuple(ds[n].item() for n in names)
+        row = rows.setdefault(key, dict(zip(names.values(), key, strict=True)))
+        row[ds["dtype"].item()] = "the floor is exactly 0" if math.isinf(floors) else _number(floors)
+    return pd.DataFrame(list(rows.values()))
+
+
 # ---------------------------------------------------------------------------------------------- quiet
 def _quiet(cells: Sequence[xr.Dataset], setting: _Setting) -> Control:
     worst, wrong, count, unknown = 0.0, [], 0, 0
@@ -496,7 +514,8 @@ def _shifted(
         rungs = {
             o["unit_roundoff"].item(): dataset.curve(o, "hidden_rel_l2", layer)[:, planted:]
             for o in every
-            if (o["protocol"].item(), o.attrs.get("tokens_sha256")) == (ds["protocol"].item(), ds.attrs.get("tokens_sha256"))
+            if (o["protocol"].item(), o.attrs.get("tokens_sha256"))
+            == (ds["protocol"].item(), ds.attrs.get("tokens_sha256"))
             and (_setting(o)[0], *_setting(o)[2:]) == (setting[0], *setting[2:])
             and o["chunk_size"].item() == ds["chunk_size"].item()
             and o.sizes["document"] == ds.sizes["document"]

@@ -35,6 +35,7 @@ __all__ = [
     "Rate",
     "Reason",
     "Verdict",
+    "by_layer",
     "by_step",
     "frame",
     "gains",
@@ -238,9 +239,7 @@ def _gains(sweep: Sweep, layer: int | str, withheld: bool) -> Iterator[Gain]:
             values = np.where(drift[:, :1] > 0, drift / drift[:, :1], np.nan)
         found = rate(values)
         if withheld:
-            found = Rate(
-                found.interval, found.margin, found.first, found.zeros, Verdict.UNDETERMINED, Reason.CONTROLS
-            )
+            found = Rate(found.interval, found.margin, found.first, found.zeros, Verdict.UNDETERMINED, Reason.CONTROLS)
         labels = {n: ds[n].item() for n in SCALARS}
         labels |= {"fold": label.inner, "step": step, "size": label.number("size"), "layer": layer}
         labels["text"] = str(ds.attrs.get("tokens_sha256", ""))
@@ -317,6 +316,26 @@ def frame(found: Sequence[Gain]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def by_layer(sweep: Sweep) -> pd.DataFrame:
+    """Rate per step at a few layers (embeddings left out), for reading: one row per cell."""
+    rows: dict[str, dict[str, Any]] = {}
+    for ds in sweep:
+        if ds["reference"].item() != "unperturbed":
+            continue
+        numbers = [int(n) for n in ds["layer"].values if n > 0]
+        for place in sorted({round(k * (len(numbers) - 1) / 3) for k in range(4)}):
+            last = place == len(numbers) - 1
+            for one in _gains(Sweep([ds]), numbers[place], False):
+                names = ("fold", "model", "dtype", "chunk_size", "step", "size")
+                first = {n.replace("_", " "): one.labels[n] for n in names}
+                row = rows.setdefault(one.name + one.labels["text"] + str(id(ds)), first)
+                i = one.rate.interval
+                ends = "" if math.isnan(i.low) else f" ({i.low:+.3f} to {i.high:+.3f})"
+                where = "final norm" if last else f"{place / (len(numbers) - 1):.0%} of depth"
+                row[f"rate, {where}"] = "–" if math.isnan(i.value) else f"{i.value:+.3f}{ends}"
+    return pd.DataFrame(list(rows.values()))
 
 
 def sentences(found: Sequence[Gain]) -> list[str]:

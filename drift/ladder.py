@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALPHA",
+    "COMMAND",
     "MEASURES",
     "PARTS",
     "ROUNDING_MARGIN",
@@ -49,9 +50,11 @@ __all__ = [
     "Reason",
     "Slope",
     "Verdict",
+    "as_dict",
     "attribution_frame",
     "attribution_sentences",
     "attributions",
+    "by_measure",
     "check_shares",
     "frame",
     "headlines",
@@ -59,6 +62,8 @@ __all__ = [
     "ladders",
     "main",
     "mean_interval",
+    "method",
+    "shown",
     "slope",
 ]
 
@@ -76,6 +81,10 @@ PARTS = {
     "full_rounding": "rounding of full attention",
     "fold_rounding": "rounding that folding adds",
 }
+
+
+#: What would measure the parts.
+COMMAND = "python -m drift.sweep SWEEP.yaml --set reference=full,gold"
 
 
 class Verdict(Enum):
@@ -362,7 +371,8 @@ def ladders(
 
     part = labels.keep(sweep, lambda ds: labels.is_fold(ds, reference, generating=True))
     withheld = not controls.evaluate(sweep).ok
-    return list(_ladders(part, measure, layer, withheld))
+    found = _ladders(part, measure, layer, withheld)
+    return sorted(found, key=lambda one: tuple(one.labels[n] for n in ("protocol", "model", "chunk_size")))
 
 
 def _ladders(sweep: Sweep, measure: str, layer: int | str, withheld: bool) -> Iterator[Ladder]:
@@ -487,6 +497,32 @@ def shown(found: Sequence[Ladder]) -> pd.DataFrame:
     )
 
 
+def by_measure(sweep: Sweep, layer: int | str = "last", measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+    """Slope over all rungs and verdict by every measure, for reading: one row per ladder."""
+    import pandas as pd
+
+    rows: dict[str, dict[str, Any]] = {}
+    for measure in measures:
+        for one in ladders(sweep, measure, layer if measure == "hidden_rel_l2" else "last"):
+            key = json.dumps({k: v for k, v in one.labels.items() if k not in ("measure", "layer")})
+            first = {n: one.labels[n] for n in ("protocol", "model", "chunk_size")}
+            names = {"chunk_size": "chunk size"}
+            row = rows.setdefault(key, {names.get(n, n): v for n, v in first.items()})
+            row[_name(measure)] = str(one.slope)
+    return pd.DataFrame(list(rows.values()))
+
+
+def method() -> str:
+    """Say in a paragraph how slopes are estimated and judged."""
+    return (
+        "Slopes are least squares on the logarithms of drift and unit roundoff, for every document over the same text "
+        f"and steps at every precision, past the first quarter of the chain. Intervals ({100 * (1 - 2 * ALPHA):g} %) are "
+        "Student's t over documents; with one document they are over the steps of its chain. **Rounding**: the whole "
+        f"interval lies within 1 ± {ROUNDING_MARGIN:g}. **Structural**: within ± {STRUCTURAL_MARGIN:g}. **Both**: "
+        f"between {STRUCTURAL_MARGIN:g} and {1 - ROUNDING_MARGIN:g}. Anything else is undetermined, with the reason."
+    )
+
+
 def headlines(found: Sequence[Ladder]) -> dict[str, str]:
     """Say per protocol what its ladders are: ``"append: rounding in all 6 ladders"``."""
     said: dict[str, str] = {}
@@ -562,7 +598,9 @@ def check_shares(ds: xr.Dataset) -> float:
         document, layer, step = (int(i) for i in np.argwhere(wrong)[0])
         total = shares[:, document, layer, step].sum()
         raise DatasetError(
-            "{model} {dtype} {protocol} chunk {chunk_size}".format(**{n: ds[n].item() for n in ds.coords if not ds[n].dims})
+            "{model} {dtype} {protocol} chunk {chunk_size}".format(
+                **{n: ds[n].item() for n in ds.coords if not ds[n].dims}
+            )
             + f" ({ds.encoding.get('source') or 'in memory'}): the shares of the error do not add to 1 but to "
             f"{total:.6g} (document {document}, layer {ds['layer'].values[layer]}, step {step}; "
             f"{int(wrong.sum())} places in all). Run this cell again."
@@ -730,7 +768,7 @@ def _text(found: Sequence[Ladder], parts: Sequence[Attribution]) -> str:
     )
     lines.append("")
     lines += attribution_sentences(parts) or [
-        "Parts of the error against float64: not measured in this sweep (--set reference=full,gold measures them)."
+        f"Parts of the error against float64: not measured in this sweep; `{COMMAND}` measures them."
     ]
     return "\n".join(lines)
 

@@ -99,7 +99,9 @@ def levels(found: Sequence[ladder.Ladder]) -> Figure | None:
             _log_y(axes[0])
         for ax in axes:
             ax.set_xscale("log")
-            ax.set_xticks(sorted(rungs), [f"{rungs[u]}\n{u:.0e}".replace("e-0", "e-") for u in sorted(rungs)], fontsize=7.5)
+            ax.set_xticks(
+                sorted(rungs), [f"{rungs[u]}\n{u:.0e}".replace("e-0", "e-") for u in sorted(rungs)], fontsize=7.5
+            )
             ax.xaxis.set_minor_locator(NullLocator())
             room = max((max(rungs) / min(rungs)) ** 0.12, 4)
             ax.set_xlim(min(rungs) / room, max(rungs) * room)
@@ -205,7 +207,9 @@ def attribution(found: Sequence[ladder.Attribution]) -> Figure | None:
         {(p, -one.labels["unit_roundoff"], d) for (_, p, d), one in chosen.items()},
     )
     with _style():
-        figure = Figure(figsize=(max(3.1 * len(models) + 3.2, 7.6), 0.48 * len(rows) + 1.9), dpi=DPI, layout="constrained")
+        figure = Figure(
+            figsize=(max(3.1 * len(models) + 3.2, 7.6), 0.48 * len(rows) + 1.9), dpi=DPI, layout="constrained"
+        )
         axes = figure.subplots(1, len(models), squeeze=False, sharey=True, sharex=True)[0]
         for ax, model in zip(axes, models, strict=True):
             for y, (protocol, _, dtype) in enumerate(rows):
@@ -224,20 +228,23 @@ def attribution(found: Sequence[ladder.Attribution]) -> Figure | None:
                 ax.axhline(y - 0.5, color="0.9", linewidth=0.8)
         axes[0].set_yticks(range(len(rows)), [f"{p}, {d}" for p, _, d in rows], fontsize=8.5)
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
-        low = min(0.0, *(100 * s.value for one in chosen.values() for s in one.shares.values() if math.isfinite(s.value)))
-        axes[0].set_xlim(min(-4.0, 1.15 * low), max(106.0, 106.0 - low))
-        handles = [
-            Patch(facecolor=_FILLS[p], hatch=_HATCHES[p], edgecolor="white" if p != "full_rounding" else "0.3",
-                  label=name.replace(": ", ":\n")) for p, name in ladder.PARTS.items()
-        ]  # fmt: skip
-        title, caption = _parts_title(list(chosen.values())), (
-            "Error of the fold against full attention in float64, as a sum of three vectors: shares of its squared "
-            "length along each, which add to 100 % and are negative where a part points against the sum. Mean past "
-            f"the first quarter of the chain; bars: {_COVER} interval over documents. Smallest chunk size."
+        low = min(
+            0.0, *(100 * s.value for one in chosen.values() for s in one.shares.values() if math.isfinite(s.value))
         )
-        _finish(figure, title, caption)
-        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, handleheight=1.4)
-        return figure
+        axes[0].set_xlim(min(-4.0, 1.15 * low), max(106.0, 106.0 - low))
+        handles: list[Any] = [
+            Patch(facecolor=_FILLS[p], hatch=_HATCHES[p], edgecolor="white" if p != "full_rounding" else "0.3",
+                  label=name.split(": ")[0].replace(" of ", " of\n").replace(" that ", "\nthat ")) for p, name in ladder.PARTS.items()
+        ]  # fmt: skip
+        title, caption = (
+            _parts_title(list(chosen.values())),
+            (
+                "Error of the fold against full attention in float64, as a sum of three vectors: shares of its squared "
+                "length along each, which add to 100 % and are negative where a part points against the sum. Mean past "
+                f"the first quarter of the chain; bars: {_COVER} interval over documents. Smallest chunk size."
+            ),
+        )
+        return _finish(figure, title, caption, [("part of the error", handles)])
 
 
 def _share(ax: Axes, y: float, interval: ladder.Interval, part: str) -> None:
@@ -285,7 +292,9 @@ def response(found: controls.Summary) -> Figure | None:
             floors = {d: [f.level for f in found.floor if f.setting[:2] == (model, d)] for d in dtypes}
             for dtype, bottom in floors.items():
                 if bottom and max(bottom) > 0:
-                    ax.axhline(max(bottom), color=colour[dtype], linestyle=style[dtype], linewidth=1, alpha=0.9, zorder=1)
+                    ax.axhline(
+                        max(bottom), color=colour[dtype], linestyle=style[dtype], linewidth=1, alpha=0.9, zorder=1
+                    )
             best = [r for r in runs if r.setting[0] == model and r.used.any()]
             if best:
                 r = min(best, key=lambda r: r.unit_roundoff)
@@ -316,7 +325,7 @@ def response(found: controls.Summary) -> Figure | None:
         }
         legends = [
             ("precision", _lines({d: {"color": colour[d], "marker": marker[d]} for d in dtypes})),
-            ("floor", _lines({f"{d} ": {"color": colour[d], "linestyle": style[d]} for d in dtypes})),
+            ("floor", _lines({d: {"color": colour[d], "linestyle": style[d]} for d in dtypes})),
             ("marks", _lines(marks)),
         ]
         caption = (
@@ -403,6 +412,7 @@ def readings(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     protocols = list(dict.fromkeys(table["protocol"]))
     models, dtypes = part.values("model"), _dtypes(chains(part))
     colour, marker = _colours(dtypes), _cycle(models, _MARKERS)
+    fill = _cycle(dtypes, ("full", "none", "left", "top", "right"))
     with _style():
         figure = Figure(figsize=(10.4, 0.46 * len(protocols) + 2.3), dpi=DPI, layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
@@ -411,8 +421,8 @@ def readings(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
             m, d = models.index(row["model"]), dtypes.index(row["dtype"])
             slots = len(models) * len(dtypes)
             y = protocols.index(row["protocol"]) + 0.7 * ((d * len(models) + m + 0.5) / slots - 0.5)
-            how: dict[str, Any] = {"color": colour[row["dtype"]], "marker": marker[row["model"]], "markersize": 5,
-                                   "linewidth": 1.1, "capsize": 2}  # fmt: skip
+            how: dict[str, Any] = {"color": colour[row["dtype"]], "marker": marker[row["model"]], "markersize": 6,
+                                   "linewidth": 1.1, "capsize": 2, "fillstyle": fill[row["dtype"]]}  # fmt: skip
             if row["level"] > 0:
                 ends = [[max(row["level"] - row["level_low"], 0)], [max(row["level_high"] - row["level"], 0)]]
                 left.errorbar([row["level"]], [y], xerr=ends if row["level_low"] > 0 else None, **how)
@@ -428,6 +438,9 @@ def readings(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
         right.set_xscale("symlog", linthresh=1e-3, linscale=0.6)
         right.xaxis.set_minor_locator(NullLocator())
         right.axvline(0, color="black", linewidth=0.9)
+        widest = table[["gap_low", "gap_high", "nll_gap"]].abs().max(axis=None)
+        reach = 3 * float(widest) if widest > 1e-3 else 3e-3
+        right.set_xlim(-reach if table["gap_low"].min() < -1e-3 else -2e-3, reach)
         left.set_yticks(range(len(protocols)), protocols, fontsize=8.5)
         left.set_ylim(len(protocols) - 0.5, -0.5)
         for ax in (left, right):
@@ -438,7 +451,7 @@ def readings(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
         right.set_xlabel("change of NLL, fold − full [nat per token]", fontsize=9)
         _note(left, zeros, bad)
         legends = [
-            ("precision", _lines({d: {"color": colour[d], "linewidth": 3} for d in dtypes})),
+            ("precision", _lines({d: {"color": colour[d], "marker": "o", "fillstyle": fill[d]} for d in dtypes})),
             ("model", _lines({m: {"color": "0.25", "marker": marker[m], "linestyle": "none"} for m in models})),
         ]
         caption = (

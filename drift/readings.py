@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from drift import claims, controls, dataset, labels, summary
-from drift.dataset import SCALARS, Sweep
+from drift.dataset import Sweep
 from drift.plateau import late_start
 from drift.plateau.verdict import percent
 
@@ -105,9 +105,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
     for protocol, rows in table.groupby("protocol", sort=False):
         kinds = [v.replace("_", " ") for v in rows["verdict"]]
         counted = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
-        parts = [
-            f"{summary._range(group['level'])} in {dtype}" for dtype, group in rows.groupby("dtype", sort=False)
-        ]
+        parts = [f"{summary._range(group['level'])} in {dtype}" for dtype, group in rows.groupby("dtype", sort=False)]
         chains = f"{len(rows)} chain{'s' * (len(rows) != 1)}"
         said.append(
             f"{protocol}: level {', '.join(parts)}; of {chains} {counted}; change of NLL "

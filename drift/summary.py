@@ -25,7 +25,7 @@ import pandas as pd
 import xarray as xr
 import yaml
 
-from drift import dataset
+from drift import dataset, labels
 from drift.dataset import SCALARS, VARIABLES, Sweep
 from drift.errors import DatasetError
 from drift.plateau import late_start, plateau
@@ -35,6 +35,7 @@ __all__ = [
     "ROUNDING_SLOPE",
     "STRUCTURAL_SLOPE",
     "Figures",
+    "absent",
     "bullets",
     "chunk_sentences",
     "contents",
@@ -395,6 +396,11 @@ def bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in marked) or "_Nothing to say: there are no such cells._"
 
 
+def absent(what: str, command: str) -> str:
+    """Say that something was not measured, and what would."""
+    return f"{what}: not measured in this sweep; `{command}` measures it."
+
+
 def measure_name(measure: str, layer: int | str = "last") -> str:
     """Name a measure in a sentence."""
     row = VARIABLES[measure]
@@ -750,18 +756,30 @@ def provenance(sweep: Sweep) -> pd.DataFrame:
     return merged[[c for c in settings.columns if c in merged.columns]]
 
 
-def contents(sweep: Sweep) -> list[str]:
-    """Say how many cells there are, how many failed and which files are unusable."""
+def contents(sweep: Sweep, everything: Sweep | None = None) -> list[str]:
+    """Say how many cells there are, how many failed and which files are unusable.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    everything : Sweep, optional
+        What `sweep` was selected from (see :func:`drift.labels.folds`): the cells that were not are named.
+    """
     axes = []
     for name, words in (
         ("model", "models"),
         ("dtype", "precisions"),
         ("protocol", "protocols"),
         ("chunk_size", "chunk sizes"),
+        ("reference", "references"),
     ):
         values = sweep.values(name)
+        if name == "reference" and set(values) <= {"full"}:
+            continue
         axes.append(f"{words}: {', '.join(map(str, sorted(values) if name == 'chunk_size' else values))}")
     said = [f"{len(sweep)} cells read ({'; '.join(axes)})."]
+    if everything is not None and (text := labels.left_out(everything, sweep)):
+        said.append(text)
     if sweep.failures:
         said.append(f"**{len(sweep.failures)} cells failed** and are missing from every picture; see “Failures”.")
     if sweep.problems:
@@ -782,6 +800,18 @@ def contents(sweep: Sweep) -> list[str]:
     return said
 
 
+def _figures_of(ds: xr.Dataset) -> Iterable[np.ndarray]:
+    """Yield what a cell measured; not what the contract leaves NaN, such as the first step against the previous one."""
+    previous = ds["reference"].item() == "previous"
+    for name, row in VARIABLES.items():
+        if row.optional or row.dtype != "float64":
+            continue
+        if not previous:
+            yield ds[name].values
+        elif row.dims[1] in ("layer", "block"):
+            yield ds[name].isel(step=slice(1, None)).values
+
+
 def nonfinite(sweep: Sweep) -> pd.DataFrame:
     """Count NaN and Inf: one row per cell that has any.
 
@@ -794,7 +824,7 @@ def nonfinite(sweep: Sweep) -> pd.DataFrame:
     rows = []
     for ds in sweep:
         hidden, logits = ds["nonfinite_count"], ds["logit_nonfinite_count"]
-        bad = sum(int((~np.isfinite(ds[n].values)).sum()) for n in ds.data_vars if ds[n].dtype.kind == "f")
+        bad = sum(int((~np.isfinite(values)).sum()) for values in _figures_of(ds))
         total = int(hidden.sum()) + int(logits.sum())
         if not total and not bad:
             continue
@@ -954,6 +984,7 @@ def reproduce(sweep: Sweep) -> str:
             "corpus": corpus if isinstance(corpus, str) else None,
             "attn_implementation": ds["attn_implementation"].item(),
             "device": ds["device"].item(),
+            "reference": ds["reference"].item() if ds["reference"].item() != "full" else None,
             "seed": int(attrs["seed"]),
             "logit_stride": int(attrs["logit_stride"]) if int(attrs["logit_stride"]) != 1 else None,
         }

@@ -126,18 +126,24 @@ def controls(
     return cells
 
 
-def gold(ds: xr.Dataset, structural: float, full: float, fold: float, seed: int = 0, scatter: float = 0.1) -> xr.Dataset:
+def gold(
+    ds: xr.Dataset, structural: float, full: float, fold: float, seed: int = 0, scatter: float = 0.1
+) -> xr.Dataset:
     """Turn a cell into one against float64, whose error is a sum of vectors of these lengths, made and then measured."""
     rng = np.random.default_rng(seed)
     shape = ds["hidden_rel_l2"].shape
-    lengths = np.array([structural, full, fold])[:, None, None, None] * np.exp(scatter * rng.standard_normal((3, *shape)))
+    lengths = np.array([structural, full, fold])[:, None, None, None] * np.exp(
+        scatter * rng.standard_normal((3, *shape))
+    )
     vectors = rng.standard_normal((3, *shape, 64))
     vectors *= (lengths / np.linalg.norm(vectors, axis=-1))[..., None]
     total = vectors.sum(axis=0)
     size = np.linalg.norm(total, axis=-1)
     with np.errstate(invalid="ignore"):
         shares = (vectors * total).sum(axis=-1) / size**2
-    more: dict[str, Any] = {f"hidden_rel_l2_{p}": np.linalg.norm(v, axis=-1) for p, v in zip(PARTS, vectors, strict=True)}
+    more: dict[str, Any] = {
+        f"hidden_rel_l2_{p}": np.linalg.norm(v, axis=-1) for p, v in zip(PARTS, vectors, strict=True)
+    }
     more |= {f"hidden_share_{p}": s for p, s in zip(PARTS, shares, strict=True)}
     return remake(ds, reference="gold", hidden_rel_l2=size, **more)
 

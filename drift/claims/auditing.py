@@ -895,7 +895,9 @@ def _withhold(found: Audit, why: str) -> Audit:
     """Take every verdict back that was drawn, and keep the estimates."""
 
     def silent(f: Finding) -> Finding:
-        return replace(f, status=Status.WITHHELD, words=f"no verdict: controls failed. Estimated all the same: {f.words}")
+        return replace(
+            f, status=Status.WITHHELD, words=f"no verdict: controls failed. Estimated all the same: {f.words}"
+        )
 
     summaries = tuple(
         s if s.status is Status.NOT_TESTED

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from drift import labels
 from drift.claims.auditing import (
     BOUNDED,
     CLAIMS,
@@ -33,7 +34,6 @@ from drift.claims.auditing import (
     span,
     writer,
 )
-from drift import labels
 from drift.dataset import Sweep
 from drift.plateau import plateaus
 from drift.plateau.kernel import DOCUMENTS, WINDOWS
