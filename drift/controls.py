@@ -329,7 +329,8 @@ def _quiet(cells: Sequence[xr.Dataset], setting: _Setting) -> Control:
                 worst = max(worst, float(off.max()))
     if wrong or unknown:
         words = f"full attention run twice differs: {count} values are not exactly 0, the largest {_number(worst)}"
-        words += f" ({', '.join(dict.fromkeys(wrong))})" if wrong else ""
+        names = list(dict.fromkeys(wrong))
+        words += f" ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" if wrong else ""
         words += f"; {unknown} are NaN or Inf" if unknown else ""
         return Control("quiet", setting, State.FAILED, worst if wrong else math.nan, words)
     return Control("quiet", setting, State.PASSED, 0.0, "full attention run twice: every difference is exactly 0")
@@ -456,7 +457,7 @@ def _response(found: Sequence[Response], setting: _Setting) -> Control:
     for r in found:
         heard = r.sizes >= DROWNED * r.unit_roundoff
         mute = r.sizes[heard & ~(r.values > 0).all(axis=1)]
-        if not r.early == 0:
+        if r.early != 0:
             state = State.FAILED
             words.append(f"drift of {_number(r.early)} before the perturbation ({r.protocol}), where it must be 0")
         if not np.isfinite(r.values).all():
@@ -476,7 +477,9 @@ def _response(found: Sequence[Response], setting: _Setting) -> Control:
             if abs(r.slope.value - 1) > TOLERANCE:
                 state = State.FAILED
         else:
-            words.append(f"no slope from fewer than two sizes ({r.protocol}{aside if left else ''})")
+            words.append(
+                f"drift answers to the noise; no slope from fewer than two sizes ({r.protocol}{aside if left else ''})"
+            )
     slopes = [r.slope.value for r in found if math.isfinite(r.slope.value)]
     number = max(slopes, key=lambda s: abs(s - 1)) if slopes else math.nan
     return Control("response", setting, state, number, "; ".join(words))

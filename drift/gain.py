@@ -82,7 +82,7 @@ class Reason(Enum):
     SILENT = "the first step that can differ does not"
     NONFINITE = "NaN or Inf"
     TOO_SHORT = "too few steps after the disturbance"
-    WIDE = "the interval holds both neutral and other rates"
+    WIDE = "the interval holds both signs"
     CONTROLS = "controls of the instrument failed"
 
 
@@ -160,9 +160,9 @@ def rate(gain: ArrayLike, alpha: float = ALPHA) -> Rate:
     low, high = interval.pair
     if -margin <= low and high <= margin:
         return Rate(interval, margin, first, zeros, Verdict.NEUTRAL)
-    if high < 0 and interval.value < -margin:
+    if high < 0:
         return Rate(interval, margin, first, zeros, Verdict.CONTRACTION)
-    if low > 0 and interval.value > margin:
+    if low > 0:
         return Rate(interval, margin, first, zeros, Verdict.GROWTH)
     return undetermined(Reason.WIDE, interval)
 
@@ -256,8 +256,8 @@ def by_step(found: Sequence[Gain]) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per fold, model, precision, chunk size and size of noise that was put in at two steps or more:
-        ``steps``, ``after`` (how many steps later gains are compared: the most that all have), ``gain`` at each, and the
-        log-log slope of that gain on the step number counted from 1, with its ``low`` and ``high`` over documents.
+        ``steps``, ``after`` (how many steps later gains are compared: the most that all have), ``gain`` at each, and
+        the log-log slope of that gain on the step number counted from 1, with its ``low`` and ``high`` over documents.
     """
     groups: dict[tuple[Any, ...], list[Gain]] = {}
     for one in found:
@@ -355,16 +355,17 @@ def sentences(found: Sequence[Gain]) -> list[str]:
         reasons = dict.fromkeys(g.rate.reason.value for g in mine if g.rate.reason)
         said.append(f"{fold}, {dtype}: {words}" + (f" ({'; '.join(reasons)})." if reasons else "."))
     for _, row in by_step(found).iterrows():
-        gain = ", ".join(f"{g:.3g} after step {s}" for g, s in zip(row["gain"], row["steps"], strict=True))
-        ends = "" if math.isnan(row["low"]) else f" ({row['low']:.2f} to {row['high']:.2f})"
+        values = ", ".join(f"{g:.3g} after step {s}" for g, s in zip(row["gain"], row["steps"], strict=True))
+        interval = "" if math.isnan(row["low"]) else f" ({row['low']:.2f} to {row['high']:.2f})"
         kind = (
-            "it cannot be said whether the gain depends on the step" if math.isnan(row["low"])
+            "whether the gain depends on the step cannot be said" if math.isnan(row["low"])
             else "the deeper it is put in, the less is forgotten" if row["low"] > 0
             else "the deeper it is put in, the less remains" if row["high"] < 0
             else "no dependence on the step is resolved"
         )  # fmt: skip
+        cell = f"{row['fold']}, {row['model']}, {row['dtype']}, chunk {row['chunk_size']}"
         said.append(
-            f"{row['fold']}, {row['model']}, {row['dtype']}, chunk {row['chunk_size']}: gain {row['after']} steps on, of "
-            f"noise put in {gain}; log-log slope on the step {row['slope']:.2f}{ends}: {kind}."
+            f"{cell}: {row['after']} steps on, the gain of noise that was put in is {values}; log-log slope on the "
+            f"step {row['slope']:.2f}{interval}: {kind}."
         )
     return said

@@ -73,6 +73,8 @@ ALPHA = 0.05
 ROUNDING_MARGIN = 0.2
 #: ... and from 0 where it is called structural.
 STRUCTURAL_MARGIN = 0.05
+#: Windows of the chain that stand in for documents where there is one only.
+WINDOWS = 8
 #: Measures of the ladder; divergences enter as their square roots, see :mod:`drift.claims`.
 MEASURES = ("hidden_rel_l2", "key_rel_l2", "value_rel_l2", "logit_kl")
 #: The three parts of an error against float64, and what they are called.
@@ -255,7 +257,7 @@ def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> 
     import numpy as np
 
     from drift.plateau import late_start
-    from drift.plateau.kernel import ZEROS, window_mean
+    from drift.plateau.kernel import ZEROS
 
     u, drift = np.asarray(unit_roundoff, dtype=float), np.asarray(values, dtype=float)
     if drift.ndim != 3 or u.shape != drift.shape[:1]:
@@ -270,7 +272,7 @@ def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> 
         return nothing(Reason.ONE_RUNG)
     if not np.isfinite(late).all():
         return nothing(Reason.NONFINITE)
-    positive = (late > 0).all(axis=0)  # [document, step]
+    positive = np.asarray((late > 0).all(axis=0))  # [document, step]
     zeros = int((~positive).sum())
     if zeros > ZEROS * points or not positive.any(axis=1).all():
         return nothing(Reason.ZEROS, zeros)
@@ -281,19 +283,38 @@ def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> 
     if len(by_document) > 1:
         interval = mean_interval(by_document, alpha)
     else:
-        # Nothing to compare the document with but its own steps: their noise around the mean, autocorrelation included.
-        whole = np.tensordot(x / (x @ x), np.log(np.where(drift > 0, drift, np.nan)), axes=1)
-        whole = whole[:, np.isfinite(whole[0])]
-        found = window_mean(whole[None]) if whole.shape[1] >= drift.shape[2] * (1 - ZEROS) else None
-        interval = Interval(float(by_document[0]), math.nan, 0.0, math.nan, math.nan)
-        if found is not None:
-            error, df = max((se.item(), df.item()) for se, df in found.errors)
-            half = found.half_width(alpha).item()
-            interval = Interval(interval.value, error, df, interval.value - half, interval.value + half)
+        interval = _along(series[0][positive[0]], drift.shape[2], alpha)
     levels = np.array([logs[:, d, there].mean(axis=1) for d, there in enumerate(positive)]).mean(axis=0)  # [rung]
     misfit = math.exp(float(np.abs(levels - levels.mean() - interval.value * x).max()))
     verdict, reason = judge(interval)
     return Slope(interval, tuple(by_document.tolist()), misfit, zeros, points, verdict, reason)
+
+
+def _along(series: Float, steps: int, alpha: float) -> Interval:
+    """Mean of one document's slopes [late step]; the interval is over its chain.
+
+    The wider of two: windows of the chain as replicates (they contain whatever autocorrelation is shorter than they
+    are), and autocorrelated noise around the trend, as :mod:`drift.plateau` has it.
+    """
+    import numpy as np
+    from scipy.special import stdtrit
+
+    from drift.plateau.kernel import window_mean
+
+    if len(series) < 2 * WINDOWS:
+        return Interval(float(series.mean()), math.nan, 0.0, math.nan, math.nan)
+    windows = mean_interval([part.mean() for part in np.array_split(series, WINDOWS)], alpha)
+    whole = np.full(steps, series.mean())
+    whole[steps - len(series) :] = series  # what was exactly zero was left out: the rest moves together
+    found = window_mean(whole[None, None])
+    error, df = windows.standard_error, windows.df
+    if found is not None:
+        noise, freedom = (x.item() for x in found.errors[0])
+        if noise > error:
+            error, df = noise, freedom
+    half = float(stdtrit(df, 1 - alpha)) * error
+    value = float(series.mean())
+    return Interval(value, error, df, value - half, value + half)
 
 
 # ---------------------------------------------------------------------------------------------- from sweeps
@@ -443,8 +464,12 @@ def frame(found: Sequence[Ladder]) -> pd.DataFrame:
 
     rows = []
     for one in found:
-        many = [("all", "/".join(one.dtypes), one.slope, "")]
-        many += [("pair", f"{p.coarse}/{p.fine}", p.slope, _MIXED if p.mixed else "") for p in one.pairs]
+        many = [("pair", f"{p.coarse}/{p.fine}", p.slope, _MIXED if p.mixed else "") for p in one.pairs]
+        if len(one.dtypes) == 2:  # one pair, which is the ladder
+            many = [("all", *pair[1:]) for pair in many]
+        else:
+            many = [("all", "/".join(one.dtypes), one.slope, ""), *many]
+        many = many or [("all", "/".join(one.dtypes), one.slope, "")]
         for kind, dtypes, s, note in many:
             rows.append(
                 {
@@ -514,9 +539,10 @@ def by_measure(sweep: Sweep, layer: int | str = "last", measures: Sequence[str] 
 
 def method() -> str:
     """Say in a paragraph how slopes are estimated and judged."""
+    cover = f"{100 * (1 - 2 * ALPHA):g} %"
     return (
         "Slopes are least squares on the logarithms of drift and unit roundoff, for every document over the same text "
-        f"and steps at every precision, past the first quarter of the chain. Intervals ({100 * (1 - 2 * ALPHA):g} %) are "
+        f"and steps at every precision, past the first quarter of the chain. Intervals ({cover}) are "
         "Student's t over documents; with one document they are over the steps of its chain. **Rounding**: the whole "
         f"interval lies within 1 ± {ROUNDING_MARGIN:g}. **Structural**: within ± {STRUCTURAL_MARGIN:g}. **Both**: "
         f"between {STRUCTURAL_MARGIN:g} and {1 - ROUNDING_MARGIN:g}. Anything else is undetermined, with the reason."
@@ -561,6 +587,8 @@ class Attribution:
     shares : dict of str to Interval
         Share of the squared error along each part, mean over late steps, interval over documents. Shares add to 1;
         one is negative where a part points against the sum.
+    believed : bool
+        Whether no control of the sweep failed.
     """
 
     labels: dict[str, Any]
@@ -568,6 +596,7 @@ class Attribution:
     total: float
     parts: dict[str, float]
     shares: dict[str, Interval] = field(default_factory=dict)
+    believed: bool = True
 
     @property
     def largest(self) -> str:
@@ -597,11 +626,9 @@ def check_shares(ds: xr.Dataset) -> float:
     if wrong.any():
         document, layer, step = (int(i) for i in np.argwhere(wrong)[0])
         total = shares[:, document, layer, step].sum()
+        cell = " ".join(str(ds[n].item()) for n in ("model", "dtype", "protocol", "chunk_size"))
         raise DatasetError(
-            "{model} {dtype} {protocol} chunk {chunk_size}".format(
-                **{n: ds[n].item() for n in ds.coords if not ds[n].dims}
-            )
-            + f" ({ds.encoding.get('source') or 'in memory'}): the shares of the error do not add to 1 but to "
+            f"{cell} ({ds.encoding.get('source') or 'in memory'}): the shares of the error do not add to 1 but to "
             f"{total:.6g} (document {document}, layer {ds['layer'].values[layer]}, step {step}; "
             f"{int(wrong.sum())} places in all). Run this cell again."
         )
@@ -618,12 +645,12 @@ def attributions(sweep: Sweep, layer: int | str = "last") -> list[Attribution]:
     """
     import numpy as np
 
-    from drift import dataset, summary
+    from drift import controls, dataset, summary
     from drift.dataset import SCALARS
     from drift.labels import DISTURBED, parse
     from drift.plateau import late_start
 
-    found = []
+    found, believed = [], controls.evaluate(sweep).ok
     for ds in sweep:
         if any(f"hidden_{kind}_{part}" not in ds.data_vars for part in PARTS for kind in ("rel_l2", "share")):
             continue
@@ -649,6 +676,7 @@ def attributions(sweep: Sweep, layer: int | str = "last") -> list[Attribution]:
                 level("hidden_rel_l2"),
                 {part: level(f"hidden_rel_l2_{part}") for part in PARTS},
                 shares,
+                believed,
             )
         )
     return found
@@ -686,6 +714,8 @@ def _percent(share: float) -> str:
 
 def attribution_sentences(found: Sequence[Attribution]) -> list[str]:
     """Say per protocol and precision which part of the error is the largest."""
+    if not all(one.believed for one in found):
+        return ["No conclusion is drawn on the parts of the error, because controls of the instrument failed."]
     said = []
     keys = dict.fromkeys((one.labels["protocol"], one.labels["dtype"]) for one in found)
     for protocol, dtype in keys:

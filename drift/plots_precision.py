@@ -213,13 +213,13 @@ def attribution(found: Sequence[ladder.Attribution]) -> Figure | None:
         axes = figure.subplots(1, len(models), squeeze=False, sharey=True, sharex=True)[0]
         for ax, model in zip(axes, models, strict=True):
             for y, (protocol, _, dtype) in enumerate(rows):
-                one = chosen.get((model, protocol, dtype))
-                if one is None or not math.isfinite(one.shares["structural"].value):
-                    ax.text(50, y, "no such cell" if one is None else "no error to share out", ha="center",
+                here = chosen.get((model, protocol, dtype))
+                if here is None or not math.isfinite(here.shares["structural"].value):
+                    ax.text(50, y, "no such cell" if here is None else "no error to share out", ha="center",
                             va="center", fontsize=7.5, color="0.4")  # fmt: skip
                     continue
                 for k, part in enumerate(ladder.PARTS):
-                    _share(ax, y + 0.27 * (k - 1), one.shares[part], part)
+                    _share(ax, y + 0.27 * (k - 1), here.shares[part], part)
             ax.axvline(0, color="black", linewidth=0.9)
             ax.set_title(model, fontsize=9.5)
             ax.set_xlabel("share of the squared error [%]")
@@ -234,7 +234,8 @@ def attribution(found: Sequence[ladder.Attribution]) -> Figure | None:
         axes[0].set_xlim(min(-4.0, 1.15 * low), max(106.0, 106.0 - low))
         handles: list[Any] = [
             Patch(facecolor=_FILLS[p], hatch=_HATCHES[p], edgecolor="white" if p != "full_rounding" else "0.3",
-                  label=name.split(": ")[0].replace(" of ", " of\n").replace(" that ", "\nthat ")) for p, name in ladder.PARTS.items()
+                  label=name.split(": ")[0].replace(" of ", " of\n").replace(" that ", "\nthat "))
+            for p, name in ladder.PARTS.items()
         ]  # fmt: skip
         title, caption = (
             _parts_title(list(chosen.values())),
@@ -257,6 +258,8 @@ def _share(ax: Axes, y: float, interval: ladder.Interval, part: str) -> None:
 
 
 def _parts_title(found: Sequence[ladder.Attribution]) -> str:
+    if not all(one.believed for one in found):
+        return "Shares of the error against float64: no conclusion is drawn, because controls failed"
     by: dict[str, list[str]] = {}
     for protocol in sorted({one.labels["protocol"] for one in found}):
         mine = [one for one in found if one.labels["protocol"] == protocol]

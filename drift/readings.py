@@ -125,8 +125,12 @@ def reproduced(found: claims.Audit) -> list[str]:
     said = []
     for claim in dict.fromkeys(s.claim for s in summaries):
         mine = [s for s in summaries if s.claim == claim]
-        words = {claims.Status.SUPPORTED: "reproduced under", claims.Status.REFUTED: "contradicted under",
-                 claims.Status.UNDETERMINED: "not decided under", claims.Status.NOT_TESTED: "not tested under"}  # fmt: skip
+        words = {
+            claims.Status.SUPPORTED: "reproduced under",
+            claims.Status.REFUTED: "contradicted under",
+            claims.Status.UNDETERMINED: "not decided under",
+            claims.Status.NOT_TESTED: "not tested under",
+        }
         parts = []
         for status, word in words.items():
             names = [s.protocol for s in mine if s.status is status]

@@ -85,7 +85,8 @@ tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: var(--
 .gallery figcaption { font-size: 13px; line-height: 1.4; color: var(--soft); }
 .lead { font-size: 17px; } .soft { color: var(--soft); font-size: 14px; }
 .controls { max-width: 1080px; margin: 12px auto 0; padding: 8px 24px; font-size: 14px; color: var(--soft); }
-.controls.failed { border: 3px solid #b34700; border-radius: 4px; color: var(--ink); font-size: 16px; font-weight: 600; }
+.controls.failed { border: 3px solid #b34700; border-radius: 4px; color: var(--ink); font-size: 16px;
+  font-weight: 600; }
 @media (max-width: 640px) { .contents { columns: 1; } h1 { font-size: 25px; } }
 @media print { header { display: none; } .scroll { max-height: none; overflow: visible; } }
 """

@@ -108,7 +108,7 @@ def controls(
                 cells.append(make(drift, **known, protocol="full", control="quiet"))
             if "floor" in kinds:
                 for protocol in ("full(attention=eager)", "full(batch=2)"):
-                    drift = FLOOR * u**floor_power * noise()
+                    drift = FLOOR * (u**floor_power if floor_power > 0.5 else 1e-3) * noise()
                     cells.append(make(drift, **known, protocol=protocol, control="floor"))
             if "perturbed" in kinds:
                 wobble = noise(0.05)
@@ -129,7 +129,7 @@ def controls(
 def gold(
     ds: xr.Dataset, structural: float, full: float, fold: float, seed: int = 0, scatter: float = 0.1
 ) -> xr.Dataset:
-    """Turn a cell into one against float64, whose error is a sum of vectors of these lengths, made and then measured."""
+    """Turn a cell into one against float64: its error is a sum of vectors of these lengths, made and measured."""
     rng = np.random.default_rng(seed)
     shape = ds["hidden_rel_l2"].shape
     lengths = np.array([structural, full, fold])[:, None, None, None] * np.exp(

@@ -895,14 +895,13 @@ def _withhold(found: Audit, why: str) -> Audit:
     """Take every verdict back that was drawn, and keep the estimates."""
 
     def silent(f: Finding) -> Finding:
-        return replace(
-            f, status=Status.WITHHELD, words=f"no verdict: controls failed. Estimated all the same: {f.words}"
-        )
+        words = f"no verdict: controls failed. Estimated all the same: {f.words}"
+        return replace(f, status=Status.WITHHELD, words=words)
 
+    said = "no verdict is drawn: controls of the instrument failed."
     summaries = tuple(
         s if s.status is Status.NOT_TESTED
-        else replace(s, status=Status.WITHHELD, words=f"no verdict is drawn: controls of the instrument failed ({why}).",
-                     findings=tuple(map(silent, s.findings)), others={})
+        else replace(s, status=Status.WITHHELD, words=said, findings=tuple(map(silent, s.findings)), others={})
         for s in found.summaries
     )  # fmt: skip
     return replace(found, summaries=summaries, findings=tuple(map(silent, found.findings)), withheld=why)
