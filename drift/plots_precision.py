@@ -7,6 +7,7 @@ colour is always doubled by a marker, a line style or a hatch.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ from drift.plots import (
 __all__ = ["attribution", "gains", "levels", "readings", "response"]
 
 _COLUMNS = 3
+_GLYPHS = dict(zip(_MARKERS, "●■▲◆▼✚✖★", strict=True))
 _COVER = f"{100 * (1 - 2 * ladder.ALPHA):g} %"
 
 
@@ -80,28 +82,27 @@ def levels(found: Sequence[ladder.Ladder]) -> Figure | None:
         for ax, protocol in zip(axes, protocols, strict=True):
             mine = [one for one in chosen if one.labels["protocol"] == protocol]
             zeros = bad = 0
-            lines = [protocol]
+            lines = textwrap.wrap(protocol, 40)
             for one in mine:
                 model = one.labels["model"]
                 zeros, bad = zeros + int((one.level == 0).sum()), bad + int((~np.isfinite(one.level)).sum())
                 some |= _ladder(ax, one, models.index(model), len(models), colour[model], marker[model])
-                lines.append(f"{model}: {one.slope}" if len(one.dtypes) > 1 else f"{model}: one precision only")
+                lines.append(
+                    f"{_GLYPHS[marker[model]]} {one.slope}"
+                    if len(one.dtypes) > 1
+                    else f"{_GLYPHS[marker[model]]} one precision only"
+                )
             _slopes(ax, mine)
             if not any((one.level > 0).any() for one in mine):
                 ax.text(0.5, 0.5, "no level above 0", transform=ax.transAxes, ha="center", color="0.4")
             _note(ax, zeros, bad)
-            title = [_shorten(text, 62) for text in lines[1:]]
-            ax.set_title("\n".join(title), fontsize=7.2, loc="left")
-            ax.annotate(protocol, (0, 1), (0, 4 + 10.5 * len(title)), xycoords="axes fraction",
-                        textcoords="offset points", fontsize=9.5, fontweight="bold", va="bottom")  # fmt: skip
+            ax.set_title("\n".join(lines), fontsize=7.8, loc="left")
             _name_x(ax, "unit roundoff [1]")
         if some:
             _log_y(axes[0])
         for ax in axes:
             ax.set_xscale("log")
-            ax.set_xticks(
-                sorted(rungs), [f"{rungs[u]}\n{u:.0e}".replace("e-0", "e-") for u in sorted(rungs)], fontsize=7.5
-            )
+            _rungs(ax, rungs)
             ax.xaxis.set_minor_locator(NullLocator())
             room = max((max(rungs) / min(rungs)) ** 0.12, 4)
             ax.set_xlim(min(rungs) / room, max(rungs) * room)
@@ -119,8 +120,8 @@ def levels(found: Sequence[ladder.Ladder]) -> Figure | None:
         ]
         caption = (
             "Points: geometric mean past the first quarter of the chain, over documents; bars: smallest to largest "
-            f"document. Slopes with {_COVER} interval over documents. Smallest chunk size of each model; models stand "
-            "side by side."
+            f"document. Above: slope of each model, by its marker, with {_COVER} interval over documents. Smallest chunk "
+            "size of each model; models stand side by side."
         )
         return _finish(figure, _levels_title(chosen), caption, legends)
 
@@ -136,8 +137,14 @@ def _smallest(found: Sequence[ladder.Ladder]) -> list[ladder.Ladder]:
     return [best[key] for key in sorted(best)]
 
 
-def _shorten(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+def _rungs(ax: Axes, rungs: dict[float, str]) -> None:
+    """Name the precisions on the horizontal axis; of two that stand close together, the second one line lower."""
+    names, before, lower = [], 0.0, False
+    for u in sorted(rungs):
+        lower = not lower and bool(before) and math.log(u / before) < 0.16 * math.log(max(rungs) / min(rungs))
+        names.append("\n\n" * lower + f"{rungs[u]}\n{u:.0e}".replace("e-0", "e-"))
+        before = u
+    ax.set_xticks(sorted(rungs), names, fontsize=7.5)
 
 
 def _measure(measure: str, layer: int | str) -> str:
@@ -417,14 +424,15 @@ def readings(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     colour, marker = _colours(dtypes), _cycle(models, _MARKERS)
     fill = _cycle(dtypes, ("full", "none", "left", "top", "right"))
     with _style():
-        figure = Figure(figsize=(10.4, 0.46 * len(protocols) + 2.3), dpi=DPI, layout="constrained")
+        row_height = max(0.46, 0.25 + 0.05 * len(models) * len(dtypes))
+        figure = Figure(figsize=(12, row_height * len(protocols) + 2.3), dpi=DPI, layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         zeros = bad = 0
         for _, row in table.iterrows():
             m, d = models.index(row["model"]), dtypes.index(row["dtype"])
             slots = len(models) * len(dtypes)
             y = protocols.index(row["protocol"]) + 0.7 * ((d * len(models) + m + 0.5) / slots - 0.5)
-            how: dict[str, Any] = {"color": colour[row["dtype"]], "marker": marker[row["model"]], "markersize": 6,
+            how: dict[str, Any] = {"color": colour[row["dtype"]], "marker": marker[row["model"]], "markersize": 5,
                                    "linewidth": 1.1, "capsize": 2, "fillstyle": fill[row["dtype"]]}  # fmt: skip
             if row["level"] > 0:
                 ends = [[max(row["level"] - row["level_low"], 0)], [max(row["level_high"] - row["level"], 0)]]
@@ -436,7 +444,7 @@ def readings(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
                 right.errorbar([row["nll_gap"]], [y], xerr=np.maximum(ends, 0), **how)
         if (table["level"] > 0).any():
             left.set_xscale("log")
-            left.xaxis.set_major_locator(LogLocator(numticks=8))
+            left.xaxis.set_major_locator(LogLocator(numticks=6))
             left.xaxis.set_minor_locator(NullLocator())
         right.set_xscale("symlog", linthresh=1e-3, linscale=0.6)
         right.xaxis.set_minor_locator(NullLocator())
@@ -450,8 +458,8 @@ def readings(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
             ax.grid(False, axis="y")
             for y in range(1, len(protocols)):
                 ax.axhline(y - 0.5, color="0.9", linewidth=0.8)
-        left.set_xlabel("level: " + _measure(measure, layer).replace("\n", " "), fontsize=9)
-        right.set_xlabel("change of NLL, fold − full [nat per token]", fontsize=9)
+        left.set_xlabel("level: " + _measure(measure, layer), fontsize=9)
+        right.set_xlabel("change of NLL, fold − full\n[nat per token]", fontsize=9)
         _note(left, zeros, bad)
         legends = [
             ("precision", _lines({d: {"color": colour[d], "marker": "o", "fillstyle": fill[d]} for d in dtypes})),

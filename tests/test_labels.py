@@ -40,7 +40,7 @@ def test_numbers_come_back(step: int, size: float, inner: str) -> None:
 
 
 def test_missing_numbers_are_named() -> None:
-    with pytest.raises(DatasetError, match="'perturbed' .* no number 'size'"):
+    with pytest.raises(DatasetError, match=r"'perturbed' .* no number 'size'"):
         parse("perturbed(append,step=4)").number("size")
 
 
@@ -62,7 +62,7 @@ def test_folds_and_what_is_left_out() -> None:
     assert "1 of append against the same fold in float64, 1 of decode, 1 of perturbed against the same fold" in said
     assert left_out(kept, kept) == ""
     assert said in summary.contents(kept, sweep)
-    with pytest.raises(DatasetError, match="reference 'gold'.*append against full"):
+    with pytest.raises(DatasetError, match=r"reference 'gold'.*append against full"):
         folds(sweep, "gold")
     assert len(folds(Sweep([]))) == 0
     found = claims.audit(sweep, others=())
