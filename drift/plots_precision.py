@@ -82,7 +82,7 @@ def levels(found: Sequence[ladder.Ladder]) -> Figure | None:
         for ax, protocol in zip(axes, protocols, strict=True):
             mine = [one for one in chosen if one.labels["protocol"] == protocol]
             zeros = bad = 0
-            lines = textwrap.wrap(protocol, 40)
+            lines = textwrap.wrap(protocol, 46)
             for one in mine:
                 model = one.labels["model"]
                 zeros, bad = zeros + int((one.level == 0).sum()), bad + int((~np.isfinite(one.level)).sum())
@@ -120,8 +120,8 @@ def levels(found: Sequence[ladder.Ladder]) -> Figure | None:
         ]
         caption = (
             "Points: geometric mean past the first quarter of the chain, over documents; bars: smallest to largest "
-            f"document. Above: slope of each model, by its marker, with {_COVER} interval over documents. Smallest chunk "
-            "size of each model; models stand side by side."
+            f"document. Above: slope of each model, by its marker, with {_COVER} interval over documents. Smallest "
+            "chunk size of each model; models stand side by side."
         )
         return _finish(figure, _levels_title(chosen), caption, legends)
 

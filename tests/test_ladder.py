@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +177,19 @@ def test_ladders_of_a_sweep() -> None:
     assert list(table[table["protocol"] == "restart"]["rungs"]) == ["all"], "a pair that is the ladder is one row"
     assert len(ladder.shown(list(found.values()))) == len(table)
     assert [one.labels["reference"] for one in ladder.ladders(Sweep(cells), reference="gold")] == ["gold"]
+
+
+def test_the_accessor_gives_the_table() -> None:
+    sweep = Sweep(rungs(1.0, ("bf16", "fp16", "fp32")))
+    table = sweep.drift.ladder("value_rel_l2")
+    assert list(table["dtypes"]) == ["bf16/fp16/fp32", "bf16/fp16", "fp16/fp32"]
+    assert set(table["verdict"]) == {"rounding"}
+
+
+def test_reading_needs_no_torch() -> None:
+    names = "labels, ladder, controls, gain, readings, plots_precision"
+    code = f"import sys; from drift import {names}; assert not {{'torch', 'transformers'}} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ladder.__file__).parents[1])
 
 
 def test_divergences_enter_as_their_square_roots() -> None:
