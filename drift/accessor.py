@@ -66,6 +66,20 @@ class SweepAccessor:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
 
+    def ladder(
+        self, measure: str = "hidden_rel_l2", layer: int | str = "last", reference: str = "full"
+    ) -> pd.DataFrame:
+        """Judge how drift goes with the unit roundoff; arguments as for :func:`drift.ladder.ladders`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per fold (all its precisions) and per adjacent pair of precisions.
+        """
+        from drift import ladder
+
+        return ladder.frame(ladder.ladders(self._sweep, measure, layer, reference))
+
     def plateau(
         self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
     ) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from drift import claims, dataset, summary
+from drift import claims, controls, dataset, summary
 from drift.dataset import VARIABLES, Sweep
 from drift.errors import DatasetError
 from drift.plateau import Plateau, Verdict, late_start
@@ -38,6 +38,7 @@ __all__ = [
     "depth_growth",
     "drift_per_step",
     "equivalence",
+    "groups",
     "heat_map",
     "keys_values",
     "level_vs_chunk_size",
@@ -228,6 +229,23 @@ def choose(
         part = part.sel(chunk_size=chunk_size or min(part.values("chunk_size")))
         cells.append(max(part.cells, key=lambda ds: ds.sizes["step"]))
     return Sweep(cells, folder=sweep.folder)
+
+
+def groups(sweep: Sweep, name: str, size: int = 4) -> Iterator[tuple[str, Sweep]]:
+    """Share out a sweep of many protocols to figures that tell them apart by line style.
+
+    Yields
+    ------
+    name, part : str, Sweep
+        ``name`` itself and the whole sweep where there are at most `size` protocols; else ``name-1``, ``name-2`` ...
+        with that many protocols each.
+    """
+    protocols = sweep.values("protocol")
+    if len(protocols) <= size:
+        yield name, sweep
+        return
+    for k in range(0, len(protocols), size):
+        yield f"{name}-{k // size + 1}", sweep.sel(protocol=protocols[k : k + size])
 
 
 # ---------------------------------------------------------------------------------------------- 1
@@ -487,6 +505,7 @@ def level_vs_roundoff(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int |
     data = summary.table(sweep, measure, layer)
     protocols, models = sweep.values("protocol"), sweep.values("model")
     colour, marker = _colours(models), _cycle(models, _MARKERS)
+    believed = controls.evaluate(sweep).ok
     with _style():
         figure, axes = _grid(1, len(protocols), height=3.4, sharex=True, sharey=True)
         for ax, protocol in zip(axes[0], protocols, strict=True):
@@ -513,7 +532,7 @@ def level_vs_roundoff(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int |
             zero = int((here["level"] == 0).sum())
             _note(ax, zero, int(here["level"].isna().sum()))
             verdict, _ = summary.verdict(summary.slopes(here)["slope"].tolist())
-            kind = verdict if verdict in ("rounding", "structural", "reversed") else ""
+            kind = verdict if believed and verdict in ("rounding", "structural", "reversed") else ""
             ax.set_title(f"{protocol}" + (f": {kind}" if kind else ""), fontsize=10)
             _name_x(ax, "unit roundoff of the precision [1]")
         good = data[data["level"] > 0]
@@ -800,8 +819,10 @@ def nonfinite(sweep: Sweep) -> Figure | None:
 
 
 # ---------------------------------------------------------------------------------------------- 10
-_SHAPES = {claims.Status.SUPPORTED: "o", claims.Status.REFUTED: "X", claims.Status.UNDETERMINED: "o"}
-_SHADES = {claims.Status.SUPPORTED: "#0173b2", claims.Status.REFUTED: "#c44e00", claims.Status.UNDETERMINED: "0.35"}
+_SHAPES = {claims.Status.SUPPORTED: "o", claims.Status.REFUTED: "X", claims.Status.UNDETERMINED: "o",
+           claims.Status.WITHHELD: "s"}  # fmt: skip
+_SHADES = {claims.Status.SUPPORTED: "#0173b2", claims.Status.REFUTED: "#c44e00", claims.Status.UNDETERMINED: "0.35",
+           claims.Status.WITHHELD: "0.55"}  # fmt: skip
 
 
 def plateau_fit(
@@ -829,6 +850,7 @@ def plateau_fit(
     _need(sweep)
     setting = setting or claims.Setting()
     part = sweep.sel(protocol=protocol or sweep.values("protocol")[0])
+    believed = controls.evaluate(sweep).ok
     chains = list(claims.verdicts(part, measure, layer, setting))
     found = {(ds["model"].item(), ds["dtype"].item()): (ds, p) for ds, _, p in chains}
     models, dtypes = part.values("model"), _dtypes(part)
@@ -858,7 +880,7 @@ def plateau_fit(
                 else:
                     _empty(ax)
                 _note(ax, int(frame["zeros"].sum()), int(frame["nonfinite"].sum()))
-                ax.set_title(_fit_title(ds, p), fontsize=8.4, loc="left")
+                ax.set_title(_fit_title(ds, p, believed), fontsize=8.4, loc="left")
                 if row == len(dtypes) - 1:
                     _name_x(ax, "chain step (1 = first chunk)")
                 if len(frame) > 8:
@@ -868,7 +890,7 @@ def plateau_fit(
                 ax.set_xlim(0.88, len(frame) * 1.25)
             root = "square root of\n" if claims.amplitude_power(measure) != 1 else ""
             axes[row][0].set_ylabel(f"{dtype}\n{root}{_label(measure, layer)}")
-        kinds = [p.verdict.value.replace("_", " ") for _, _, p in chains]
+        kinds = [p.verdict.value.replace("_", " ") if believed else "no verdict" for _, _, p in chains]
         counted = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
         title = (
             f"Is drift flat at depth under {part.values('protocol')[0]}, within {_percent(setting.growth)} per "
@@ -903,12 +925,14 @@ def _fit_legends(
     ]
 
 
-def _fit_title(ds: Any, p: Plateau) -> str:
+def _fit_title(ds: Any, p: Plateau, believed: bool = True) -> str:
     """Name the chain, and say its verdict and its growth."""
     status = claims.Status.SUPPORTED if p.verdict.is_plateau else claims.Status.UNDETERMINED
     if p.verdict in (Verdict.GROWING, Verdict.DECAYING):
         status = claims.Status.REFUTED
     words = p.verdict.value.replace("_", " ") + (f" ({p.reason.value})" if p.reason else "")
+    if not believed:
+        status, words = claims.Status.WITHHELD, "no verdict: controls failed"
     lines = [
         "{model}, chunk {chunk_size}".format(**summary._identity(ds)),
         *textwrap.wrap(f"{claims.SIGNS[status]} {words}", 44),
@@ -1080,11 +1104,13 @@ def equivalence(found: claims.Audit, claim: str = "C1") -> Figure | None:
                 " Bars are of the judging window; a plateau may be certified on a longer one, and a change late in the "
                 "chain can take it away."
             )
-        return _finish(figure, title, caption, _forest_legends(claim, setting))
+        return _finish(figure, title, caption, _forest_legends(claim, found))
 
 
-def _forest_legends(claim: str, setting: claims.Setting) -> list[tuple[str, list[Line2D]]]:
-    signs: dict[Any, dict[str, Any]] = {s.value: {**_sign(s), "linestyle": "-", "linewidth": 1.3} for s in _SHAPES}
+def _forest_legends(claim: str, found: claims.Audit) -> list[tuple[str, list[Line2D]]]:
+    setting = found.setting
+    drawn = [s for s in _SHAPES if (s is claims.Status.WITHHELD) == bool(found.withheld)]
+    signs: dict[Any, dict[str, Any]] = {s.value: {**_sign(s), "linestyle": "-", "linewidth": 1.3} for s in drawn}
     references: dict[Any, dict[str, Any]] = {
         "no effect": {"color": "black", "linewidth": 1},
         "margin": {"color": "0.8", "linewidth": 8},

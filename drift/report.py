@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_NOTEBOOKS", "NotebookFailure", "Page", "main", "render"]
 
-DEFAULT_NOTEBOOKS = ("claims", "plateau", "layers")
+DEFAULT_NOTEBOOKS = ("claims", "plateau", "precision", "readings", "layers")
+
+#: Modules that pages are made by, besides the packages on plateaus and claims.
+_CODE = ("dataset", "labels", "summary", "ladder", "controls", "gain", "readings", "plots", "plots_precision", "report")
 
 #: Beside the pages: the fingerprint of what they were made of.
 INPUTS = "made-of.sha256"
@@ -70,6 +73,7 @@ tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: var(--
 .verdict .supported { background: #0b5cad; border-color: #0b5cad; color: #fff; font-weight: 600; }
 .verdict .refuted { border: 2px solid #b34700; color: #b34700; font-weight: 700; }
 .verdict .undetermined { border-style: dashed; color: var(--ink); }
+.verdict .not-drawn { border: 2px dotted #b34700; color: var(--ink); }
 .verdict .not-tested { border-color: transparent; color: var(--soft); }
 .contents { font-size: 14px; columns: 2; column-gap: 32px; list-style: none; padding: 10px 16px; margin: 16px 0;
   background: var(--wash); border: 1px solid var(--line); border-radius: 4px; max-width: none; }
@@ -80,6 +84,9 @@ tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: var(--
 .gallery img { margin: 0 0 6px; width: 100%; }
 .gallery figcaption { font-size: 13px; line-height: 1.4; color: var(--soft); }
 .lead { font-size: 17px; } .soft { color: var(--soft); font-size: 14px; }
+.controls { max-width: 1080px; margin: 12px auto 0; padding: 8px 24px; font-size: 14px; color: var(--soft); }
+.controls.failed { border: 3px solid #b34700; border-radius: 4px; color: var(--ink); font-size: 16px;
+  font-weight: 600; }
 @media (max-width: 640px) { .contents { columns: 1; } h1 { font-size: 25px; } }
 @media print { header { display: none; } .scroll { max-height: none; overflow: visible; } }
 """
@@ -100,6 +107,7 @@ _PAGE = """<!DOCTYPE html>
 </head>
 <body>
 <header><nav aria-label="pages">{navigation}</nav></header>
+{banner}
 <main>
 {body}
 </main>
@@ -283,14 +291,25 @@ def _contents(body: str) -> str:
     return f'<ul class="contents" aria-label="contents">{rows}</ul>' if rows else ""
 
 
-def _page(title: str, body: str, links: Sequence[tuple[str, str]], here: str) -> str:
+def _banner(sweep: Sweep) -> str:
+    """What the controls of the instrument say, for the top of every page."""
+    from drift import controls
+
+    found = controls.evaluate(sweep)
+    role = ' role="alert"' if not found.ok else ""
+    return f'<aside class="controls{"" if found.ok else " failed"}"{role}>{escape(found.banner)}</aside>'
+
+
+def _page(title: str, body: str, links: Sequence[tuple[str, str]], here: str, banner: str = "") -> str:
     from drift._version import __version__
 
     navigation = "".join(
         f'<span class="here">{escape(text)}</span>' if file == here else f'<a href="{escape(file)}">{escape(text)}</a>'
         for file, text in links
     )
-    return _PAGE.format(version=__version__, title=escape(title), css=_CSS, navigation=navigation, body=body)
+    return _PAGE.format(
+        version=__version__, title=escape(title), css=_CSS, navigation=navigation, body=body, banner=banner
+    )
 
 
 def _title(notebook: Any, name: str) -> str:
@@ -301,9 +320,11 @@ def _title(notebook: Any, name: str) -> str:
 
 
 def _index(sweep: Sweep, pages: Sequence[Page], out: Path, links: Sequence[tuple[str, str]], title: str) -> None:
-    from drift import summary
+    from drift import labels, summary
 
-    lines = "".join(f"<li>{escape(line)}</li>" for line in summary.headline(sweep).values())
+    part = labels.keep(sweep, labels.is_fold)
+    said = list(summary.headline(part).values()) if len(part) else ["No cell compares a fold with full attention."]
+    lines = "".join(f"<li>{escape(line)}</li>" for line in said)
     facts = "".join(f"<li>{escape(line.replace('**', ''))}</li>" for line in summary.contents(sweep))
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -320,7 +341,9 @@ def _index(sweep: Sweep, pages: Sequence[Page], out: Path, links: Sequence[tuple
             for path, alt in page.figures
         ]
         body.append(f'<div class="gallery">{"".join(shown)}</div>')
-    (out / "index.html").write_text(_page(title, "\n".join(body), links, "index.html"), encoding="utf-8")
+    (out / "index.html").write_text(
+        _page(title, "\n".join(body), links, "index.html", _banner(sweep)), encoding="utf-8"
+    )
 
 
 def _inputs(sweep: Sweep, source: Path, shares: Mapping[Path, Mapping[str, Any]]) -> str:
@@ -332,7 +355,7 @@ def _inputs(sweep: Sweep, source: Path, shares: Mapping[Path, Mapping[str, Any]]
         return [path.name, state.st_size, state.st_mtime_ns]
 
     here = Path(__file__).parent
-    code = [here / f"{name}.py" for name in ("dataset", "summary", "plots", "report")]
+    code = [here / f"{name}.py" for name in _CODE]
     code += [*sorted((here / "plateau").glob("*.py")), *sorted((here / "claims").glob("*.py"))]
     return content_hash(
         {
@@ -393,6 +416,8 @@ def render(
         if sweep.problems:
             why = f": {len(sweep.problems)} files in it are unusable, the first: {next(iter(sweep.problems.values()))}"
         raise ReportError(f"{source}: holds no readable cell{why}. Run `python -m drift.sweep` first.")
+    if "failed" in _banner(sweep):
+        report("warning: controls of the instrument failed: the pages say so and draw no conclusion")
     for file, reason in sweep.problems.items():
         report(f"warning: {file} is left out: {reason.removeprefix(f'{file}: ')}")
     paths = [_find(n) for n in dict.fromkeys(notebooks)]
@@ -429,14 +454,14 @@ def render(
             report(f"{path.stem}: done in {time.monotonic() - started:.0f} s")
     titles = {path: _title(notebook, path.stem) for path, notebook in executed}
     links = [("index.html", "Overview"), *((f"{path.stem}.html", titles[path]) for path, _ in executed)]
-    pages = []
+    pages, banner = [], _banner(sweep)
     for path, notebook in executed:
         for stale in figures.glob(f"{path.stem}-*.png"):
             stale.unlink()
         page = Page(path.stem, titles[path], target / f"{path.stem}.html", _figures(notebook, path.stem, figures))
         body = _body(notebook)
         body = body.replace("<h2 ", _contents(body) + "<h2 ", 1)
-        page.html.write_text(_page(page.title, body, links, page.html.name), encoding="utf-8")
+        page.html.write_text(_page(page.title, body, links, page.html.name, banner), encoding="utf-8")
         report(f"{page.html}: {page.html.stat().st_size / 1e6:.1f} MB, {len(page.figures)} figures")
         pages.append(page)
     _index(sweep, pages, target, links, f"Drift report: {sweep.plan.get('name') or source.resolve().name}")

@@ -15,7 +15,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import pandas as pd
 import xarray as xr
 import yaml
 
-from drift import dataset
+from drift import dataset, labels
 from drift.dataset import SCALARS, VARIABLES, Sweep
 from drift.errors import DatasetError
 from drift.plateau import late_start, plateau
@@ -35,6 +35,7 @@ __all__ = [
     "ROUNDING_SLOPE",
     "STRUCTURAL_SLOPE",
     "Figures",
+    "absent",
     "bullets",
     "chunk_sentences",
     "contents",
@@ -181,6 +182,16 @@ def figures(values: np.ndarray) -> Figures:
 
 
 # ---------------------------------------------------------------------------------------------- from cells
+def _believed(sweep: Sweep) -> bool:
+    """Whether no control of the sweep failed: else nothing may be concluded from it."""
+    from drift import controls  # which describes levels by this module
+
+    return controls.evaluate(sweep).ok
+
+
+_WITHHELD = "no conclusion is drawn, because controls of the instrument failed"
+
+
 def _identity(ds: xr.Dataset) -> dict[str, Any]:
     return {name: ds[name].item() for name in SCALARS} | {"tokens": int(ds["token_stop"].values[-1])}
 
@@ -195,8 +206,11 @@ def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last
         the unit roundoff.
     """
     rows = []
+    believed = _believed(sweep)
     for ds in sweep:
         found = figures(dataset.curve(ds, measure, layer))
+        if not believed:
+            found = replace(found, verdict="not drawn", reason="controls failed")
         rows.append({**_identity(ds), **asdict(found), "roundoffs": found.level / ds["unit_roundoff"].item()})
     columns = [*SCALARS, "tokens", *Figures.__dataclass_fields__, "roundoffs"]
     return pd.DataFrame(rows, columns=columns)
@@ -382,6 +396,11 @@ def bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in marked) or "_Nothing to say: there are no such cells._"
 
 
+def absent(what: str, command: str) -> str:
+    """Say that something was not measured, and what would."""
+    return f"{what}: not measured in this sweep; `{command}` measures it."
+
+
 def measure_name(measure: str, layer: int | str = "last") -> str:
     """Name a measure in a sentence."""
     row = VARIABLES[measure]
@@ -449,6 +468,8 @@ def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     dict of str to str
         Protocol to sentence.
     """
+    if not _believed(sweep):
+        return {str(p): f"{p}: {_WITHHELD}" for p in sweep.values("protocol")}
     levels = table(sweep, measure, layer)
     found: dict[str, str] = {}
     for protocol, group in levels.groupby("protocol", sort=False):
@@ -490,6 +511,8 @@ def sentences(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "
     levels = table(sweep, measure, layer)
     if levels.empty:
         return ["There are no cells to describe."]
+    if not _believed(sweep):
+        return [f"All protocols: {_WITHHELD}."]
     said = []
     for label, group in _groups(levels, ("protocol", "model")):
         said.append(f"{label}: {_level_sentence(group, measure, layer)}")
@@ -733,18 +756,30 @@ def provenance(sweep: Sweep) -> pd.DataFrame:
     return merged[[c for c in settings.columns if c in merged.columns]]
 
 
-def contents(sweep: Sweep) -> list[str]:
-    """Say how many cells there are, how many failed and which files are unusable."""
+def contents(sweep: Sweep, everything: Sweep | None = None) -> list[str]:
+    """Say how many cells there are, how many failed and which files are unusable.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    everything : Sweep, optional
+        What `sweep` was selected from (see :func:`drift.labels.folds`): the cells that were not are named.
+    """
     axes = []
     for name, words in (
         ("model", "models"),
         ("dtype", "precisions"),
         ("protocol", "protocols"),
         ("chunk_size", "chunk sizes"),
+        ("reference", "references"),
     ):
         values = sweep.values(name)
+        if name == "reference" and set(values) <= {"full"}:
+            continue
         axes.append(f"{words}: {', '.join(map(str, sorted(values) if name == 'chunk_size' else values))}")
     said = [f"{len(sweep)} cells read ({'; '.join(axes)})."]
+    if everything is not None and (text := labels.left_out(everything, sweep)):
+        said.append(text)
     if sweep.failures:
         said.append(f"**{len(sweep.failures)} cells failed** and are missing from every picture; see “Failures”.")
     if sweep.problems:
@@ -765,6 +800,18 @@ def contents(sweep: Sweep) -> list[str]:
     return said
 
 
+def _figures_of(ds: xr.Dataset) -> Iterable[np.ndarray]:
+    """Yield what a cell measured; not what the contract leaves NaN, such as the first step against the previous one."""
+    previous = ds["reference"].item() == "previous"
+    for name, row in VARIABLES.items():
+        if row.optional or row.dtype != "float64":
+            continue
+        if not previous:
+            yield ds[name].values
+        elif row.dims[1] in ("layer", "block"):
+            yield ds[name].isel(step=slice(1, None)).values
+
+
 def nonfinite(sweep: Sweep) -> pd.DataFrame:
     """Count NaN and Inf: one row per cell that has any.
 
@@ -777,7 +824,7 @@ def nonfinite(sweep: Sweep) -> pd.DataFrame:
     rows = []
     for ds in sweep:
         hidden, logits = ds["nonfinite_count"], ds["logit_nonfinite_count"]
-        bad = sum(int((~np.isfinite(ds[n].values)).sum()) for n in ds.data_vars if ds[n].dtype.kind == "f")
+        bad = sum(int((~np.isfinite(values)).sum()) for values in _figures_of(ds))
         total = int(hidden.sum()) + int(logits.sum())
         if not total and not bad:
             continue
@@ -827,7 +874,10 @@ def longest(sweep: Sweep) -> Sweep:
         for ds in sweep
         if ds["chunk_size"].item() == smallest[tuple(ds[n].item() for n in ("model", "dtype", "protocol"))]
     ]
-    return Sweep(kept, plan=sweep.plan, failures=sweep.failures, problems=sweep.problems, folder=sweep.folder)
+    return Sweep(
+        kept, controls=sweep.controls, plan=sweep.plan, failures=sweep.failures, problems=sweep.problems,
+        folder=sweep.folder,
+    )  # fmt: skip
 
 
 def shown(levels: pd.DataFrame) -> pd.DataFrame:
@@ -934,6 +984,7 @@ def reproduce(sweep: Sweep) -> str:
             "corpus": corpus if isinstance(corpus, str) else None,
             "attn_implementation": ds["attn_implementation"].item(),
             "device": ds["device"].item(),
+            "reference": ds["reference"].item() if ds["reference"].item() != "full" else None,
             "seed": int(attrs["seed"]),
             "logit_stride": int(attrs["logit_stride"]) if int(attrs["logit_stride"]) != 1 else None,
         }

@@ -30,7 +30,7 @@ from drift.errors import ConfigError, DatasetError
 from drift.plateau import late_start
 from drift.plateau.kernel import window_mean
 
-SUPPORTED, REFUTED, UNDETERMINED, NOT_TESTED = Status
+SUPPORTED, REFUTED, UNDETERMINED, NOT_TESTED, WITHHELD = Status
 UNIT = synthetic.ROUNDOFF
 
 

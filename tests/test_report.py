@@ -24,7 +24,7 @@ from drift.errors import ReportError
 from drift.plateau.__main__ import main as judge
 
 ROOT = Path(report.__file__).parents[1]
-NOTEBOOKS = ("claims", "plateau", "layers")
+NOTEBOOKS = ("claims", "plateau", "precision", "readings", "layers")
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -276,7 +276,7 @@ def test_a_failing_notebook_leaves_what_it_had(sweep: Path, tmp_path: Path, capf
             "no notebook has a parameter 'colour'; there are alpha, layer, margins, measure, models",
         ),
         (["-p", "sweep=other"], "first argument"),
-        (["--notebook", "absent"], "drift comes with claims, plateau, layers"),
+        (["--notebook", "absent"], "drift comes with claims, plateau, precision, readings, layers"),
         (["--notebook", "no/such.ipynb"], "no such notebook"),
     ],
 )

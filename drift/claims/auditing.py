@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from drift import labels
 from drift.dataset import Sweep, curve
 from drift.errors import ConfigError, DatasetError
 from drift.plateau import Plateau, curves, plateaus
@@ -67,10 +68,12 @@ class Status(Enum):
     REFUTED = "refuted"
     UNDETERMINED = "undetermined"
     NOT_TESTED = "not tested"
+    WITHHELD = "not drawn"
 
 
 #: A sign for each verdict, so that colour is not needed to tell them apart.
-SIGNS = {Status.SUPPORTED: "●", Status.REFUTED: "✖", Status.UNDETERMINED: "○", Status.NOT_TESTED: "–"}
+SIGNS = {Status.SUPPORTED: "●", Status.REFUTED: "✖", Status.UNDETERMINED: "○", Status.NOT_TESTED: "–",
+         Status.WITHHELD: "!"}  # fmt: skip
 #: Measures that are held against the claims, the headline first, and the power that makes an amplitude of each.
 MEASURES: dict[str, float] = {
     "hidden_rel_l2": 1.0,
@@ -246,13 +249,31 @@ class Summary:
 
 @dataclass(frozen=True)
 class Audit:
-    """The claims table of a sweep."""
+    """The claims table of a sweep.
+
+    Attributes
+    ----------
+    summaries : tuple of Summary
+    measure, layer, setting
+        What was asked.
+    findings : tuple of Finding
+        By every measure.
+    withheld : str
+        Why no verdict is drawn; empty where verdicts are.
+    scope : str
+        Cells of the sweep that the claims are not about, in words.
+    controls : str
+        What the controls of the instrument say.
+    """
 
     summaries: tuple[Summary, ...]
     measure: str
     layer: int | str
     setting: Setting
     findings: tuple[Finding, ...]
+    withheld: str = ""
+    scope: str = ""
+    controls: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: ``claims`` (the table) and ``findings`` (every row of evidence)."""
@@ -271,7 +292,8 @@ class Audit:
             }
             for s in self.summaries
         ]
-        return _plain({"setting": vars(self.setting), "claims": rows, "findings": [f.as_dict() for f in self.findings]})
+        body = {"setting": vars(self.setting), "controls": self.controls, "withheld": self.withheld or None}
+        return _plain({**body, "claims": rows, "findings": [f.as_dict() for f in self.findings]})
 
 
 def _plain(value: Any) -> Any:
@@ -818,6 +840,8 @@ def audit(
     Parameters
     ----------
     sweep : Sweep
+        Its folds against full attention at the same precision; other cells are named in ``scope`` and left alone.
+        Where controls of the sweep failed, every verdict is withheld; estimates remain.
     measure : str
         The headline measure, by which the table is filled in.
     layer : int or "last"
@@ -838,6 +862,10 @@ def audit(
     _check(setting)
     if not len(sweep):
         raise DatasetError("the sweep holds no cell that can be read: there is nothing to hold against the claims")
+    from drift import controls  # which judges by the ladder, which takes amplitudes from here
+
+    checked = controls.evaluate(sweep)
+    everything, sweep = sweep, labels.folds(sweep)
     rest = [m for m in (MEASURES if others is None else others) if m != measure]
     summaries: list[Summary] = []
     findings: list[Finding] = []
@@ -856,7 +884,27 @@ def audit(
             verdicts = {m: _combine(found, setting.alpha) for m, found in others_found.items() if found}
             status = _combine(mine, setting.alpha)
             summaries.append(Summary(claim, protocol, status, _words(claim, mine), tuple(mine), verdicts))
-    return Audit(tuple(summaries), measure, layer, setting, tuple(findings))
+    found = Audit(
+        tuple(summaries), measure, layer, setting, tuple(findings), scope=labels.left_out(everything, sweep),
+        controls=checked.banner,
+    )  # fmt: skip
+    return found if checked.ok else _withhold(found, "; ".join(checked.failed))
+
+
+def _withhold(found: Audit, why: str) -> Audit:
+    """Take every verdict back that was drawn, and keep the estimates."""
+
+    def silent(f: Finding) -> Finding:
+        words = f"no verdict: controls failed. Estimated all the same: {f.words}"
+        return replace(f, status=Status.WITHHELD, words=words)
+
+    said = "no verdict is drawn: controls of the instrument failed."
+    summaries = tuple(
+        s if s.status is Status.NOT_TESTED
+        else replace(s, status=Status.WITHHELD, words=said, findings=tuple(map(silent, s.findings)), others={})
+        for s in found.summaries
+    )  # fmt: skip
+    return replace(found, summaries=summaries, findings=tuple(map(silent, found.findings)), withheld=why)
 
 
 def _check(setting: Setting) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from drift import labels
 from drift.claims.auditing import (
     BOUNDED,
     CLAIMS,
@@ -48,6 +49,7 @@ __all__ = [
     "html",
     "limits",
     "markdown",
+    "matrix",
     "meaning",
     "method",
     "sentences",
@@ -97,6 +99,18 @@ def by_protocol(summaries: Sequence[Summary]) -> str:
     return "; ".join(f"{v.value} under {_join(n)}" if n else v.value for v, n in names.items())
 
 
+def matrix(found: Audit) -> pd.DataFrame:
+    """Verdicts side by side: one row per protocol, one column per claim that was tested under any."""
+    claims = [c for c, group in _parts(found).items() if any(s.protocol for s in group)]
+    protocols = dict.fromkeys(s.protocol for s in found.summaries if s.protocol)
+    status = {(s.claim.name, s.protocol): s.status for s in found.summaries}
+    rows = []
+    for protocol in protocols:
+        verdicts = {c.name: status.get((c.name, protocol), Status.NOT_TESTED) for c in claims}
+        rows.append({"protocol": protocol, **{name: f"{SIGNS[v]} {v.value}" for name, v in verdicts.items()}})
+    return pd.DataFrame(rows)
+
+
 def html(found: Audit) -> str:
     """Write the claims table as HTML; the class of a verdict is its name."""
     names = ("claim", "what was published", "protocol", "verdict", "finding", "other measures that disagree")
@@ -126,6 +140,7 @@ def meaning(found: Audit) -> str:
         f"correction over the cells. **{SIGNS[Status.UNDETERMINED]} Undetermined**: neither; a test that fails to find "
         f"a difference supports nothing. The claims are those of arXiv 2605.12471; the "
         f"verdicts are by the drift of the {SHORT.get(found.measure, found.measure)}."
+        + "".join(f" {text}" for text in (found.scope, found.controls) if text)
     )
 
 
@@ -190,6 +205,7 @@ def undecided(found: Audit, sweep: Sweep) -> pd.DataFrame:
     """Findings by the headline measure that do not support their claim: what more data or which margin would."""
     columns = ["claim", "protocol", "cells", "verdict", "supported from a margin of", "or with"]
     rows = []
+    sweep = labels.folds(sweep)
     for s in found.summaries:
         chains: Sequence[xr.Dataset] = ()
         if s.claim.name == "C1 plateau":

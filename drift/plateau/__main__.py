@@ -116,6 +116,7 @@ def table(curves: Sequence[Curve], found: Sequence[Plateau]) -> str:
 
 
 def _curves(args: argparse.Namespace) -> list[Curve]:
+    from drift import controls
     from drift.dataset import open_sweep
     from drift.errors import DatasetError
     from drift.plateau import curves
@@ -127,6 +128,9 @@ def _curves(args: argparse.Namespace) -> list[Curve]:
             print(f"drift.plateau: {name} was left out: {problem}", file=sys.stderr)
         if not len(sweep):
             raise DatasetError(f"{path}: the sweep holds no cell that can be read")
+        checked = controls.evaluate(sweep)
+        if not checked.ok:
+            print(f"drift.plateau: {checked.banner}", file=sys.stderr)
         return list(curves.from_sweep(sweep, args.measure, args.layer))
     return curves.from_csv(path)
 

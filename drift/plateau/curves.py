@@ -105,7 +105,12 @@ def from_cell(
             name = "{model} {dtype} {protocol}/{chunk_size} {measure}".format(**labels)
             if _layers(ds, measure, "all") != ["last"]:
                 name += f" {one}"
-            yield Curve(name, labels, values)
+            caveats: tuple[str, ...] = ()
+            if labels["reference"] != "full":
+                name += f" against {labels['reference']}"
+            if labels["reference"] == "previous" and values.shape[1] > 1:
+                values, caveats = values[:, 1:], ("the first step has no previous one and was left out",)
+            yield Curve(name, labels, values, caveats)
 
 
 def from_sweep(

@@ -1,0 +1,147 @@
+"""The readings of the protocol side by side: how far each drifts, whether it is flat, what it costs in NLL.
+
+A published protocol can be read in several ways, and they differ by orders of magnitude. :func:`side_by_side` puts what
+was measured of each into one table, and :func:`reproduced` says which reading reproduces which published claim, by the
+audit of :mod:`drift.claims` and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from drift import claims, controls, dataset, labels, summary
+from drift.dataset import Sweep
+from drift.plateau import late_start
+from drift.plateau.verdict import percent
+
+__all__ = ["chains", "reproduced", "sentences", "shown", "side_by_side"]
+
+
+def chains(sweep: Sweep) -> Sweep:
+    """Keep, per protocol, model and precision, the deepest chain of a fold against full attention."""
+    part = labels.folds(sweep, generating=True)
+    deepest = {id(ds) for p in part.values("protocol") for ds in claims.deepest(part.sel(protocol=p))}
+    return labels.keep(part, lambda ds: id(ds) in deepest)
+
+
+def _gap(ds: xr.Dataset) -> np.ndarray:
+    """Change of NLL past the first quarter of the chain: [document], NaN where none was measured."""
+    gap = dataset.curve(ds, "nll_fold") - dataset.curve(ds, "nll_full")
+    late = gap[:, late_start(gap.shape[1]) :]
+    known = np.isfinite(late)
+    sums = np.where(known, late, 0.0).sum(axis=1)
+    counts = known.sum(axis=1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def side_by_side(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> pd.DataFrame:
+    """Describe the deepest chain of every protocol, model and precision, one row each.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of :func:`drift.summary.table` (levels of the measure itself), ``floors`` (the level in units of the
+        floor, see :mod:`drift.controls`; NaN where none was measured), ``nll_full``, ``nll_fold``, ``nll_gap`` with
+        ``gap_low`` and ``gap_high`` (smallest and largest document), and ``token_agreement`` where the chain is one of
+        generated tokens.
+    """
+    part = chains(sweep)
+    table = summary.table(part, measure, layer)
+    checked = controls.evaluate(sweep, measure, layer)
+    rows: list[dict[str, Any]] = []
+    for ds in part:
+        gap = _gap(ds)
+        known = gap[np.isfinite(gap)]
+        agreement = math.nan
+        if "token_agreement" in ds.data_vars:
+            agreement = float(np.nanmean(dataset.curve(ds, "token_agreement")))
+        rows.append(
+            {
+                "floors": checked.in_floors(ds, layer),
+                "nll_full": summary._late(ds, "nll_full"),
+                "nll_fold": summary._late(ds, "nll_fold"),
+                "nll_gap": float(known.mean()) if known.size else math.nan,
+                "gap_low": float(known.min()) if known.size else math.nan,
+                "gap_high": float(known.max()) if known.size else math.nan,
+                "token_agreement": agreement,
+            }
+        )
+    table = pd.concat([table, pd.DataFrame(rows)], axis=1)
+    return table.sort_values(["protocol", "model", "unit_roundoff"], ascending=[True, True, False], ignore_index=True)
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Write the table for reading."""
+    signed = table["nll_gap"].map(lambda v: "–" if math.isnan(v) else f"{v:+.2g}")
+    columns = {
+        "protocol": table["protocol"],
+        "model": table["model"],
+        "precision": table["dtype"],
+        "chunk size": table["chunk_size"],
+        "steps": table["steps"],
+        "documents": table["documents"],
+        "level": table["level"].map(lambda v: summary.number(v, 3)),
+        "level / floor": table["floors"].map(lambda v: "–" if math.isnan(v) else summary.number(v)),
+        "verdict": [v.replace("_", " ") + (f" ({r})" if r else "")
+                    for v, r in zip(table["verdict"], table["reason"], strict=True)],
+        "growth per doubling": table["growth"].map(lambda v: "–" if math.isnan(v) else percent(v)),
+        "NLL, full": table["nll_full"].map(lambda v: "–" if math.isnan(v) else f"{v:.3f}"),
+        "NLL, fold": table["nll_fold"].map(lambda v: "–" if math.isnan(v) else f"{v:.3f}"),
+        "change of NLL": signed,
+    }  # fmt: skip
+    if table["token_agreement"].notna().any():
+        columns["same token [%]"] = table["token_agreement"].map(lambda v: "–" if math.isnan(v) else f"{100 * v:.1f}")
+    return pd.DataFrame(columns)
+
+
+def sentences(table: pd.DataFrame) -> list[str]:
+    """Say per reading how far it drifts, what its chains do, and what that costs."""
+    said = []
+    for protocol, rows in table.groupby("protocol", sort=False):
+        kinds = [v.replace("_", " ") for v in rows["verdict"]]
+        counted = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
+        parts = [f"{summary._range(group['level'])} in {dtype}" for dtype, group in rows.groupby("dtype", sort=False)]
+        chains = f"{len(rows)} chain{'s' * (len(rows) != 1)}"
+        said.append(
+            f"{protocol}: level {', '.join(parts)}; of {chains} {counted}; change of NLL "
+            f"{summary._range(rows['nll_gap'], write=summary._signed)} nat per token."
+        )
+    return said or ["There are no cells to describe."]
+
+
+_TESTED = ("C1", "C2", "C3", "C4")
+
+
+def reproduced(found: claims.Audit) -> list[str]:
+    """Say which reading reproduces which published claim, and whether any reproduces them all."""
+    if found.withheld:
+        return [f"No reading is said to reproduce anything: {found.controls}"]
+    summaries = [s for s in found.summaries if s.claim.key in _TESTED and s.protocol]
+    said = []
+    for claim in dict.fromkeys(s.claim for s in summaries):
+        mine = [s for s in summaries if s.claim == claim]
+        words = {
+            claims.Status.SUPPORTED: "reproduced under",
+            claims.Status.REFUTED: "contradicted under",
+            claims.Status.UNDETERMINED: "not decided under",
+            claims.Status.NOT_TESTED: "not tested under",
+        }
+        parts = []
+        for status, word in words.items():
+            names = [s.protocol for s in mine if s.status is status]
+            if names:
+                parts.append(f"{word} {', '.join(names)}")
+        said.append(f"{claim.name}: {'; '.join(parts)}. Published: {claim.published}.")
+    protocols = dict.fromkeys(s.protocol for s in summaries)
+    every = [p for p in protocols if all(s.status is claims.Status.SUPPORTED for s in summaries if s.protocol == p)]
+    none = [p for p in protocols if any(s.status is claims.Status.REFUTED for s in summaries if s.protocol == p)]
+    said.append(
+        (f"All of them: reproduced under {', '.join(every)}." if every else "All of them: reproduced under no reading.")
+        + (f" At least one is contradicted under {', '.join(none)}." if none else " None is contradicted.")
+    )
+    return said

@@ -1,0 +1,285 @@
+"""The ladder against slopes and shares that are known in closed form."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.signal
+import scipy.stats
+import synthetic
+import synthetic_controls as made
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drift import dataset, ladder, plots_precision
+from drift.dataset import Sweep
+from drift.errors import DatasetError
+from drift.ladder import Interval, Reason, Verdict, judge, mean_interval, slope
+
+UNIT = synthetic.ROUNDOFF
+
+
+def values(exponents: list[float], u: list[float], steps: int = 32, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+    """Drift [rung, document, step]: the power law of each document, with noise."""
+    rng = np.random.default_rng(seed)
+    law = np.asarray(u)[:, None] ** np.asarray(exponents)[None]
+    return law[:, :, None] * np.exp(noise * rng.standard_normal((len(u), len(exponents), steps)))
+
+
+def rungs(
+    power: float, dtypes: tuple[str, ...] = ("bf16", "fp32"), floor: float = 0.0, **more: object
+) -> list[xr.Dataset]:
+    """Cells whose drift is u^power, plus a part that does not depend on the precision."""
+    rng = np.random.default_rng(int(1000 * (power + 10)))
+    options = {"documents": 4, "steps": 32} | more
+    shape = options.pop("documents"), options.pop("steps")
+    return [
+        made.make((UNIT[d] ** power + floor) * np.exp(0.03 * rng.standard_normal(shape)), dtype=d, **options)  # type: ignore[arg-type]
+        for d in dtypes
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- the estimate
+def test_intervals_are_those_of_student() -> None:
+    x = np.array([1.0, 1.4, 0.7, 1.1, 0.9])
+    found = mean_interval(x)
+    expected = scipy.stats.ttest_1samp(x, 0).confidence_interval(0.9)
+    assert found.pair == pytest.approx((expected.low, expected.high))
+    assert found.standard_error == pytest.approx(scipy.stats.sem(x))
+    assert mean_interval([2.0]).value == 2
+    assert math.isnan(mean_interval([2.0]).low)
+    assert math.isnan(mean_interval([]).value)
+
+
+def test_slopes_are_those_of_each_document() -> None:
+    u = [UNIT[d] for d in ("bf16", "fp16", "fp32", "fp64")]
+    drift = values([0.9, 1.0, 1.1, 1.05], u, noise=0.2)
+    found = slope(u, drift)
+    level = np.log(drift[:, :, 8:]).mean(axis=2)
+    expected = [scipy.stats.linregress(np.log(u), level[:, d]).slope for d in range(4)]
+    assert found.by_document == pytest.approx(expected)
+    ends = scipy.stats.ttest_1samp(expected, 0).confidence_interval(0.9)
+    assert found.interval.pair == pytest.approx((ends.low, ends.high))
+    assert found.verdict is Verdict.ROUNDING
+
+
+@settings(max_examples=40)
+@given(st.floats(-0.5, 2.0), st.integers(0, 2**32 - 1), st.floats(1e-9, 1e3), st.integers(2, 6))
+def test_slopes_do_not_depend_on_scale_or_order(power: float, seed: int, scale: float, documents: int) -> None:
+    u = [UNIT[d] for d in ("bf16", "fp16", "fp32")]
+    drift = values([power] * documents, u, steps=9, noise=0.1, seed=seed)
+    one = slope(u, drift)
+    assert slope(u, scale * drift).interval.value == pytest.approx(one.interval.value, abs=1e-9)
+    order = np.random.default_rng(seed).permutation(3)
+    two = slope(np.asarray(u)[order], drift[order])
+    assert two.interval.value == pytest.approx(one.interval.value, abs=1e-9)
+    assert two.interval.pair == pytest.approx(one.interval.pair, abs=1e-9)
+    assert one.verdict is two.verdict or abs(one.interval.low - two.interval.low) < 1e-9
+
+
+def test_intervals_cover_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    u = [UNIT["bf16"], UNIT["fp32"]]
+    hits = 0
+    for _ in range(400):
+        level = np.exp(0.5 * rng.standard_normal((2, 4, 1))) * np.asarray(u)[:, None, None]
+        low, high = slope(u, np.repeat(level, 8, axis=2)).interval.pair
+        hits += low <= 1 <= high
+    assert scipy.stats.binomtest(hits, 400, 0.9).pvalue > 0.001
+
+
+def test_one_document_has_the_noise_of_its_chain_or_no_interval() -> None:
+    u = [UNIT["bf16"], UNIT["fp32"]]
+    long = slope(u, values([1.0], u, steps=64, noise=0.1))
+    assert long.verdict is Verdict.ROUNDING
+    assert 0 < long.interval.standard_error < 0.05
+    short = slope(u, values([1.0], u, steps=6, noise=0.1))
+    assert short.reason is Reason.NO_INTERVAL
+    assert short.interval.value == pytest.approx(1, abs=0.1)
+
+
+def test_the_interval_along_one_chain_covers_the_truth() -> None:
+    rng = np.random.default_rng(2)
+    u, hits = [UNIT["bf16"], UNIT["fp32"]], 0
+    for _ in range(300):
+        noise = scipy.signal.lfilter([1.0], [1.0, -0.5], 0.1 * rng.standard_normal((2, 1, 150)))[:, :, 22:]
+        low, high = slope(u, values([1.0], u, steps=128) * np.exp(noise)).interval.pair
+        hits += low <= 1 <= high
+    assert hits >= 258  # 86 %: of 90 % promised, allowing for windows that are a little correlated
+
+
+def test_zeros_are_left_out_of_every_rung_and_counted() -> None:
+    u = [UNIT["bf16"], UNIT["fp32"]]
+    drift = values([1.0, 1.0, 1.0], u, steps=40, noise=0.05)
+    drift[1, 0, 20] = 0.0
+    drift[0, 0, 20] = 1e9  # must not count either
+    found = slope(u, drift)
+    assert found.zeros == 1
+    assert found.points == 90
+    assert found.verdict is Verdict.ROUNDING
+    drift[1, 1, 10:] = 0.0
+    assert slope(u, drift).reason is Reason.ZEROS
+    drift[1, 1, 12] = np.nan
+    assert slope(u, drift).reason is Reason.NONFINITE
+    assert slope([u[0]], drift[:1]).reason is Reason.ONE_RUNG
+    with pytest.raises(ValueError, match=r"\[rung, document, step\]"):
+        slope(u, drift[0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "reason"),
+    [
+        (0.81, 1.19, Verdict.ROUNDING, None),
+        (0.79, 1.0, Verdict.UNDETERMINED, Reason.WIDE),
+        (-0.04, 0.05, Verdict.STRUCTURAL, None),
+        (0.01, 0.06, Verdict.UNDETERMINED, Reason.WIDE),
+        (0.06, 0.79, Verdict.BOTH, None),
+        (1.21, 1.3, Verdict.UNDETERMINED, Reason.STEEP),
+        (-0.4, -0.06, Verdict.UNDETERMINED, Reason.REVERSED),
+        (math.nan, math.nan, Verdict.UNDETERMINED, Reason.NO_INTERVAL),
+    ],
+)
+def test_every_verdict_is_reached(low: float, high: float, verdict: Verdict, reason: Reason | None) -> None:
+    assert judge(Interval((low + high) / 2, 0.1, 3, low, high)) == (verdict, reason)
+    assert str(verdict).split(":")[0] == verdict.value
+
+
+# ---------------------------------------------------------------------------------------------- sweeps
+def test_ladders_of_a_sweep() -> None:
+    cells = [
+        *rungs(1.0, ("bf16", "fp16", "tf32", "fp32")),
+        *rungs(0.0, protocol="restart", floor=-0.5),
+        *rungs(1.0, ("bf16", "fp32", "fp64"), floor=1e-6, protocol="evict(budget=64)"),
+        *rungs(0.0, reference="gold"),
+        *rungs(0.0, reference="unperturbed", protocol="perturbed(append,step=4,size=0.001)"),
+    ]
+    found = {one.labels["protocol"]: one for one in ladder.ladders(Sweep(cells))}
+    assert {p: one.slope.verdict.value for p, one in found.items()} == {
+        "append": "rounding", "evict(budget=64)": "both", "restart": "structural"
+    }  # fmt: skip
+    pairs = {(p.coarse, p.fine): (p.slope.verdict.value, p.mixed) for p in found["append"].pairs}
+    assert set(pairs) == {("bf16", "fp16"), ("bf16", "tf32"), ("fp16", "fp32"), ("tf32", "fp32")}
+    assert pairs["fp16", "fp32"] == ("rounding", True)
+    assert not pairs["tf32", "fp32"][1]
+    below = found["evict(budget=64)"].pairs
+    assert [p.slope.verdict.value for p in below] == ["both", "structural"]
+    assert "off the line" in "; ".join(found["evict(budget=64)"].caveats)
+    said = ladder.headlines(list(found.values()))
+    assert said["restart"].startswith("restart: structural: drift does not depend on the precision")
+    table = ladder.frame(list(found.values()))
+    assert list(table[table["protocol"] == "restart"]["rungs"]) == ["all"], "a pair that is the ladder is one row"
+    assert len(ladder.shown(list(found.values()))) == len(table)
+    assert [one.labels["reference"] for one in ladder.ladders(Sweep(cells), reference="gold")] == ["gold"]
+
+
+def test_the_accessor_gives_the_table() -> None:
+    sweep = Sweep(rungs(1.0, ("bf16", "fp16", "fp32")))
+    table = sweep.drift.ladder("value_rel_l2")
+    assert list(table["dtypes"]) == ["bf16/fp16/fp32", "bf16/fp16", "fp16/fp32"]
+    assert set(table["verdict"]) == {"rounding"}
+
+
+def test_reading_needs_no_torch() -> None:
+    names = "labels, ladder, controls, gain, readings, plots_precision"
+    code = f"import sys; from drift import {names}; assert not {{'torch', 'transformers'}} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ladder.__file__).parents[1])
+
+
+def test_divergences_enter_as_their_square_roots() -> None:
+    found = ladder.ladders(Sweep(rungs(1.0)), "logit_kl")[0]
+    assert found.slope.interval.value == pytest.approx(1, abs=0.01)
+    table = ladder.by_measure(Sweep(rungs(1.0)))
+    assert len(table) == 1
+    assert all("rounding" in text for text in table.iloc[0, 3:])
+
+
+def test_other_texts_are_another_ladder() -> None:
+    a, b = rungs(1.0)
+    b.attrs["tokens_sha256"] = "c" * 64
+    found = ladder.ladders(Sweep([a, b]))
+    assert [one.slope.reason for one in found] == [Reason.ONE_RUNG] * 2
+
+
+def test_the_previous_step_needs_one() -> None:
+    cells = rungs(1.0, reference="previous")
+    for ds in cells:
+        for name in ("hidden_rel_l2", "logit_kl"):
+            ds[name].values[..., 0 if name == "hidden_rel_l2" else slice(None)] = np.nan
+    assert ladder.ladders(Sweep(cells), reference="previous")[0].slope.verdict is Verdict.ROUNDING
+    assert ladder.ladders(Sweep(cells), "logit_kl", reference="previous") == []
+
+
+# ---------------------------------------------------------------------------------------------- attribution
+@pytest.mark.parametrize(
+    ("lengths", "largest"),
+    [((0.5, 0.01, 0.01), "structural"), ((0, 1, 0.2), "full_rounding"), ((0, 0.1, 1), "fold_rounding")],
+)
+def test_shares_are_those_of_the_vectors(lengths: tuple[float, float, float], largest: str) -> None:
+    ds = made.gold(made.make(np.full((5, 16), 0.1)), *lengths)
+    found = ladder.attributions(Sweep([ds]))[0]
+    assert found.largest == largest
+    assert sum(i.value for i in found.shares.values()) == pytest.approx(1, abs=1e-12)
+    for part, length in zip(ladder.PARTS, lengths, strict=True):
+        late = ds[f"hidden_share_{part}"].values[:, -1, 4:].mean(axis=1)
+        ends = scipy.stats.ttest_1samp(late, 0).confidence_interval(0.9)
+        assert found.shares[part].pair == pytest.approx((ends.low, ends.high))
+        assert found.parts[part] == pytest.approx(length, rel=0.1)
+    assert ladder.PARTS[largest].split(":")[0] in ladder.attribution_sentences([found])[0]
+
+
+def test_shares_that_do_not_add_up_are_refused_with_the_cell(tmp_path: Path) -> None:
+    ds = made.gold(made.make(np.full((2, 8), 0.1), protocol="evict(budget=64)"), 0.5, 0.1, 0.1)
+    assert ladder.check_shares(ds) < 1e-12
+    ds["hidden_share_fold_rounding"].values[1, 2, 5] += 1e-3
+    with pytest.raises(DatasetError, match=r"tiny bf16 evict\(budget=64\) 32 .*document 1, layer 2, step 5; 1 places"):
+        ladder.attributions(Sweep([ds]))
+    ds["hidden_share_fold_rounding"].values[1, 2, 5] = np.nan
+    with pytest.raises(DatasetError, match="do not add to 1"):
+        ladder.check_shares(ds)
+    for part in ladder.PARTS:
+        ds[f"hidden_share_{part}"].values[1, 2, 5] = np.nan  # no error, hence no shares
+    ladder.check_shares(ds)
+
+
+def test_cancelling_parts_have_negative_shares() -> None:
+    ds = made.gold(made.make(np.full((3, 8), 0.1)), 1.0, 1.0, 1.0)
+    # e2 = -2 e1, e3 = 0: total = -e1, shares -1, 2 and 0
+    for part, share in zip(ladder.PARTS, (-1.0, 2.0, 0.0), strict=True):
+        ds[f"hidden_share_{part}"].values[...] = share
+    found = ladder.attributions(Sweep([ds]))[0]
+    assert [i.value for i in found.shares.values()] == [-1, 2, 0]
+    figure = plots_precision.attribution([found])
+    assert figure is not None
+    assert figure.axes[0].get_xlim()[0] < -100
+    assert figure.axes[0].get_xlim()[1] > 200
+
+
+# ---------------------------------------------------------------------------------------------- command line
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k, ds in enumerate([*rungs(1.0, ("bf16", "fp16", "fp32")), *rungs(0.0, protocol="restart", floor=-0.5)]):
+        dataset.write(ds, tmp_path / f"{k}.nc")
+    assert ladder.main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "append    tiny   32     bf16/fp16/fp32" in out
+    assert "rounding" in out
+    assert "not measured in this sweep" in out
+    assert "Controls were not run" in err
+    assert ladder.main([str(tmp_path), "--json", "--measure", "all"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert len(body["ladders"]) == 8
+    assert body["ladders"][0]["slope"]["verdict"] == "rounding"
+    assert len(body["ladders"][0]["pairs"]) == 2
+    assert body["controls"]["run"] is False
+    assert ladder.main([str(tmp_path), "--csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
+    assert ladder.main([str(tmp_path), "--reference", "gold"]) == 2
+    assert "reference 'gold'" in capsys.readouterr().err
+    assert ladder.main([str(tmp_path / "nowhere")]) == 2
+    assert ladder.main([str(tmp_path), "--layer", "99"]) == 2
