@@ -204,7 +204,7 @@ def thin_sweep(
     before = after = 0
     try:
         temporary.mkdir(parents=True)
-        for ds in sweep:
+        for ds in (*sweep.cells, *sweep.controls):
             path = Path(ds.encoding["source"])
             small = write(thin(ds, layers, bits), temporary / path.name)
             before, after = before + path.stat().st_size, after + small.stat().st_size
@@ -223,7 +223,7 @@ def thin_sweep(
             ) from error
         raise
     report(
-        f"{target}: {len(sweep)} cells, {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after; at most {layers} "
+        f"{target}: {len(sweep) + len(sweep.controls)} cells, {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after; at most {layers} "
         f"layers, {bits} significant bits"
     )
     return before, after

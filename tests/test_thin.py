@@ -42,6 +42,8 @@ def small(whole: xr.Dataset) -> xr.Dataset:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sweeps") / "deep"
     synthetic.sweep(root, chunk_sizes=[16], protocols=["append"], tokens=256)
+    control = synthetic.cell(protocol="full", chunk_size=16, tokens=64).assign_attrs(control="quiet")
+    dataset.write(control, root / "control.nc")
     plan = {"name": "deep", "cells": [{"file": p.name, "state": "done"} for p in sorted(root.glob("*.nc"))]}
     plan["cells"].append({"file": "bad.nc", "state": "failed", "reason": "out of memory"})
     (root / "sweep.json").write_text(json.dumps(plan))
@@ -293,7 +295,9 @@ def test_a_sweep_keeps_its_files_and_its_plan(folder: Path, tmp_path: Path) -> N
     assert "stranger.nc: not in sweep.json" in said[0]
     assert f"{before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after" in said[-1]
     assert [p.name for p in tmp_path.iterdir()] == ["thin"]
-    for whole in dataset.open_sweep(folder):
+    opened = dataset.open_sweep(folder)
+    assert [c.protocol.item() for c in dataset.open_sweep(tmp_path / "thin").controls] == ["full"]
+    for whole in (*opened, *opened.controls):
         path = Path(whole.encoding["source"])
         cell = dataset.read(tmp_path / "thin" / path.name)
         assert faults(whole, cell) == []
