@@ -12,8 +12,9 @@ and attention implementation:
     Relative Gaussian noise of a known size put into the carried cache. Before it, the two lanes must be the same bits;
     after it, drift must be proportional to the noise.
 *shifted*
-    An off-by-one position planted at a known step. Drift must leave the floor at that step and no other, and to a level
-    that does not depend on the precision.
+    An off-by-one position planted at a known step. Keys must leave the floor at that step and no other, and to a level
+    that does not depend on the precision. It is the keys of the first block that are read: their inputs are the same
+    bits, and a position turns them. After the last block a shift by one position can hide below the rounding of bf16.
 
 A sweep whose controls fail supports no conclusion: :func:`evaluate` is what every page, verdict and command line asks.
 Where controls were not run, that is said, and conclusions stand on the cells alone.
@@ -65,6 +66,9 @@ DROWNED = math.sqrt((1 - TOLERANCE) / TOLERANCE)
 _ALPHA = 0.001
 #: What a reader does about missing controls.
 COMMAND = "python -m drift.sweep SWEEP.yaml --set controls=true"
+
+#: Measure and place in which a planted position is looked for.
+_WHERE_SHIFTED = ("key_rel_l2", "first")
 
 _QUIET = (
     "hidden_rel_l2",
@@ -495,12 +499,12 @@ def _enters(values: Float, limit: float) -> int | None:
 
 
 def _shifted(
-    cells: Sequence[xr.Dataset], mine: Sequence[Floor], every: Sequence[xr.Dataset], setting: _Setting, layer: int | str
+    cells: Sequence[xr.Dataset], mine: Sequence[Floor], every: Sequence[xr.Dataset], setting: _Setting
 ) -> Control:
     words, state, number = [], State.PASSED, math.nan
     for ds in cells:
         planted = int(parse(ds["protocol"].item()).number("step"))
-        values = dataset.curve(ds, "hidden_rel_l2", layer)
+        values = dataset.curve(ds, *_WHERE_SHIFTED)
         limit = threshold(mine, float(ds["unit_roundoff"].item()))
         step = _enters(values, limit)
         number = level(values[:, planted:])
@@ -511,11 +515,11 @@ def _shifted(
             continue
         if step != planted:
             state = State.FAILED
-            words.append(f"drift passes {bar}, at step {step}; the bug was planted at step {planted}")
+            words.append(f"keys differ by more than {bar}, at step {step}; the bug was planted at step {planted}")
         else:
-            words.append(f"structural from step {step}, where it was planted: level {_number(number)}, above {bar}")
+            words.append(f"keys differ from step {step} on, where it was planted: {_number(number)}, above {bar}")
         rungs = {
-            o["unit_roundoff"].item(): dataset.curve(o, "hidden_rel_l2", layer)[:, planted:]
+            o["unit_roundoff"].item(): dataset.curve(o, *_WHERE_SHIFTED)[:, planted:]
             for o in every
             if (o["protocol"].item(), o.attrs.get("tokens_sha256"))
             == (ds["protocol"].item(), ds.attrs.get("tokens_sha256"))
@@ -541,9 +545,6 @@ def _tilt(rungs: dict[float, Float]) -> float:
 
 
 # ---------------------------------------------------------------------------------------------- all of them
-_seen: dict[tuple[Any, ...], tuple[list[xr.Dataset], Summary]] = {}
-
-
 def evaluate(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> Summary:
     """Evaluate every control of a sweep.
 
@@ -560,13 +561,11 @@ def evaluate(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
         Per setting of the sweep's cells one outcome of each kind; settings without such a control are ``not run``.
     """
     settings = list(dict.fromkeys(_setting(ds) for ds in [*sweep.controls, *sweep.cells]))
-    key = (measure, layer, tuple(settings), tuple(map(id, sweep.controls)))
-    if key in _seen:  # pages ask often; the cells are kept, so that an identity is not used twice
-        return _seen[key][1]
-    found = _evaluate(sweep, settings, measure, layer)
-    if len(_seen) > 8:
-        _seen.clear()
-    _seen[key] = (sweep.controls, found)
+    key = ("controls", measure, layer, tuple(settings))
+    if key not in sweep.memo:  # pages ask often
+        sweep.memo[key] = _evaluate(sweep, settings, measure, layer)
+    found = sweep.memo[key]
+    assert isinstance(found, Summary)
     return found
 
 
@@ -595,7 +594,8 @@ def _evaluate(sweep: Sweep, settings: Sequence[_Setting], measure: str, layer: i
             elif kind == "response":
                 out.append(_response([r for r in responses if r.setting == setting], setting))
             else:
-                out.append(_shifted(cells, mine, by["shifted"], setting, layer))
+                keys = [f for f in floors(sweep, *_WHERE_SHIFTED) if f.setting == setting]
+                out.append(_shifted(cells, keys, by["shifted"], setting))
     return Summary(tuple(out), tuple(bottom), tuple(responses), True, measure)
 
 

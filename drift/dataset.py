@@ -791,7 +791,7 @@ def curve(
         A cell.
     measure : str
         A variable of the contract.
-    layer : int or "last"
+    layer : int, "first" or "last"
         Where the measure has layers: which (0 = embeddings, last = after the final norm); where it has blocks: which
         block (from 1).
     quantile : float
@@ -809,8 +809,8 @@ def curve(
     for dim in ("layer", "block"):
         if dim in array.dims:
             labels = ds[dim].values
-            if layer == "last":
-                array = array.isel({dim: -1})
+            if layer in ("first", "last"):
+                array = array.isel({dim: 0 if layer == "first" else -1})
             elif isinstance(layer, int) and layer in labels:
                 array = array.sel({dim: layer})
             else:
@@ -858,6 +858,8 @@ class Sweep:
     ) -> None:
         self.cells = sorted(cells, key=_order)
         self.controls = sorted(controls, key=_order)
+        #: What readers worked out of the controls; selections share it, as they share the controls.
+        self.memo: dict[Any, Any] = {}
         self.plan = dict(plan or {})
         self.failures = [dict(f) for f in failures]
         self.problems = dict(problems or {})
@@ -925,7 +927,7 @@ class Sweep:
         if not kept:
             wish = ", ".join(f"{k}={v!r}" for k, v in axes.items())
             raise DatasetError(f"no cell matches {wish or 'anything: the sweep is empty'}. Cells:\n{self._listing()}")
-        return Sweep(
+        selected = Sweep(
             kept,
             controls=self.controls,
             plan=self.plan,
@@ -934,6 +936,8 @@ class Sweep:
             left_out=self.left_out,
             folder=self.folder,
         )
+        selected.memo = self.memo
+        return selected
 
     def only(self) -> xr.Dataset:
         """Return the one cell there is.

@@ -223,8 +223,8 @@ def thin_sweep(
             ) from error
         raise
     report(
-        f"{target}: {len(sweep) + len(sweep.controls)} cells, {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after; at most {layers} "
-        f"layers, {bits} significant bits"
+        f"{target}: {len(sweep) + len(sweep.controls)} cells, {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB "
+        f"after; at most {layers} layers, {bits} significant bits"
     )
     return before, after
 
