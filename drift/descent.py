@@ -26,8 +26,9 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 
 from drift.errors import UnsupportedModelError
 from drift.protocols import Carried, Chunk, Protocol
+from drift.weights import weights_of
 
-__all__ = ["LOGIT_ROWS", "Lane", "Recorder", "check_supported", "descend"]
+__all__ = ["LOGIT_ROWS", "Lane", "Recorder", "blocks_of", "check_supported", "descend"]
 
 LOGIT_ROWS = 1024
 """Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB).
@@ -118,7 +119,8 @@ def _text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
-def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
+def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The decoder layers of a supported model, in the order in which they are called."""
     blocks = getattr(model.get_decoder(), "layers", None)
     assert isinstance(blocks, torch.nn.ModuleList)
     return blocks
@@ -224,7 +226,7 @@ class _Taps:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._decoder = model.get_decoder()
-        self._blocks = _blocks(model)
+        self._blocks = blocks_of(model)
         self._seen: list[tuple[int, Tensor, _Call]] = []
         self._cache = DynamicCache(config=_text_config(model))
 
@@ -251,16 +253,21 @@ class _Taps:
             stub = states.new_zeros((1, 1, states.shape[1], 1))
             self._cache.update(stub, stub, index)
             self._seen.append((index, states, _Call(rest, kwargs)))
-            return states
+            # What the decoder does behind its last block is not looked at: one token of it will do.
+            return states if index + 1 < len(self._blocks) else states[:, :1]
 
         return tap
 
-    def run(self, cache: DynamicCache, token_ids: Tensor, first_position: int) -> tuple[Tensor, list[_Call]]:
-        """Embeddings [text, token, feature], and the call of each block."""
+    def run(self, cache: DynamicCache, tokens: Tensor, first_position: int) -> tuple[Tensor, list[_Call]]:
+        """Embeddings [text, token, feature], and the call of each block.
+
+        ``tokens`` are token ids [text, token], or what :meth:`nothing` gives, where only the calls are wanted.
+        """
         name = type(self._model).__name__
         self._seen, self._cache = [], cache
-        positions = torch.arange(first_position, first_position + token_ids.shape[1], device=token_ids.device)
-        self._decoder(input_ids=token_ids, position_ids=positions[None], past_key_values=cache, use_cache=True)
+        given = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
+        positions = torch.arange(first_position, first_position + tokens.shape[1], device=tokens.device)
+        self._decoder(**given, position_ids=positions[None], past_key_values=cache, use_cache=True)
         seen = self._seen
         if [index for index, _, _ in seen] != list(range(len(self._blocks))):
             raise UnsupportedModelError(
@@ -272,6 +279,11 @@ class _Taps:
                 "which a layer-by-layer descent would miss."
             )
         return seen[0][1], [call for _, _, call in seen]
+
+    def nothing(self, texts: int, tokens: int, device: torch.device) -> Tensor:
+        """Embeddings of as many tokens [text, token, feature] that take neither memory nor the embedding's weights."""
+        width = int(_text_config(self._model).hidden_size)
+        return torch.zeros((), dtype=self._model.dtype, device=device).expand(texts, tokens, width)
 
 
 def _tap(model: PreTrainedModel, lane: Lane) -> tuple[list[Tensor], list[list[_Call]]]:
@@ -361,8 +373,7 @@ def _rotary_tables(model: PreTrainedModel, positions: int, device: torch.device)
     layout of two halves, and no scaling.
     """
     with _Taps(model).attached() as taps:
-        ids = torch.zeros((1, positions), dtype=torch.int64, device=device)
-        _, calls = taps.run(DynamicCache(config=_text_config(model)), ids, 0)
+        _, calls = taps.run(DynamicCache(config=_text_config(model)), taps.nothing(1, positions, device), 0)
     tables = []
     for index, call in enumerate(calls):
         pair = call.kwargs.get("position_embeddings")
@@ -412,7 +423,7 @@ def _noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tens
 def _run_block(index: int, lane: _Descending) -> tuple[Tensor, Tensor, list[int]]:
     """Take one lane through one block; return the keys, the values and the carried bytes per chain step."""
     model, protocol = lane.model, lane.lane.protocol
-    block = _blocks(model)[index]
+    block = blocks_of(model)[index]
     tape = _Tape(_text_config(model))
     appended: list[tuple[Tensor, Tensor]] = []
     sizes: dict[int, int] = {}
@@ -470,7 +481,7 @@ def _head(model: PreTrainedModel) -> Iterator[Head]:
     model does to logits (scaling, soft capping) are computed by transformers. Its second argument names the rows whose
     logits are wanted; None takes all.
     """
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     handed: list[Tensor] = []
     normed: list[Tensor] = []
 
@@ -483,15 +494,15 @@ def _head(model: PreTrainedModel) -> Iterator[Head]:
     def head(states: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         handed[:] = [states]
         normed.clear()
-        ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=states.device)
         options = {} if keep is None else {"logits_to_keep": keep.to(states.device)}
-        logits = model(input_ids=ids, use_cache=False, **options).logits
+        # They are handed in as embeddings, too: nothing need be looked up for blocks that are bypassed.
+        logits = model(inputs_embeds=states, use_cache=False, **options).logits
         handed.clear()
         return normed.pop()[0], logits[0]
 
     handle = model.get_decoder().register_forward_hook(note)
     try:
-        with _replaced(blocks, [bypass] * len(blocks)):
+        with _replaced(blocks, [bypass] * len(blocks)), weights_of(model).head():
             yield head
     finally:
         handle.remove()
@@ -590,19 +601,28 @@ def descend(
         If the model turns out not to be one that can be driven layer by layer, or a protocol needs of it what it does
         not give.
     """
-    depth = len(_blocks(model))
+    depth = len(blocks_of(model))
     descending = [_Descending(lane, lane.model or model) for lane in lanes]
-    for d in descending:
-        with d.scope():
-            d.states, d.calls = _tap(d.model, d.lane)
+    models = {id(d.model): d.model for d in descending}
+    for key, each in models.items():
+        with weights_of(each).embedding():
+            for d in descending:
+                if id(d.model) == key:
+                    with d.scope():
+                        d.states, d.calls = _tap(d.model, d.lane)
     recorder.hidden(0, "embedding", [d.text(d.states) for d in descending])
     for index in range(depth):
-        cached = []
-        for d in descending:
-            with d.scope():
-                cached.append(_run_block(index, d))
-        recorder.cache(index + 1, [keys for keys, _, _ in cached], [values for _, values, _ in cached])
-        recorder.cache_bytes(index + 1, [sizes for _, _, sizes in cached])
+        cached: dict[int, tuple[Tensor, Tensor, list[int]]] = {}
+        for key, each in models.items():
+            with weights_of(each).block(index):
+                for lane, d in enumerate(descending):
+                    if id(d.model) == key:
+                        with d.scope():
+                            cached[lane] = _run_block(index, d)
+        in_order = [cached[lane] for lane in range(len(descending))]
+        recorder.cache(index + 1, [keys for keys, _, _ in in_order], [values for _, values, _ in in_order])
+        recorder.cache_bytes(index + 1, [sizes for _, _, sizes in in_order])
+        del in_order
         del cached
         recorder.hidden(index + 1, "block", [d.text(d.states) for d in descending])
         if on_block is not None:
@@ -610,7 +630,7 @@ def descend(
     for d in descending:
         d.calls.clear()
     with ExitStack() as stack:
-        heads = {key: stack.enter_context(_head(m)) for key, m in {id(d.model): d.model for d in descending}.items()}
+        heads = {key: stack.enter_context(_head(each)) for key, each in models.items()}
         pieces = [_Pieces(_pieces(d, heads[id(d.model)], logit_stride)) for d in descending]
         _compare_logits(pieces, list(references), recorder)
 
