@@ -19,7 +19,7 @@ from xarray import Dataset
 
 from drift import dataset
 from drift.dataset import REFERENCES
-from drift.descent import Lane, check_supported, descend
+from drift.descent import Lane, Limits, check_supported, descend
 from drift.errors import ConfigError
 from drift.families import family_of
 from drift.precision import numerics, rung, rung_of
@@ -90,6 +90,7 @@ def trace_folds(
     attrs: Mapping[str, object] | None = None,
     on_progress: Callable[[float], None] | None = None,
     allow_beyond_context: bool = False,
+    limits: Limits | None = None,
 ) -> list[Dataset]:
     """Run several folds beside full attention.
 
@@ -117,6 +118,8 @@ def trace_folds(
         Called with the share done, 0 to 1.
     allow_beyond_context : bool
         Whether positions may run past the context length that the model declares.
+    limits : Limits, optional
+        What may be kept in memory; see :class:`drift.descent.Limits`.
 
     Returns
     -------
@@ -184,6 +187,7 @@ def trace_folds(
                         recorder,
                         references=recorder.references,
                         logit_stride=logit_stride,
+                        limits=limits,
                         on_block=on_block,
                     )
                     for number, place in enumerate(places):
