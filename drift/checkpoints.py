@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ._resources import resource
-from .errors import CheckpointError, DriftError
+from .errors import CheckpointError, ConfigError, DriftError
 from .families import family_of
 
 __all__ = [
@@ -1030,7 +1030,17 @@ def _published(folder: Path) -> tuple[str, int]:
     return _STORED[main], sum(counts.values()) - counts[main]
 
 
-def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementation: str = "sdpa") -> Loaded:
+WEIGHTS = ("resident", "streamed")
+"""Where weights lie while a model runs: in memory, all of them; or on disk, one block at a time in memory."""
+
+
+def load(
+    name: str,
+    dtype: str = "bf16",
+    device: str = "cpu",
+    attn_implementation: str = "sdpa",
+    weights: str = "resident",
+) -> Loaded:
     """Load a checkpoint onto a rung of the precision ladder, fetching it first if need be.
 
     Parameters
@@ -1044,6 +1054,9 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"auto"``.
     attn_implementation : str
         ``"sdpa"`` or ``"eager"``.
+    weights : str
+        ``"resident"``, or ``"streamed"``: the model is a skeleton that only drift can run, and its weights are read
+        block by block (see :mod:`drift.weights`). The numbers are the same.
 
     Returns
     -------
@@ -1053,13 +1066,16 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
     Raises
     ------
     CheckpointError
-        The checkpoint cannot be fetched, or cannot be loaded without running code of its own.
+        The checkpoint cannot be fetched, cannot be loaded without running code of its own, or cannot be streamed
+        (:class:`drift.weights.UnfitForStreamingError`).
     PrecisionError
         The rung cannot hold the published weights.
     """
     from .precision import rung as rung_named
     from .precision import widen
 
+    if weights not in WEIGHTS:
+        raise ConfigError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}.")
     rung = rung_named(dtype)
     checkpoint = resolve(name)
     folder = fetch(name)
@@ -1067,7 +1083,7 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
     published, others = _published(folder)
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from ._gguf import quiet_transformers
 
@@ -1077,15 +1093,18 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
         raise CheckpointError(f"{name}: device {device!r} was asked for, but torch sees no CUDA device here; use cpu.")
     # Saying no to a checkpoint's own Python code explicitly: left unsaid, transformers asks on the terminal.
     common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    stored = getattr(torch, published)
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=getattr(torch, published),
-                attn_implementation=attn_implementation,
-                use_safetensors=True,
-                **common,
-            )
+            if weights == "streamed":
+                from .weights import skeleton
+
+                own_config = AutoConfig.from_pretrained(folder, **common)
+                model = skeleton(own_config, stored, attn_implementation)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=stored, attn_implementation=attn_implementation, use_safetensors=True, **common
+                )
             tokenizer = AutoTokenizer.from_pretrained(folder, **common)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
         own = "auto_map" in config
@@ -1095,10 +1114,17 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
             + f"Its model type is {config.get('model_type')!r}; transformers is "
             f"{importlib.metadata.version('transformers')}."
         ) from error
-    widened = widen(model, rung)
-    model.to(device)
-    model.eval()
-    model.requires_grad_(False)
+    if weights == "streamed":
+        from .descent import blocks_of, check_supported
+        from .weights import Streamed
+
+        check_supported(model)
+        widened = Streamed(folder, model, blocks_of, device, rung).record
+    else:
+        widened = widen(model, rung)
+        model.to(device)
+        model.eval()
+        model.requires_grad_(False)
     record = {
         "name": name,
         "source": checkpoint.source,
@@ -1109,6 +1135,7 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
         "dtype": rung.name,
         "device": device,
         "attn_implementation": attn_implementation,
+        "weights_kept": weights,
         **widened,
         "weights_in_another_dtype": others,
     }
@@ -1118,10 +1145,14 @@ def load(name: str, dtype: str = "bf16", device: str = "cpu", attn_implementatio
 
 
 def load_model(
-    name: str, dtype: str = "bf16", device: str = "cpu", attn_implementation: str = "sdpa"
+    name: str,
+    dtype: str = "bf16",
+    device: str = "cpu",
+    attn_implementation: str = "sdpa",
+    weights: str = "resident",
 ) -> tuple[Any, Any]:
     """Load a checkpoint and return ``(model, tokenizer)``; parameters and errors as :func:`load`."""
-    loaded = load(name, dtype, device, attn_implementation)
+    loaded = load(name, dtype, device, attn_implementation, weights)
     return loaded.model, loaded.tokenizer
 
 

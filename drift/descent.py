@@ -26,8 +26,9 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 
 from drift.errors import UnsupportedModelError
 from drift.protocols import Carried, Chunk, Protocol
+from drift.weights import weights_of
 
-__all__ = ["LOGIT_ROWS", "Lane", "Recorder", "check_supported", "descend"]
+__all__ = ["LOGIT_ROWS", "Lane", "Limits", "Recorder", "blocks_of", "check_supported", "descend"]
 
 LOGIT_ROWS = 1024
 """Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB).
@@ -35,6 +36,24 @@ LOGIT_ROWS = 1024
 Up to this many rows a chunk's logits are bitwise those of a plain forward; a longer chunk's are computed in several
 products with the output embedding, which may round differently from one.
 """
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a descent may keep in memory. The numbers are the same within any limits.
+
+    Attributes
+    ----------
+    call_bytes : float
+        Most bytes of arguments (masks above all) that are kept from the tap until the last block. Those of lanes that
+        would go beyond are made again for every block, one chunk at a time.
+    logit_rows : int
+        Most rows of logits computed at once of chunks longer than `LOGIT_ROWS`; shorter chunks are never cut. Where a
+        chunk is cut decides nothing but how its products with the output embedding round.
+    """
+
+    call_bytes: float = float("inf")
+    logit_rows: int = LOGIT_ROWS
 
 
 @dataclass(frozen=True)
@@ -101,12 +120,45 @@ class Recorder(ABC):
         """Logits [row, vocabulary] of a lane's tokens ``rows`` [row]; the order of calls is that of :meth:`final`."""
 
 
-class _Tape(DynamicCache):
-    """A cache that also keeps what each chunk appended (a sliding window forgets it)."""
+class _Roomy(DynamicLayer):
+    """A cache layer with room for all that is going to come: chunks are written into it, and none is copied again."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self._slots = slots
+        self._room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Cache new keys and values; returns views of all there are."""
+        if self._room is None:
+            self.lazy_initialization(key_states, value_states)
+            both = (key_states, value_states)
+            keys, values = (x.new_empty((*x.shape[:-2], self._slots, x.shape[-1])) for x in both)
+            self._room = keys, values
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        keys, values = self._room
+        keys[..., start:stop, :] = key_states
+        values[..., start:stop, :] = value_states
+        self.keys, self.values = keys[..., :stop, :], values[..., :stop, :]
+        return self.keys, self.values
+
+
+class _Tape(DynamicCache):
+    """A cache that also notes what each chunk appended (a sliding window forgets it).
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+    index, slots : int, optional
+        The layer that is going to be used, and how much it will hold in all, if nothing is ever taken from it.
+    """
+
+    def __init__(self, config: Any, index: int = 0, slots: int | None = None) -> None:
         super().__init__(config=config)
         self.appended: list[tuple[Tensor, Tensor]] = []
+        if slots is not None and type(self.layers[index]) is DynamicLayer:
+            self.layers[index] = _Roomy(slots)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Note the new keys and values, then cache them as usual."""
@@ -118,7 +170,8 @@ def _text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
-def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
+def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The decoder layers of a supported model, in the order in which they are called."""
     blocks = getattr(model.get_decoder(), "layers", None)
     assert isinstance(blocks, torch.nn.ModuleList)
     return blocks
@@ -224,14 +277,10 @@ class _Taps:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._decoder = model.get_decoder()
-        self._blocks = _blocks(model)
+        self._blocks = blocks_of(model)
         self._seen: list[tuple[int, Tensor, _Call]] = []
         self._cache = DynamicCache(config=_text_config(model))
-
-    @contextmanager
-    def attached(self) -> Iterator[_Taps]:
-        with _replaced(self._blocks, [self._make_tap(i) for i in range(len(self._blocks))]):
-            yield self
+        self._taps = [self._make_tap(i) for i in range(len(self._blocks))]
 
     def _make_tap(self, index: int) -> Callable[..., Tensor]:
         name = type(self._model).__name__
@@ -251,17 +300,23 @@ class _Taps:
             stub = states.new_zeros((1, 1, states.shape[1], 1))
             self._cache.update(stub, stub, index)
             self._seen.append((index, states, _Call(rest, kwargs)))
-            return states
+            # What the decoder does behind its last block is not looked at: one token of it will do.
+            return states if index + 1 < len(self._blocks) else states[:, :1]
 
         return tap
 
-    def run(self, cache: DynamicCache, token_ids: Tensor, first_position: int) -> tuple[Tensor, list[_Call]]:
-        """Embeddings [text, token, feature], and the call of each block."""
+    def run(self, cache: DynamicCache, tokens: Tensor, first_position: int) -> tuple[Tensor, list[_Call]]:
+        """Embeddings [text, token, feature], and the call of each block.
+
+        ``tokens`` are token ids [text, token], or what :func:`_nothing` gives, where only the calls are wanted.
+        """
         name = type(self._model).__name__
         self._seen, self._cache = [], cache
-        positions = torch.arange(first_position, first_position + token_ids.shape[1], device=token_ids.device)
-        self._decoder(input_ids=token_ids, position_ids=positions[None], past_key_values=cache, use_cache=True)
-        seen = self._seen
+        given = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
+        positions = torch.arange(first_position, first_position + tokens.shape[1], device=tokens.device)
+        with _replaced(self._blocks, self._taps):
+            self._decoder(**given, position_ids=positions[None], past_key_values=cache, use_cache=True)
+        seen, self._seen = self._seen, []
         if [index for index, _, _ in seen] != list(range(len(self._blocks))):
             raise UnsupportedModelError(
                 f"{name} does not call its {len(self._blocks)} decoder layers once each, in order."
@@ -274,30 +329,39 @@ class _Taps:
         return seen[0][1], [call for _, _, call in seen]
 
 
-def _tap(model: PreTrainedModel, lane: Lane) -> tuple[list[Tensor], list[list[_Call]]]:
+def _nothing(like: Tensor, tokens: int) -> Tensor:
+    """Embeddings of that many tokens [text, token, feature] that take neither memory nor the embedding's weights."""
+    return like.new_zeros(()).expand(like.shape[0], tokens, like.shape[-1])
+
+
+def _tap(model: PreTrainedModel, lane: Lane, like: Tensor | None = None) -> Iterator[tuple[Tensor, list[_Call]]]:
     """Take a lane through the model with its blocks tapped.
 
-    Returns
-    -------
-    embeddings : list of Tensor
-        [text, token, feature] per chunk, prefix included.
-    calls : list of list of _Call
-        Per chunk and block.
+    Parameters
+    ----------
+    model, lane
+        The lane and the model that it runs on.
+    like : Tensor, optional
+        Embeddings of the lane, of which shape and dtype count: only the calls are wanted.
+
+    Yields
+    ------
+    embeddings : Tensor
+        [text, token, feature] of each chunk, prefix included.
+    calls : list of _Call
+        How each block is called for it.
     """
     cache = DynamicCache(config=_text_config(model))
-    embeddings: list[Tensor] = []
-    calls: list[list[_Call]] = []
-    with _Taps(model).attached() as taps:
-        for chunk in lane.chunks:
-            before = [] if chunk.kept else _snapshot(cache)
-            own = DynamicCache(config=_text_config(model)) if chunk.alone else cache
-            states, called = taps.run(own, lane.token_ids(chunk), chunk.first_position)
-            embeddings.append(states)
-            calls.append(called)
-            if not chunk.kept:
-                if not chunk.alone:
-                    _restore(cache, before)
-                continue
+    taps = _Taps(model)
+    for chunk in lane.chunks:
+        before = [] if chunk.kept else _snapshot(cache)
+        own = DynamicCache(config=_text_config(model)) if chunk.alone else cache
+        tokens = lane.token_ids(chunk) if like is None else _nothing(like, len(chunk))
+        states, called = taps.run(own, tokens, chunk.first_position)
+        if not chunk.kept:
+            if not chunk.alone:
+                _restore(cache, before)
+        else:
             if chunk.alone:
                 stub = states.new_zeros((1, 1, states.shape[1], 1))
                 for index in range(len(called)):
@@ -307,18 +371,67 @@ def _tap(model: PreTrainedModel, lane: Lane) -> tuple[list[Tensor], list[list[_C
                     if not layer.is_sliding:
                         held = lane.protocol.slots(chunk.step, layer.keys.shape[-2])
                         layer.keys, layer.values = layer.keys[..., :held, :], layer.values[..., :held, :]
-    return embeddings, calls
+        yield states, called
+
+
+def _bytes(calls: Sequence[_Call]) -> int:
+    """Memory that the tensors among the arguments of calls take; one that several calls share counts once."""
+    found: dict[int, int] = {}
+
+    def look(value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                look(each)
+        elif isinstance(value, dict):
+            look(list(value.values()))
+
+    for call in calls:
+        look(call.args)
+        look(call.kwargs)
+    return sum(found.values())
 
 
 @dataclass
 class _Descending:
-    """A lane on its way down: its hidden states per chunk, and the calls that the tap saw."""
+    """A lane on its way down: its hidden states per chunk, and the calls that the tap saw, if they are kept."""
 
     lane: Lane
     model: PreTrainedModel
     states: list[Tensor] = field(default_factory=list)
-    calls: list[list[_Call]] = field(default_factory=list)
+    calls: list[list[_Call]] | None = None
     _tables: list[tuple[Tensor, Tensor]] | None = None
+
+    def tap(self, allowed: float) -> int:
+        """Take the lane to its first block; keep its calls if ``allowed`` bytes hold them; return their bytes."""
+        kept, held = list[list[_Call]](), 0
+        for states, calls in _tap(self.model, self.lane):
+            self.states.append(states)
+            if held <= allowed:
+                held += _bytes(calls)
+                kept.append(calls)
+            if held > allowed:
+                kept.clear()
+        self.calls = kept if held <= allowed else None
+        return held if self.calls is not None else 0
+
+    def calls_of(self, index: int) -> Iterator[_Call]:
+        """How a block is called, chunk after chunk."""
+        if self.calls is not None:
+            yield from (calls[index] for calls in self.calls)
+        else:
+            for _, calls in _tap(self.model, self.lane, self.states[0]):
+                yield calls[index]
+
+    @property
+    def slots(self) -> int | None:
+        """How much its cache will hold in all, if nothing is ever taken from it."""
+        chunks, protocol = self.lane.chunks, self.lane.protocol
+        if (protocol is not None and protocol.carries) or any(c.alone or not c.kept for c in chunks):
+            return None
+        return sum(len(chunk) for chunk in chunks)
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -344,7 +457,9 @@ class _Descending:
     def rotate(self, index: int, keys: Tensor, shift: Tensor) -> Tensor:
         """Move keys [..., slot, feature] of a block by ``shift`` positions, int64 [slot]."""
         if self._tables is None:
-            self._tables = _rotary_tables(self.model, len(self.lane.tokens) + 1, self.lane.tokens.device)
+            width = int(_text_config(self.model).hidden_size)
+            like = torch.zeros((1, 1, width), dtype=self.model.dtype, device=self.lane.tokens.device)
+            self._tables = _rotary_tables(self.model, _nothing(like, len(self.lane.tokens) + 1))
         cos, sin = self._tables[index]
         width = cos.shape[-1]
         wide = keys[..., :width].to(torch.promote_types(keys.dtype, torch.float32))
@@ -354,15 +469,13 @@ class _Descending:
         return torch.cat([(wide * c + half * s).to(keys.dtype), keys[..., width:]], dim=-1)
 
 
-def _rotary_tables(model: PreTrainedModel, positions: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Cosines and sines [position, feature] by which each block rotates keys at positions 0, 1, ...
+def _rotary_tables(model: PreTrainedModel, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Cosines and sines [position, feature] by which each block rotates keys of ``states`` at positions 0, 1, ...
 
     They are what the model itself hands to its blocks. Rotations can only be added up where they are rotations: the
     layout of two halves, and no scaling.
     """
-    with _Taps(model).attached() as taps:
-        ids = torch.zeros((1, positions), dtype=torch.int64, device=device)
-        _, calls = taps.run(DynamicCache(config=_text_config(model)), ids, 0)
+    _, calls = _Taps(model).run(DynamicCache(config=_text_config(model)), states, 0)
     tables = []
     for index, call in enumerate(calls):
         pair = call.kwargs.get("position_embeddings")
@@ -412,31 +525,32 @@ def _noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tens
 def _run_block(index: int, lane: _Descending) -> tuple[Tensor, Tensor, list[int]]:
     """Take one lane through one block; return the keys, the values and the carried bytes per chain step."""
     model, protocol = lane.model, lane.lane.protocol
-    block = _blocks(model)[index]
-    tape = _Tape(_text_config(model))
+    block = blocks_of(model)[index]
+    tape = _Tape(_text_config(model), index, lane.slots)
+    whole = isinstance(tape.layers[index], _Roomy)
     appended: list[tuple[Tensor, Tensor]] = []
     sizes: dict[int, int] = {}
     notes: dict[str, Any] = {}
     with _noted_attention(block, protocol is not None and protocol.wants_attention) as probabilities:
-        for place, (chunk, calls) in enumerate(zip(lane.lane.chunks, lane.calls, strict=True)):
-            call = calls[index]
+        for place, (chunk, call) in enumerate(zip(lane.lane.chunks, lane.calls_of(index), strict=True)):
             before = [] if chunk.kept else _snapshot(tape)
             own = _Tape(_text_config(model)) if chunk.alone else tape
             probabilities.clear()
-            taken = len(own.appended)
             lane.states[place] = block(lane.states[place], *call.args, past_key_values=own, **call.kwargs)
-            if len(own.appended) != taken + 1 or not isinstance(own.layers[index], DynamicLayer):
+            if len(own.appended) != 1 or not isinstance(own.layers[index], DynamicLayer):
                 raise UnsupportedModelError(
                     f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "
                     "(layers that share a cache, or keep none, are not supported)."
                 )
-            keys, values = own.appended[-1]
-            appended.append((keys, values))
+            keys, values = own.appended.pop()
+            if not whole:
+                appended.append((keys, values))
             if not chunk.kept:
                 if not chunk.alone:
                     _restore(tape, before)
             elif chunk.alone:
                 tape.update(keys, values, index)
+                tape.appended.clear()
             layer = tape.layers[index]
             if chunk.kept and protocol is not None and protocol.carries:
                 assert layer.keys is not None
@@ -456,6 +570,15 @@ def _run_block(index: int, lane: _Descending) -> tuple[Tensor, Tensor, list[int]
                 layer.keys, layer.values = cache.keys, cache.values
             held = [x for x in (layer.keys, layer.values) if isinstance(x, Tensor)]
             sizes[chunk.step] = sum(x[:1].numel() * x.element_size() for x in held)
+    if whole:
+        lengths = [len(chunk) for chunk in lane.lane.chunks]
+        layer = tape.layers[index]
+        assert layer.keys is not None
+        assert layer.values is not None
+        # Without prefixes, what was appended is what the cache holds.
+        if not any(chunk.prefix for chunk in lane.lane.chunks):
+            return layer.keys[0], layer.values[0], list(sizes.values())
+        appended = list(zip(layer.keys.split(lengths, dim=-2), layer.values.split(lengths, dim=-2), strict=True))
     return lane.text([k for k, _ in appended]), lane.text([v for _, v in appended]), list(sizes.values())
 
 
@@ -470,7 +593,7 @@ def _head(model: PreTrainedModel) -> Iterator[Head]:
     model does to logits (scaling, soft capping) are computed by transformers. Its second argument names the rows whose
     logits are wanted; None takes all.
     """
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     handed: list[Tensor] = []
     normed: list[Tensor] = []
 
@@ -483,15 +606,15 @@ def _head(model: PreTrainedModel) -> Iterator[Head]:
     def head(states: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         handed[:] = [states]
         normed.clear()
-        ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=states.device)
         options = {} if keep is None else {"logits_to_keep": keep.to(states.device)}
-        logits = model(input_ids=ids, use_cache=False, **options).logits
+        # They are handed in as embeddings, too: nothing need be looked up for blocks that are bypassed.
+        logits = model(inputs_embeds=states, use_cache=False, **options).logits
         handed.clear()
         return normed.pop()[0], logits[0]
 
     handle = model.get_decoder().register_forward_hook(note)
     try:
-        with _replaced(blocks, [bypass] * len(blocks)):
+        with _replaced(blocks, [bypass] * len(blocks)), weights_of(model).head():
             yield head
     finally:
         handle.remove()
@@ -529,15 +652,16 @@ class _Piece:
             recorder.logits(lane, self.logit_rows, self.logits)
 
 
-def _pieces(lane: _Descending, head: Head, stride: int) -> Iterator[_Piece]:
-    """Yield a lane's text tokens chunk by chunk, at most `LOGIT_ROWS` at a time.
+def _pieces(lane: _Descending, head: Head, stride: int, logit_rows: int) -> Iterator[_Piece]:
+    """Yield a lane's text tokens chunk by chunk, chunks longer than `LOGIT_ROWS` in slices of ``logit_rows``.
 
     Where logits are only sampled, the sampled rows of several chunks share one product with the output embedding: a
     large vocabulary is then read once for all of them, and not once a chunk.
     """
     if stride > 1:
         rows, text = torch.arange(len(lane.lane.tokens)), lane.text(lane.states)[None]
-        for part, inputs in zip(rows.split(LOGIT_ROWS), text.split(LOGIT_ROWS, dim=1), strict=True):
+        size = min(LOGIT_ROWS, logit_rows * stride)
+        for part, inputs in zip(rows.split(size), text.split(size, dim=1), strict=True):
             sampled = part % stride == 0
             with lane.scope():
                 final, logits = head(inputs, sampled.nonzero()[:, 0])
@@ -547,7 +671,8 @@ def _pieces(lane: _Descending, head: Head, stride: int) -> Iterator[_Piece]:
         if not chunk.measured:
             continue
         rows = torch.arange(chunk.start - len(chunk.prefix), chunk.stop)
-        for part, inputs in zip(rows.split(LOGIT_ROWS), states.split(LOGIT_ROWS, dim=1), strict=True):
+        size = LOGIT_ROWS if len(rows) <= LOGIT_ROWS else min(LOGIT_ROWS, logit_rows)
+        for part, inputs in zip(rows.split(size), states.split(size, dim=1), strict=True):
             with lane.scope():
                 final, logits = head(inputs, None)
             text = part >= chunk.start
@@ -564,6 +689,7 @@ def descend(
     *,
     references: Sequence[int] = (0,),
     logit_stride: int = 1,
+    limits: Limits | None = None,
     on_block: Callable[[int, int], None] | None = None,
 ) -> None:
     """Take all lanes down the network together.
@@ -581,6 +707,8 @@ def descend(
         first one sets the stretches.
     logit_stride : int
         Logits are computed for every ``logit_stride``-th token of the text; 1 computes all.
+    limits : Limits, optional
+        What may be kept in memory.
     on_block : callable, optional
         Called with (blocks done, blocks) after every block.
 
@@ -590,28 +718,39 @@ def descend(
         If the model turns out not to be one that can be driven layer by layer, or a protocol needs of it what it does
         not give.
     """
-    depth = len(_blocks(model))
+    limits = limits or Limits()
+    depth = len(blocks_of(model))
     descending = [_Descending(lane, lane.model or model) for lane in lanes]
-    for d in descending:
-        with d.scope():
-            d.states, d.calls = _tap(d.model, d.lane)
+    models = {id(d.model): d.model for d in descending}
+    allowed = limits.call_bytes
+    for key, each in models.items():
+        with weights_of(each).embedding():
+            for d in descending:
+                if id(d.model) == key:
+                    with d.scope():
+                        allowed -= d.tap(allowed)
     recorder.hidden(0, "embedding", [d.text(d.states) for d in descending])
     for index in range(depth):
-        cached = []
-        for d in descending:
-            with d.scope():
-                cached.append(_run_block(index, d))
-        recorder.cache(index + 1, [keys for keys, _, _ in cached], [values for _, values, _ in cached])
-        recorder.cache_bytes(index + 1, [sizes for _, _, sizes in cached])
+        cached: dict[int, tuple[Tensor, Tensor, list[int]]] = {}
+        for key, each in models.items():
+            with weights_of(each).block(index):
+                for lane, d in enumerate(descending):
+                    if id(d.model) == key:
+                        with d.scope():
+                            cached[lane] = _run_block(index, d)
+        in_order = [cached[lane] for lane in range(len(descending))]
+        recorder.cache(index + 1, [keys for keys, _, _ in in_order], [values for _, values, _ in in_order])
+        recorder.cache_bytes(index + 1, [sizes for _, _, sizes in in_order])
+        del in_order
         del cached
         recorder.hidden(index + 1, "block", [d.text(d.states) for d in descending])
         if on_block is not None:
             on_block(index + 1, depth)
     for d in descending:
-        d.calls.clear()
+        d.calls = None
     with ExitStack() as stack:
-        heads = {key: stack.enter_context(_head(m)) for key, m in {id(d.model): d.model for d in descending}.items()}
-        pieces = [_Pieces(_pieces(d, heads[id(d.model)], logit_stride)) for d in descending]
+        heads = {key: stack.enter_context(_head(each)) for key, each in models.items()}
+        pieces = [_Pieces(_pieces(d, heads[id(d.model)], logit_stride, limits.logit_rows)) for d in descending]
         _compare_logits(pieces, list(references), recorder)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from drift.errors import ConfigError, PrecisionError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["RUNGS", "Rung", "default_half_matmul", "numerics", "rung", "rung_of", "widen"]
+__all__ = ["RUNGS", "Rung", "Widening", "default_half_matmul", "numerics", "rung", "rung_of", "widen"]
 
 HALF_MATMUL = ("native", "float32")
 
@@ -110,6 +111,91 @@ def default_half_matmul(device: str, dtype: str = "bf16") -> str:
     return "native" if flags & known[dtype] else "float32"
 
 
+class Widening:
+    """Casts published weights to a rung, one at a time, without changing a single one.
+
+    Parameters
+    ----------
+    published : torch.dtype
+        The dtype that the model's weights are published in.
+    rung : Rung
+        The rung to stand on.
+
+    Attributes
+    ----------
+    target : torch.dtype
+        What weights are cast to.
+    looks : bool
+        Whether casting looks at the numbers, and not only at dtypes: bfloat16 may overflow or underflow in float16.
+    """
+
+    def __init__(self, published: torch.dtype, rung: Rung) -> None:
+        import torch
+
+        self.target: torch.dtype = getattr(torch, rung.torch_dtype)
+        self.looks = published is torch.bfloat16 and self.target is torch.float16
+        self._published = published
+        self._rung = rung
+        self._changed = 0
+        self._total = 0
+
+    def cast(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """The weight on the rung; one that has no floating point is returned as it is.
+
+        Raises
+        ------
+        PrecisionError
+            If the rung would narrow the weight, or it overflows in fp16.
+        """
+        import torch
+
+        if not weight.is_floating_point():
+            return weight
+        if torch.promote_types(weight.dtype, self.target) is not self.target and not self.looks:
+            raise PrecisionError(
+                f"The weight {name} is published in {str(weight.dtype).removeprefix('torch.')}, which the rung "
+                f"{self._rung.name} would narrow: that would change the model, not only its arithmetic. "
+                f"Choose a wider rung, or convert the checkpoint first."
+            )
+        return weight.detach().to(self.target)
+
+    def examine(self, name: str, weight: torch.Tensor, cast: torch.Tensor) -> None:
+        """Count what a cast lost, where it can lose anything.
+
+        Raises
+        ------
+        PrecisionError
+            If a finite number became infinite.
+        """
+        import torch
+
+        if not self.looks or not weight.is_floating_point():
+            return
+        overflowed = torch.isinf(cast) & torch.isfinite(weight)
+        if bool(overflowed.any()):
+            largest = float(weight.detach().abs().max())
+            raise PrecisionError(
+                f"The weight {name} holds {largest:.4g}, which overflows on the fp16 rung "
+                f"(largest number 65504). Use bf16, fp32 or fp64 for this model."
+            )
+        self._changed += int((cast.to(torch.float32) != weight.to(torch.float32)).sum())
+        self._total += int((weight != 0).sum())
+
+    def buffers(self, model: torch.nn.Module) -> None:
+        """Cast a model's buffers that are in the published dtype, in place."""
+        for module in model.modules():
+            for key, buffer in module.named_buffers(recurse=False):
+                if buffer.dtype is self._published and buffer.dtype is not self.target:
+                    setattr(module, key, buffer.to(self.target))
+
+    def record(self) -> dict[str, Any]:
+        """What :func:`widen` returns, of the weights examined so far."""
+        return {
+            "published_dtype": str(self._published).removeprefix("torch."),
+            "underflow_share": self._changed / self._total if self._total else 0.0,
+        }
+
+
 def widen(model: torch.nn.Module, rung: Rung) -> dict[str, Any]:
     """Cast a model's published weights to a rung, in place, without changing a single one.
 
@@ -138,47 +224,21 @@ def widen(model: torch.nn.Module, rung: Rung) -> dict[str, Any]:
     """
     import torch
 
-    target: torch.dtype = getattr(torch, rung.torch_dtype)
     published = {p.dtype for p in model.parameters() if p.is_floating_point()}
     main = next((d for d in (torch.bfloat16, torch.float16, torch.float32, torch.float64) if d in published), None)
     if main is None:
         raise PrecisionError("The model has no floating-point weights.")
-    checked = main is torch.bfloat16 and target is torch.float16
-    changed = 0
-    total = 0
+    widening = Widening(main, rung)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.is_floating_point():
-                continue
-            if torch.promote_types(parameter.dtype, target) is not target and not checked:
-                raise PrecisionError(
-                    f"The weight {name} is published in {str(parameter.dtype).removeprefix('torch.')}, which the rung "
-                    f"{rung.name} would narrow: that would change the model, not only its arithmetic. "
-                    f"Choose a wider rung, or convert the checkpoint first."
-                )
-            cast = parameter.detach().to(target)
-            if checked:
-                overflowed = torch.isinf(cast) & torch.isfinite(parameter)
-                if bool(overflowed.any()):
-                    largest = float(parameter.detach().abs().max())
-                    raise PrecisionError(
-                        f"The weight {name} holds {largest:.4g}, which overflows on the fp16 rung "
-                        f"(largest number 65504). Use bf16, fp32 or fp64 for this model."
-                    )
-                changed += int((cast.to(torch.float32) != parameter.to(torch.float32)).sum())
-                total += int((parameter != 0).sum())
+            cast = widening.cast(name, parameter)
+            widening.examine(name, parameter, cast)
             parameter.data = cast
-        for module in model.modules():
-            for key, buffer in module.named_buffers(recurse=False):
-                if buffer.dtype is main and buffer.dtype is not target:
-                    setattr(module, key, buffer.to(target))
+        widening.buffers(model)
     config = getattr(model, "config", None)
     if config is not None:
-        config.dtype = target
-    return {
-        "published_dtype": str(main).removeprefix("torch."),
-        "underflow_share": changed / total if total else 0.0,
-    }
+        config.dtype = widening.target
+    return widening.record()
 
 
 def _keep_float64() -> Any:
@@ -227,13 +287,15 @@ def _accumulate_in_float32() -> Any:
     }  # fmt: skip
     # One layer's weights and the output embedding: enough for every chunk of every lane to find its weights widened.
     capacity = 16
-    widened: OrderedDict[int, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+    widened: OrderedDict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = OrderedDict()
 
     def widen_weight(weight: torch.Tensor) -> torch.Tensor:
-        # The entry holds the weight itself, so an id is never used again while it stands in the table.
         key = id(weight)
         if key not in widened:
-            widened[key] = (weight, weight.detach().to(torch.float32))
+            # An entry ends with its weight: weights that are streamed are not kept alive by their copies, and an id
+            # that is used again finds nothing.
+            forget = weakref.ref(weight, lambda _: widened.pop(key, None))
+            widened[key] = (forget, weight.detach().to(torch.float32))
             if len(widened) > capacity:
                 widened.popitem(last=False)
         widened.move_to_end(key)

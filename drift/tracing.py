@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +19,16 @@ from xarray import Dataset
 
 from drift import dataset
 from drift.dataset import REFERENCES
-from drift.descent import Lane, check_supported, descend
+from drift.descent import Lane, Limits, check_supported, descend
 from drift.errors import ConfigError
 from drift.families import family_of
-from drift.precision import numerics, rung, rung_of, widen
+from drift.precision import numerics, rung, rung_of
 from drift.protocols import Chunk, Protocol, Variation, parse
 from drift.protocols.decode import Decode
 from drift.protocols.full import Full
 from drift.provenance import provenance
 from drift.recording import Comparison, DocumentRecorder
+from drift.weights import weights_of
 
 __all__ = ["trace", "trace_folds"]
 
@@ -90,6 +90,7 @@ def trace_folds(
     attrs: Mapping[str, object] | None = None,
     on_progress: Callable[[float], None] | None = None,
     allow_beyond_context: bool = False,
+    limits: Limits | None = None,
 ) -> list[Dataset]:
     """Run several folds beside full attention.
 
@@ -117,6 +118,8 @@ def trace_folds(
         Called with the share done, 0 to 1.
     allow_beyond_context : bool
         Whether positions may run past the context length that the model declares.
+    limits : Limits, optional
+        What may be kept in memory; see :class:`drift.descent.Limits`.
 
     Returns
     -------
@@ -148,7 +151,7 @@ def trace_folds(
     dtype = rung(labels["dtype"]) if "dtype" in labels else rung_of(model.dtype)
     if dtype.torch_dtype != str(model.dtype).removeprefix("torch."):
         raise ConfigError(f"labels say dtype {dtype.name}, but the model is in {model.dtype}.")
-    device = next(model.parameters()).device
+    device = weights_of(model).device
     # Folds of the same text descend together; a generated continuation makes another text.
     together: dict[Decode | None, list[int]] = {}
     for place, fold in enumerate(asked):
@@ -162,7 +165,9 @@ def trace_folds(
     model.eval()
     try:
         with numerics(dtype, str(device), half_matmul) as switches:
-            wide = _in_float64(model) if any(f.needs_float64 for f in asked) else model
+            wide = model
+            if any(f.needs_float64 for f in asked) and model.dtype is not torch.float64:
+                wide = weights_of(model).beside(rung("fp64"))
             for index, document in enumerate(ids):
                 for turn, (continued, places) in enumerate(together.items()):
                     done = index + turn / len(together)
@@ -182,6 +187,7 @@ def trace_folds(
                         recorder,
                         references=recorder.references,
                         logit_stride=logit_stride,
+                        limits=limits,
                         on_block=on_block,
                     )
                     for number, place in enumerate(places):
@@ -267,23 +273,15 @@ class _Fold:
         return self.reference in ("gold", "fold64")
 
 
-def _in_float64(model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself where it is in float64 already, else a copy with the same weights."""
-    if model.dtype is torch.float64:
-        return model
-    wide = copy.deepcopy(model)
-    widen(wide, rung("fp64"))
-    return wide
-
-
 def _continue(model: PreTrainedModel, text: Tensor, protocol: Decode) -> Tensor:
     """The text [token] and the continuation that full attention generates."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     given = text
-    for _ in range(protocol.continuation()):
-        logits = model(given[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
-        given = protocol.choose(logits, torch.tensor([len(text) - 1])).to(text)
-        text = torch.cat([text, given])
+    with weights_of(model).whole():
+        for _ in range(protocol.continuation()):
+            logits = model(given[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
+            given = protocol.choose(logits, torch.tensor([len(text) - 1])).to(text)
+            text = torch.cat([text, given])
     return text
 
 

@@ -53,13 +53,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_model(family: str, dtype: str = "float32", attn_implementation: str = "sdpa", seed: int = 0) -> Any:
+def make_model(
+    family: str, dtype: str = "float32", attn_implementation: str = "sdpa", seed: int = 0, **sizes: Any
+) -> Any:
     """A tiny model of a family: random weights of a size that makes attention matter."""
     import torch
     import transformers
 
     config_name, options = FAMILIES[family]
-    config = getattr(transformers, config_name)(**{**_COMMON, **options})
+    config = getattr(transformers, config_name)(**{**_COMMON, **options, **sizes})
     config._attn_implementation = attn_implementation
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(

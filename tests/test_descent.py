@@ -11,7 +11,8 @@ import torch
 from conftest import FAMILIES, make_model
 from transformers import DynamicCache
 
-from drift.descent import Lane, Recorder, descend
+from drift import descent
+from drift.descent import LOGIT_ROWS, Lane, Limits, Recorder, descend
 from drift.precision import numerics, rung_of
 from drift.protocols import Chunk, parse
 
@@ -83,14 +84,16 @@ def plain_loop(model: Any, text: torch.Tensor, chunks: Sequence[Chunk]) -> dict[
     return {"layers": joined, "logits": torch.cat(logits), "kept": kept}
 
 
-def compare_with_plain(model: Any, folds: Sequence[tuple[int, str]], tokens: int = TOKENS) -> None:
+def compare_with_plain(
+    model: Any, folds: Sequence[tuple[int, str]], tokens: int = TOKENS, limits: Limits | None = None
+) -> None:
     """Assert bitwise equality of everything that a descent shows with the plain loop."""
     text = torch.from_numpy(np.random.default_rng(5).integers(3, model.config.vocab_size, size=tokens))
     chunks = [parse("append").chunks(tokens, tokens)]
     chunks += [parse(p).bind(lambda: 1).chunks(tokens, size) for size, p in folds]
     recorder = Everything(len(chunks))
     with numerics(rung_of(model.dtype)):
-        descend(model, [Lane(text, c) for c in chunks], recorder)
+        descend(model, [Lane(text, c) for c in chunks], recorder, limits=limits)
         for lane, cut in enumerate(chunks):
             want = plain_loop(model, text, cut)
             blocks = len(want["kept"])
@@ -116,3 +119,95 @@ IMPLEMENTATIONS = [(f, a) for f in FAMILIES for a in ("sdpa", "eager") if (f, a)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_equals_a_plain_loop_bitwise(family: str, dtype: str, attn: str) -> None:
     compare_with_plain(make_model(family, dtype, attn), FOLDS)
+
+
+@pytest.mark.parametrize(("family", "attn"), IMPLEMENTATIONS)
+def test_arguments_that_are_made_again_are_the_same(family: str, attn: str) -> None:
+    compare_with_plain(make_model(family, "bfloat16", attn), FOLDS, limits=Limits(call_bytes=0))
+
+
+@pytest.mark.parametrize("reading", ["isolated", "streaming(sinks=2,window=9,positions=cache)", "evict(budget=12)"])
+def test_arguments_are_made_again_for_every_kind_of_chunk(reading: str) -> None:
+    model = make_model("gemma3-short-window", "bfloat16", "eager")
+    text = torch.from_numpy(np.random.default_rng(5).integers(3, 97, size=TOKENS))
+    protocol = parse(reading)
+    lanes = [Lane(text, parse("append").chunks(TOKENS, TOKENS)), Lane(text, protocol.chunks(TOKENS, 8), protocol)]
+    seen = []
+    for limits in (None, Limits(call_bytes=0), Limits(call_bytes=6000)):
+        recorder = Everything(2)
+        with numerics(rung_of(model.dtype)):
+            descend(model, lanes, recorder, limits=limits)
+        seen.append(recorder)
+    for other in seen[1:]:
+        for lane in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(seen[0].layers[lane], other.layers[lane], strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(seen[0].scores[lane], other.scores[lane], strict=True))
+        assert other.bytes == seen[0].bytes
+
+
+def test_arguments_are_kept_only_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    text = torch.arange(3, 35)
+    lanes = [Lane(text, parse("append").chunks(32, size)) for size in (8, 4)]
+    taps: list[int] = []
+    plain = descent._Taps.run
+
+    def counted(self: Any, cache: Any, tokens: torch.Tensor, first_position: int) -> Any:
+        taps.append(tokens.shape[1])
+        return plain(self, cache, tokens, first_position)
+
+    monkeypatch.setattr(descent._Taps, "run", counted)
+    counts = {}
+    for allowed in (1e9, 3000, 0):
+        taps.clear()
+        with numerics(rung_of(model.dtype)):
+            descend(model, lanes, Everything(2), limits=Limits(call_bytes=allowed))
+        counts[allowed] = {size: taps.count(size) for size in (8, 4)}
+    # 4 and 8 chunks, once to begin with, and once more in each of 3 blocks where they are not kept
+    assert counts == {1e9: {8: 4, 4: 8}, 3000: {8: 4, 4: 32}, 0: {8: 16, 4: 32}}
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_cache_with_room_gives_the_same_bits_where_no_head_is_shared(dtype: str, attn: str) -> None:
+    """Where every query head has keys of its own, attention works on the cache itself, and not on a copy."""
+    model = make_model("llama", dtype, attn, num_key_value_heads=4)
+    assert model.model.layers[0].self_attn.num_key_value_groups == 1
+    compare_with_plain(model, FOLDS)
+
+
+def test_nothing_is_joined_to_a_cache_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    text = torch.arange(3, 43)
+    recorder = Everything(1)
+    held: list[int] = []
+    monkeypatch.setattr(recorder, "cache", lambda block, keys, values: held.append(keys[0].data_ptr()))
+    plain = descent._Roomy.update
+    where: set[int] = set()
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        keys, values = plain(self, *args, **kwargs)
+        where.add(keys.data_ptr())
+        return keys, values
+
+    monkeypatch.setattr(descent._Roomy, "update", watched)
+    with numerics(rung_of(model.dtype)):
+        descend(model, [Lane(text, parse("append").chunks(40, 8))], recorder)
+    # The recorder is shown the very memory that attention worked on.
+    assert set(held) <= where
+
+
+def test_logits_of_long_chunks_come_in_slices_of_the_limit() -> None:
+    model = make_model("llama")
+    tokens = LOGIT_ROWS + 76
+    text = torch.arange(tokens) % 90 + 3
+    slices: list[tuple[int, int]] = []
+
+    class Sizes(Recorder):
+        def logits(self, lane: int, rows: torch.Tensor, logits: torch.Tensor) -> None:
+            slices.append((lane, len(rows)))
+
+    lanes = [Lane(text, parse("append").chunks(tokens, size)) for size in (tokens, 550)]
+    with numerics(rung_of(model.dtype)):
+        descend(model, lanes, Sizes(), limits=Limits(logit_rows=500))
+    assert slices == [(0, 500), (1, 500), (0, 500), (1, 50), (1, 450), (0, 100), (1, 100)]

@@ -365,6 +365,7 @@ def test_names_of_cells_are_safe_and_carry_the_hash(tiny: Path) -> None:
 
 
 class _Shape:
+    intermediate_size = 1536
     layers, hidden_size, heads, kv_heads, head_dim, vocab_size, parameters, tied = (
         30,
         576,

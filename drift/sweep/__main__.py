@@ -17,6 +17,7 @@ from typing import Any
 from drift.errors import DriftError
 from drift.sweep.config import AXES, DEFAULTS, OPTIONS, load_config, presets
 from drift.sweep.cost import show_bytes, show_seconds
+from drift.sweep.memory import parse
 from drift.sweep.outcome import Exit, Interrupted
 from drift.sweep.planning import Plan, plan
 from drift.sweep.progress import reporter
@@ -94,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--retry-failed", action="store_true", help="compute cells again that failed")
     add("--fail-fast", action="store_true", help="stop at the first cell that fails")
     add("--jobs", type=_jobs, default=1, metavar="N|auto", help="groups computed at once, each in its own process")
+    add(
+        "--memory",
+        type=parse,
+        metavar="SIZE",
+        help="memory that a descent may take, such as 24GiB (default: what is free)",
+    )
     add("--json", action="store_true", help="print a JSON object on stdout and everything else on stderr")
     add("--list-presets", action="store_true", help="list the presets and exit")
     return parser
@@ -185,7 +192,7 @@ def _command(arguments: argparse.Namespace) -> int:
         return Exit.COMPLETE
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:
-        preview = _preview(plan(config, arguments.out, dry_run=True), arguments.only)
+        preview = _preview(plan(config, arguments.out, dry_run=True, memory=arguments.memory), arguments.only)
         print(json.dumps(preview, indent=1) if arguments.json else "\n".join(_table(preview)))
         return Exit.COMPLETE
     interrupted = False
@@ -201,6 +208,7 @@ def _command(arguments: argparse.Namespace) -> int:
                 retry_failed=arguments.retry_failed,
                 fail_fast=arguments.fail_fast,
                 jobs=arguments.jobs,
+                memory=arguments.memory,
                 report=reporter(sys.stderr),
             )
         except Interrupted as stop:

@@ -48,6 +48,7 @@ OPTIONS: dict[str, str] = {
     "allow_beyond_context": "true: texts may be longer than the model was trained for",
     "controls": "false: leave out the controls that every sweep runs on short texts",
     "half_matmul": "auto, native or float32: how bf16 and fp16 matrix products are computed on a CPU",
+    "weights": "auto, resident or streamed: all in memory, or read from disk block by block (auto: as memory allows)",
 }
 DEFAULTS: dict[str, Any] = {
     "dtype": ["bf16", "fp32"],
@@ -63,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "allow_beyond_context": False,
     "controls": True,
     "half_matmul": "auto",
+    "weights": "auto",
 }
 _INTEGERS = ("chunk_size", "documents", "tokens", "logit_stride", "seed")
 _PRESETS = Path(__file__).resolve().parent.parent / "presets"
@@ -70,6 +72,7 @@ _PRESETS = Path(__file__).resolve().parent.parent / "presets"
 Attention = Literal["sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
 HalfMatmul = Literal["auto", "native", "float32"]
+WeightsKept = Literal["auto", "resident", "streamed"]
 _T = TypeVar("_T")
 
 
@@ -101,6 +104,7 @@ class _Axes(BaseModel):
     allow_beyond_context: StrictBool | None = None
     controls: StrictBool | None = None
     half_matmul: HalfMatmul | None = None
+    weights: WeightsKept | None = None
 
 
 class _Document(_Axes):
@@ -131,6 +135,7 @@ class Grid(BaseModel):
     allow_beyond_context: bool
     controls: bool
     half_matmul: str
+    weights: str
 
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -333,6 +338,7 @@ _LITERALS: dict[str, tuple[str, ...]] = {
     "attn_implementation": get_args(Attention),
     "device": get_args(Device),
     "half_matmul": get_args(HalfMatmul),
+    "weights": get_args(WeightsKept),
 }
 
 

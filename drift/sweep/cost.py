@@ -12,9 +12,11 @@ import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ["Cost", "Sized", "cell_bytes", "cores", "correction", "group_cost", "show_bytes", "show_seconds"]
+from drift.sweep.memory import ITEM_BYTES, Footprint, Sized, footprint
+
+__all__ = ["Cost", "cell_bytes", "cores", "correction", "group_cost", "show_bytes", "show_seconds"]
 
 # Operations per second: per core on a CPU, per device on a GPU.
 _THROUGHPUT = {
@@ -35,22 +37,6 @@ _CALL_SECONDS = {"cpu": 6e-4, "cuda": 4e-4}  # one layer called for one chunk, w
 _LOGIT_SECONDS = {"cpu": 1.6e-8, "cuda": 4e-11}  # one entry of the vocabulary compared for one token; per core
 _LOAD_BYTES_PER_SECOND = 0.5e9
 _LOAD_SECONDS = 2.0
-_ITEM_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}
-RUNTIME_BYTES = 0.6e9  # interpreter, torch and transformers themselves
-_LOGIT_WORKSPACE = 0.5e9
-
-
-class Sized(Protocol):
-    """What is asked of a model's shape (see :class:`drift.checkpoints.Shape`)."""
-
-    layers: int
-    hidden_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    parameters: int
-    tied: bool
 
 
 @dataclass(frozen=True)
@@ -80,6 +66,7 @@ def group_cost(
     tokens: int,
     folds: Sequence[int],
     logit_stride: int = 1,
+    way: Footprint | None = None,
 ) -> Cost:
     """Estimate one descent.
 
@@ -95,6 +82,8 @@ def group_cost(
         Chunk size of every fold in the descent; full attention is added.
     logit_stride : int
         Logits of every n-th token are compared.
+    way : Footprint, optional
+        How it is run; by default with all weights in memory, and sdpa.
 
     Returns
     -------
@@ -103,9 +92,8 @@ def group_cost(
     usable = cores() if device == "cpu" else 1
     embedding = shape.vocab_size * shape.hidden_size
     in_blocks = max(shape.parameters - embedding * (1 if shape.tied else 2), 1)
-    lanes = len(folds) + 1
     compared = -(-tokens // logit_stride)
-    item = _ITEM_BYTES[dtype]
+    item = ITEM_BYTES[dtype]
     throughput = _THROUGHPUT.get((device, dtype, half_matmul), _THROUGHPUT[(device, dtype, "native")]) * usable
     bandwidth = _BANDWIDTH[device] * usable
     # Products of 16-bit numbers widened to float32 read float32 weights.
@@ -123,18 +111,15 @@ def group_cost(
 
     logits = float(compared) * shape.vocab_size * len(folds)
     seconds = documents * (lane(tokens) + sum(lane(size) for size in folds) + logits * _LOGIT_SECONDS[device] / usable)
-    weights = shape.parameters * item
-    hidden = 3.0 * lanes * tokens * shape.hidden_size * item
-    cache = 4.0 * lanes * tokens * shape.kv_heads * shape.head_dim * item
-    widened = 4.0 * (in_blocks / shape.layers + embedding) if half_matmul == "float32" else 0.0
-    # While weights are widened, the published 16-bit ones stand beside them.
-    loading = shape.parameters * (item + (2 if item > 2 else 0))
-    working = weights + hidden + cache + widened + _LOGIT_WORKSPACE
-    return Cost(
-        seconds=seconds,
-        load_seconds=_LOAD_SECONDS + 2.0 * shape.parameters / _LOAD_BYTES_PER_SECOND,
-        memory_bytes=RUNTIME_BYTES + max(loading, working),
-    )
+    way = way or footprint(
+        shape, dtype=dtype, device=device, half_matmul=half_matmul, attn_implementation="sdpa", tokens=tokens,
+        folds=folds, logit_stride=logit_stride,
+    )  # fmt: skip
+    load = 2.0 * shape.parameters / _LOAD_BYTES_PER_SECOND
+    # Streamed weights are read again for every document, beside the computing.
+    if way.weights == "streamed":
+        seconds = max(seconds, documents * load)
+    return Cost(seconds=seconds, load_seconds=_LOAD_SECONDS + load, memory_bytes=way.bytes)
 
 
 def cell_bytes(shape: Sized, *, documents: int, tokens: int, chunk_size: int) -> float:

@@ -20,7 +20,8 @@ from drift._version import NUMERICS_VERSION
 from drift.errors import CheckpointError, ConfigError, DriftError
 from drift.sweep import controls as control_table
 from drift.sweep.config import Config, Grid, load_config
-from drift.sweep.cost import RUNTIME_BYTES, Cost, cell_bytes, correction, group_cost
+from drift.sweep.cost import Cost, cell_bytes, correction, group_cost
+from drift.sweep.memory import Footprint, choose, free, resident_bytes
 from drift.sweep.state import Folder, Survey
 
 __all__ = ["Cell", "Group", "Plan", "cuda_problem", "plan"]
@@ -52,6 +53,8 @@ class Cell:
         What else the numbers depend on.
     beyond_context : bool
         Whether longer texts than the model's context are allowed. A permission, not part of the identity.
+    kept : str
+        ``auto``, ``resident`` or ``streamed``: where the weights may lie. The numbers are the same.
     """
 
     model: str
@@ -74,6 +77,7 @@ class Cell:
     reference: str = "full"
     control: str = ""
     beyond_context: bool = field(default=False, compare=False)
+    kept: str = field(default="auto", compare=False)
 
     @property
     def axes(self) -> dict[str, str | int]:
@@ -144,43 +148,85 @@ class Group:
         size = f"{cell.documents} x {cell.tokens} tokens of {cell.corpus}"
         return f"{cell.label} {cell.dtype} on {cell.device} ({cell.attn_implementation}), {size}: {folds}"
 
-    def cost(self) -> Cost | None:
-        """Estimate the descent; None where the model's shape is not known yet."""
+    def way(self, budget: float | None = None) -> tuple[Footprint, bool] | None:
+        """How to run the descent within a budget [bytes], and whether it fits; None where the shape is not known.
+
+        Its bytes are those of everything, a float64 copy of the model included.
+        """
         cell = self.cells[0]
         shape = _shape(cell.model, cell.checkpoint)
         if shape is None:
             return None
+        given: dict[str, Any] = {
+            "device": cell.device,
+            "attn_implementation": cell.attn_implementation,
+            "tokens": cell.tokens,
+            "logit_stride": cell.logit_stride,
+            "weights": next((c.kept for c in self.cells if c.kept != "auto"), "auto"),
+        }
+        narrow, wide = self._folds()
+        own: dict[str, Any] = {"dtype": cell.dtype, "half_matmul": cell.half_matmul, "folds": narrow}
+        if not wide:
+            return choose(shape, budget=budget, **given, **own)
+        # The same model stands beside itself in float64, and is kept in the same way.
+        for kept in ("resident", "streamed") if given["weights"] == "auto" else (given["weights"],):
+            asked = given | {"weights": kept}
+            extra, _ = choose(shape, budget=0, dtype="fp64", half_matmul="native", folds=wide, **asked)
+            beside = extra.bytes - extra.parts["runtime"]
+            way, fits = choose(shape, budget=budget, beside=beside, **asked, **own)
+            if fits:
+                break
+        return replace(way, parts=way.parts | {"runtime": way.parts["runtime"] + beside}), fits
+
+    def _folds(self) -> tuple[list[int], list[int]]:
+        """Chunk sizes of the folds on the cells' own rung, and of those in float64."""
         lanes = {(c.protocol, c.chunk_size) for c in self.cells}
         lanes |= {(f"{c.protocol} unperturbed", c.chunk_size) for c in self.cells if c.reference == "unperturbed"}
+        wide = {(c.protocol, c.chunk_size) for c in self.cells if c.reference in ("gold", "fold64")}
+        return [size for _, size in sorted(lanes)], [size for _, size in sorted(wide)]
+
+    def cost(self, budget: float | None = None) -> Cost | None:
+        """Estimate the descent; None where the model's shape is not known yet."""
+        cell = self.cells[0]
+        found = self.way(budget)
+        if found is None:
+            return None
+        shape = _shape(cell.model, cell.checkpoint)
         given: dict[str, Any] = {
             "device": cell.device,
             "documents": cell.documents,
             "tokens": cell.tokens,
             "logit_stride": cell.logit_stride,
+            "way": found[0],
         }
-        cost = group_cost(
-            shape, dtype=cell.dtype, half_matmul=cell.half_matmul, folds=[size for _, size in sorted(lanes)], **given
-        )
-        wide = {(c.protocol, c.chunk_size) for c in self.cells if c.reference in ("gold", "fold64")}
+        narrow, wide = self._folds()
+        cost = group_cost(shape, dtype=cell.dtype, half_matmul=cell.half_matmul, folds=narrow, **given)
         if not wide:
             return cost
-        # The same model stands beside itself in float64.
-        extra = group_cost(shape, dtype="fp64", half_matmul="native", folds=[size for _, size in sorted(wide)], **given)
-        return replace(
-            cost,
-            seconds=cost.seconds + extra.seconds,
-            memory_bytes=cost.memory_bytes + extra.memory_bytes - RUNTIME_BYTES,
-        )
+        extra = group_cost(shape, dtype="fp64", half_matmul="native", folds=wide, **given)
+        return replace(cost, seconds=cost.seconds + extra.seconds)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a sweep in the order of computing, and what its folder already holds."""
+    """All cells of a sweep in the order of computing, and what its folder already holds.
+
+    ``memory`` are the bytes that a descent may take; None is what the device has free.
+    """
 
     config: Config
     folder: Folder
     cells: tuple[Cell, ...]
     survey: Survey
+    memory: int | None = None
+
+    def budget(self, device: str) -> int | None:
+        """Bytes that a descent may take now, where anything says so."""
+        if self.memory is not None or (device == "cuda" and cuda_problem()):
+            return self.memory
+        available = free(device)
+        # What this process holds already is part of what a descent is reckoned to take.
+        return available if available is None or device != "cpu" else available + resident_bytes()
 
     def surveyed(self) -> Plan:
         """The same plan after a (new) look into the folder."""
@@ -204,7 +250,8 @@ class Plan:
         total: dict[str, float | int] = {"seconds": 0.0, "memory_bytes": 0.0, "disk_bytes": 0.0, "unknown": 0}
         weights: tuple[object, ...] = ()
         for group in self.groups(cells):
-            cost, first = group.cost(), group.cells[0]
+            first = group.cells[0]
+            cost = group.cost(self.budget(first.device))
             if cost is None:
                 total["unknown"] += len(group.cells)
                 continue
@@ -377,6 +424,7 @@ def _resolve(grid: Grid, config: Config, problems: _Problems, dry_run: bool) -> 
                 text=texts[text],
                 versions=versions,
                 beyond_context=grid.allow_beyond_context,
+                kept=grid.weights,
             )
             yield cell
             if grid.controls:
@@ -439,6 +487,7 @@ def plan(
     *,
     dry_run: bool = False,
     look: bool = True,
+    memory: int | None = None,
 ) -> Plan:
     """Make the plan of a sweep and look at what its folder already holds.
 
@@ -452,6 +501,8 @@ def plan(
         A CUDA device that is not there is no error: nothing will be computed here.
     look : bool
         Whether to look into the folder; without, every cell counts as pending.
+    memory : int, optional
+        Bytes that a descent may take; by default what its device has free.
 
     Returns
     -------
@@ -483,7 +534,7 @@ def plan(
     problems.raise_any()
     folder = Folder(Path(out) if out is not None else Path("data") / "sweeps" / config.name)
     folder.check()
-    made = Plan(config, folder, _in_order(cells.values()), Survey())
+    made = Plan(config, folder, _in_order(cells.values()), Survey(), memory)
     return made.surveyed() if look else made
 
 

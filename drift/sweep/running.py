@@ -8,14 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift._version import __version__
-from drift.errors import ConfigError, DatasetError
+from drift.errors import CheckpointError, ConfigError, DatasetError
 from drift.sweep.config import AXES, Config, closest, parse_pair
-from drift.sweep.cost import correction, show_seconds
+from drift.sweep.cost import correction, show_bytes, show_seconds
+from drift.sweep.memory import Footprint
 from drift.sweep.outcome import Failure, Interrupted, Summary, is_refusal
 from drift.sweep.planning import Cell, Group, Plan, plan
 from drift.sweep.progress import Silent
@@ -93,6 +95,7 @@ class _Run:
         self._weights: tuple[object, ...] = ()
         self._loaded: Any = None
         self._load_failure: Failure | None = None
+        self._way: Footprint | None = None
 
     # -------------------------------------------------------- state
 
@@ -293,11 +296,15 @@ class _Run:
         from drift import corpus, protocols
 
         first = group.cells[0]
-        failure = self._load(first)
+        budget = self.plan.budget(first.device)
+        way, fits = group.way(budget) or (None, True)
+        failure = None if fits or way is None else _too_large(way, budget or 0, first.device)
+        failure = failure or self._load(first, way.weights if way else "resident")
         if failure is not None:
             for cell in group.cells:
                 self.fail(cell, failure)
             return 0.0
+        self._way = way
         began = time.monotonic()
         tokenizer = self._loaded.tokenizer
         try:
@@ -342,8 +349,10 @@ class _Run:
             self._descend([cell], tokens)
 
     def _trace(self, cells: Sequence[Cell], tokens: Any) -> list[xr.Dataset]:
+        from drift.descent import Limits
         from drift.tracing import trace_folds
 
+        way = self._way
         first = cells[0]
         return trace_folds(
             self._loaded.model,
@@ -362,22 +371,43 @@ class _Run:
             },
             on_progress=self.report.fraction,
             allow_beyond_context=any(cell.beyond_context for cell in cells),
+            limits=Limits(float("inf") if way.keeps_calls else 0, way.logit_rows) if way else None,
         )
 
-    def _load(self, cell: Cell) -> Failure | None:
-        """Have the weights of a cell in memory; the ones before are let go first."""
+    def _load(self, cell: Cell, kept: str) -> Failure | None:
+        """Have the weights of a cell where they are to be kept; the ones before are let go first."""
         from drift import checkpoints
 
-        if cell.weights == self._weights:
+        weights = (*cell.weights, kept)
+        if weights == self._weights:
             return self._load_failure
-        self._loaded, self._load_failure, self._weights = None, None, cell.weights
+        self._loaded, self._load_failure, self._weights = None, None, weights
         _free(cell.device)
+        given = (cell.model, cell.dtype, cell.device, cell.attn_implementation)
         try:
-            self._loaded = checkpoints.load(cell.model, cell.dtype, cell.device, cell.attn_implementation)
+            try:
+                self._loaded = checkpoints.load(*given, weights=kept)
+            except CheckpointError as error:
+                if type(error).__name__ != "UnfitForStreamingError" or cell.kept == "streamed":
+                    raise
+                self.report.line(f"    {error} Its weights are loaded whole.")
+                self._loaded = checkpoints.load(*given)
         except Exception as error:
             self._load_failure = Failure.of(error, "checkpoint")
             _free(cell.device)
         return self._load_failure
+
+
+def _too_large(way: Footprint, budget: float, device: str) -> Failure:
+    """Why a descent is not begun."""
+    where = "device" if device == "cuda" else "machine"
+    return Failure(
+        "memory",
+        f"needs about {show_bytes(way.bytes)} of memory even with {way.weights} weights, and {show_bytes(budget)} are "
+        f"allowed or free; use fewer tokens or folds, a narrower dtype, or a {where} with more, and say "
+        f"--memory {way.bytes / 1e9 * 1.05:.1f}GB if it has that much",
+        "refused before anything was computed: " + ", ".join(f"{k} {show_bytes(v)}" for k, v in way.parts.items()),
+    )
 
 
 def compute_group(todo: Plan, group: Group, *, fail_fast: bool) -> Outcome:
@@ -435,7 +465,7 @@ def _fetch_hub(todo: Plan, cells: Sequence[Cell], runner: Callable[[Plan], _Run]
         except Exception as error:
             failures[name] = Failure.of(error, "checkpoint")
     if fetched:
-        todo = plan(todo.config, todo.folder.path)
+        todo = plan(todo.config, todo.folder.path, memory=todo.memory)
     run_ = runner(todo)
     for cell in todo.cells:
         if cell.model in failures and cell.checkpoint == "unfetched":
@@ -453,6 +483,7 @@ def run(
     retry_failed: bool = False,
     fail_fast: bool = False,
     jobs: int | None = 1,
+    memory: int | None = None,
     report: Silent | None = None,
 ) -> Summary:
     """Compute the cells of a plan that are not there yet.
@@ -475,6 +506,9 @@ def run(
         Stop at the first failure.
     jobs : int, optional
         Groups computed at once, each in a process of its own that gets its share of the cores; None chooses.
+    memory : int, optional
+        Bytes that a descent may take; by default what its device has free. It decides whether weights are kept in
+        memory, and descents that cannot fit are failures. Of several jobs each gets its share.
     report : Silent, optional
         Told about progress (see :mod:`drift.sweep.progress`); nothing is said by default.
 
@@ -493,6 +527,8 @@ def run(
     report = report or Silent()
     if not isinstance(todo, Plan):
         todo = plan(todo, out, look=False)
+    if memory is not None:
+        todo = replace(todo, memory=memory)
     with todo.folder.lock():
         # Whatever was seen before, another sweep may have ended since: look under the lock.
         todo = todo.surveyed()
@@ -525,6 +561,8 @@ def run(
             if jobs is None and wanted:
                 peak = float(todo.estimate(wanted).get("memory_bytes", 0))
                 jobs = automatic_jobs(wanted[0].device, len(groups), peak)
+            if (jobs or 1) > 1 and memory is not None:
+                run_.plan = replace(run_.plan, memory=max(1, memory // min(jobs or 1, max(1, len(groups)))))
             run_.groups(groups, jobs or 1)
         except KeyboardInterrupt:
             with _deaf():

@@ -1,0 +1,193 @@
+"""Memory: what a descent is reckoned to take, how it is made to fit, and what is said where it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
+
+import drift
+from drift import dataset
+from drift.checkpoints import Shape
+from drift.dataset import same_data
+from drift.errors import ConfigError
+from drift.sweep import plan, run
+from drift.sweep.__main__ import main
+from drift.sweep.memory import choose, footprint, free, parse
+
+LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128256, 8_030_261_248, 131072, False)
+LLAMA_70B = Shape(80, 8192, 28672, 64, 8, 128, 128256, 70_553_706_496, 131072, False)
+LONG: dict[str, Any] = {
+    "dtype": "bf16",
+    "device": "cuda",
+    "half_matmul": "native",
+    "attn_implementation": "sdpa",
+    "tokens": 131072,
+    "folds": [256],
+    "logit_stride": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 * 2**30), ("500MB", 500_000_000), ("500 mb", 500_000_000), ("8e9", 8_000_000_000), ("1.5kB", 1500)],
+)
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert parse(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "24 apples", "0", "-3GB", "1.2.3GB"])
+def test_no_amounts_of_memory(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no amount of memory; write 24GiB"):
+        parse(text)
+
+
+def test_the_machine_says_what_is_free() -> None:
+    available = free("cpu")
+    assert available is None or available > 0
+
+
+def test_weights_and_masks_of_an_8b_model_are_what_they_are() -> None:
+    way = footprint(LLAMA_8B, **LONG)
+    assert way.parts["weights"] == pytest.approx(2 * 8.03e9, rel=1e-3)
+    # 512 chunks of 256 queries against all keys so far, one byte each
+    assert way.parts["calls"] == pytest.approx(131072**2 / 2, rel=0.03)
+    assert footprint(LLAMA_8B, keeps_calls=False, **LONG).parts["calls"] < 0.05e9
+    streamed = footprint(LLAMA_8B, weights="streamed", **LONG)
+    # two blocks of 218 million weights, and what is being read
+    assert streamed.parts["weights"] == pytest.approx(4 * 218.1e6, rel=0.2)
+    assert footprint(LLAMA_70B, weights="streamed", **LONG).parts["weights"] < 4e9
+
+
+def test_the_quickest_way_that_fits_is_taken() -> None:
+    roomy, fits = choose(LLAMA_8B, budget=None, **LONG)
+    assert (roomy.weights, roomy.keeps_calls, roomy.logit_rows, fits) == ("resident", True, 1024, True)
+    seen = []
+    for budget in (60e9, 36e9, 24e9):
+        way, fits = choose(LLAMA_8B, budget=budget, **LONG)
+        assert fits
+        assert way.bytes <= budget
+        seen.append((way.weights, way.keeps_calls))
+    assert seen == [("resident", True), ("resident", False), ("streamed", False)]
+    least, fits = choose(LLAMA_8B, budget=1e9, **LONG)
+    assert not fits
+    assert least.bytes == choose(LLAMA_8B, budget=least.bytes, **LONG)[0].bytes
+    assert choose(LLAMA_8B, budget=1e12, weights="streamed", **LONG)[0].weights == "streamed"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of a tiny checkpoint: two folds of one text."""
+    folder = tmp_path_factory.mktemp("memory")
+    tiny_checkpoint(folder / "tiny")
+    return write_config(
+        folder / "small.yaml",
+        model=str(folder / "tiny"),
+        dtype="fp32",
+        chunk_size=[8, 16],
+        tokens=64,
+        device="cpu",
+        corpus=f"file:{text_file(folder / 'text.txt')}",
+    )
+
+
+def budget_between(config: Path) -> int:
+    """A budget that streamed weights fit into and resident ones do not."""
+    group = plan(config).groups()[0]
+    tight = group.way(1)
+    roomy = group.way(None)
+    assert tight is not None
+    assert roomy is not None
+    assert tight[0].bytes < roomy[0].bytes
+    return int(tight[0].bytes) + 1
+
+
+def test_cells_are_the_same_within_any_budget(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from drift import checkpoints
+
+    kept = []
+    plain = checkpoints.load
+
+    def load(*args: Any, **options: Any) -> Any:
+        loaded = plain(*args, **options)
+        kept.append(loaded.record["weights_kept"])
+        return loaded
+
+    monkeypatch.setattr(checkpoints, "load", load)
+    folders = [tmp_path / name for name in ("roomy", "tight", "forced")]
+    assert run(config, folders[0], memory=10**12).failed == 0
+    assert run(config, folders[1], memory=budget_between(config)).failed == 0
+    assert main([str(config), "--out", str(folders[2]), "--set", "weights=streamed"]) == 0
+    assert kept == ["resident", "streamed", "streamed"]
+    names = [sorted(path.name for path in folder.glob("*.nc")) for folder in folders]
+    assert names[0] == names[1] == names[2]
+    for cells in zip(*(sorted(folder.glob("*.nc")) for folder in folders), strict=True):
+        first, *others = map(dataset.read, cells)
+        for other in others:
+            assert same_data(first, other) == []
+
+
+def test_what_cannot_fit_is_refused_with_what_it_would_need(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([str(config), "--out", str(out), "--memory", "1MB"]) == 1
+    record = json.loads((out / "sweep.json").read_text())
+    assert len(record["failures"]) == 2
+    for failure in record["failures"]:
+        assert failure["kind"] == "memory"
+        assert "of memory even with" in failure["reason"]
+        assert "--memory 0." in failure["reason"]
+    assert "1.0 MB are allowed or free" in capsys.readouterr().out
+    # Failed cells are tried again with more.
+    assert main([str(config), "--out", str(out), "--memory", "100GB", "--retry-failed"]) == 0
+
+
+def test_bad_amounts_are_errors_in_words(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config), "--memory", "plenty", "--dry-run"]) == 2
+    assert "no amount of memory" in capsys.readouterr().err
+    assert main([str(config), "--set", "weights=floating", "--dry-run"]) == 2
+    assert "is not one of auto, resident, streamed" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_streamed_is_loaded_whole_unless_that_was_asked_for(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drift import weights
+
+    def unfit(*args: Any) -> Any:
+        raise weights.UnfitForStreamingError("It has no safetensors.")
+
+    monkeypatch.setattr(weights, "Streamed", unfit)
+    assert run(config, tmp_path / "auto", memory=budget_between(config)).done == 2
+    asked = drift.sweep.load_config(config, ["weights=streamed"])
+    summary = run(asked, tmp_path / "asked")
+    assert summary.failed == 2
+    assert "It has no safetensors" in summary.failures[0]["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"dtype": "fp32", "tokens": 3072, "chunk_size": 512},
+        {"dtype": "fp32", "tokens": 3072, "chunk_size": 512, "weights": "streamed"},
+        {"dtype": "bf16", "tokens": 1024, "chunk_size": 256, "half_matmul": "float32"},
+    ],
+)
+def test_the_predicted_peak_is_within_fifteen_percent(case: dict[str, Any], smollm2: str, tmp_path: Path) -> None:
+    found = _bench().measure({"model": smollm2, **case}, tmp_path)
+    assert found["predicted"] == pytest.approx(found["measured"], rel=0.15)
+
+
+def _bench() -> Any:
+    spec = importlib.util.spec_from_file_location("bench_memory", REPOSITORY / "bench" / "memory.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
