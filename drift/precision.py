@@ -182,9 +182,18 @@ class Widening:
         self._total += int((weight != 0).sum())
 
     def buffers(self, model: torch.nn.Module) -> None:
-        """Cast a model's buffers that are in the published dtype, in place."""
+        """Cast a model's buffers that are in the published dtype, in place.
+
+        Buffers that are no part of a checkpoint are worked out in float32 on purpose, above all the inverse frequencies
+        of rotary embeddings. They stay as they are, also where the weights are float32 too: every rung is to see the
+        same positions.
+        """
+        import torch
+
         for module in model.modules():
             for key, buffer in module.named_buffers(recurse=False):
+                if buffer.dtype is torch.float32 and key in module._non_persistent_buffers_set:
+                    continue
                 if buffer.dtype is self._published and buffer.dtype is not self.target:
                     setattr(module, key, buffer.to(self.target))
 

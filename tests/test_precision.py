@@ -131,3 +131,17 @@ def test_bad_switches() -> None:
         pass
     assert default_half_matmul("cuda") == "native"
     assert default_half_matmul("cpu") in ("native", "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gemma3-short-window"])
+def test_every_rung_sees_the_same_positions(family: str, dtype: str, tiny: Callable[..., Any]) -> None:
+    """Widening keeps the frequencies of rotary embeddings in float32, whatever the weights are in."""
+    model = tiny(family, dtype)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "inv_freq" in name}
+    assert before
+    widen(model, rung("fp64"))
+    for name, buffer in model.named_buffers():
+        if name in before:
+            assert buffer.dtype is torch.float32, name
+            assert torch.equal(buffer, before[name]), name
