@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,6 +75,12 @@ class Recorder(ABC):
 
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """What block ``block`` (1 is the first) cached, one tensor [head, token, feature] per lane."""
+
+    def cached(self, lane: int, block: int, step: int, keys: Tensor, values: Tensor) -> None:
+        """What the cache of block ``block`` holds after chain step ``step``: [head, token, feature], prefixes included.
+
+        Layers with a sliding window hold their last tokens only.
+        """
 
     def cache_bytes(self, block: int, sizes: Sequence[Sequence[int]]) -> None:
         """Bytes that the block's cache carries on after each chunk, per lane and chunk."""
@@ -251,7 +258,11 @@ class _Descending:
 
 
 def _run_block(
-    model: PreTrainedModel, block: torch.nn.Module, index: int, lane: _Descending
+    model: PreTrainedModel,
+    block: torch.nn.Module,
+    index: int,
+    lane: _Descending,
+    on_step: Callable[[int, Tensor, Tensor], None],
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Take one lane through one block; return the keys, the values and the carried bytes per chunk."""
     tape = _Tape(_text_config(model))
@@ -265,6 +276,7 @@ def _run_block(
                 "(layers that share a cache, or keep none, are not supported)."
             )
         assert layer.values is not None
+        on_step(step, layer.keys[0], layer.values[0])
         sizes.append(
             layer.keys.numel() * layer.keys.element_size() + layer.values.numel() * layer.values.element_size()
         )
@@ -392,7 +404,10 @@ def descend(
     descending = [_Descending(lane, *_tap(model, lane)) for lane in lanes]
     recorder.hidden(0, "embedding", [d.text(d.states) for d in descending])
     for index, block in enumerate(blocks):
-        cached = [_run_block(model, block, index, d) for d in descending]
+        cached = [
+            _run_block(model, block, index, d, partial(recorder.cached, lane, index + 1))
+            for lane, d in enumerate(descending)
+        ]
         recorder.cache(index + 1, [keys for keys, _, _ in cached], [values for _, values, _ in cached])
         recorder.cache_bytes(index + 1, [sizes for _, _, sizes in cached])
         del cached

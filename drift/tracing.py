@@ -24,7 +24,7 @@ from drift.precision import numerics, rung, rung_of
 from drift.protocols import Chunk, Protocol, parse
 from drift.provenance import provenance
 
-__all__ = ["trace", "trace_folds"]
+__all__ = ["check_chunks", "check_tokens", "trace", "trace_folds"]
 
 
 def trace(
@@ -121,7 +121,7 @@ def trace_folds(
         raise ConfigError("No fold was asked for: give at least one (chunk_size, protocol).")
     if logit_stride < 1:
         raise ConfigError(f"logit_stride is {logit_stride}; it must be at least 1.")
-    ids = _tokens(model, tokens)
+    ids = check_tokens(model, tokens)
     labels = dict(labels or {})
     text_config = model.config.get_text_config(decoder=True)
 
@@ -133,7 +133,7 @@ def trace_folds(
     n_tokens = ids.shape[1]
     chunks = [protocol.chunks(n_tokens, size) for protocol, (size, _) in zip(bound, folds, strict=True)]
     full = parse("append").chunks(n_tokens, n_tokens)
-    _check_chunks(text_config, [full, *chunks], allow_beyond_context)
+    check_chunks(text_config, [full, *chunks], allow_beyond_context)
 
     dtype = rung(labels["dtype"]) if "dtype" in labels else rung_of(model.dtype)
     if dtype.torch_dtype != str(model.dtype).removeprefix("torch."):
@@ -205,7 +205,7 @@ def trace_folds(
     return results
 
 
-def _tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:
+def check_tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:
     """Check token ids and return them as int64 [document, token]."""
     if isinstance(tokens, Tensor):
         tokens = tokens.detach().cpu().numpy()
@@ -226,7 +226,7 @@ def _tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:
     return np.ascontiguousarray(ids, dtype=np.int64)
 
 
-def _check_chunks(text_config: Any, lanes: Sequence[Sequence[Chunk]], allow_beyond_context: bool) -> None:
+def check_chunks(text_config: Any, lanes: Sequence[Sequence[Chunk]], allow_beyond_context: bool) -> None:
     """Refuse prefix tokens that the model does not have and positions it was not made for."""
     vocabulary = text_config.vocab_size
     context = getattr(text_config, "max_position_embeddings", None)

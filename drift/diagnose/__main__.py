@@ -44,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="a JSON object on stdout instead of the page")
     parser.add_argument("--floor", metavar="C", help="a second accepted way to compute A (another attention "
                         "implementation, say): rounding is then measured instead of assumed")  # fmt: skip
-    parser.add_argument("--unit-roundoff", type=_unit_roundoff, metavar="U", help="of the arithmetic, where the numbers' "
-                        f"format does not tell: {', '.join(RUNGS)}, or a number")  # fmt: skip
+    parser.add_argument("--unit-roundoff", type=_unit_roundoff, metavar="U", help="of the arithmetic, where the "
+                        f"numbers' format does not tell: {', '.join(RUNGS)}, or a number")  # fmt: skip
     parser.add_argument("--other-precision", nargs=2, metavar=("A2", "B2"), help="the same two lanes at another "
                         "precision, best a finer one: rounding shrinks with the unit roundoff, a bug does "
                         "not")  # fmt: skip

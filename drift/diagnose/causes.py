@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -118,7 +119,7 @@ def rotation(found: Comparison, place: Place, start: int, stop: int, bound: floa
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None
     best: Rotation | None = None
-    lowest = np.inf
+    lowest = math.inf
     for layout, width in _layouts(a.shape[-1]):
         one, two = _pairs(layout, width)
         za, zb = a[..., one] + 1j * a[..., two], b[..., one] + 1j * b[..., two]
@@ -127,7 +128,7 @@ def rotation(found: Comparison, place: Place, start: int, stop: int, bound: floa
         stretch = np.sum((np.abs(zb) - np.abs(za)) ** 2, axis=(0, 1))
         moving = (change > bound**2 * size) & (size > 0)
         outside = np.delete(np.arange(a.shape[-1]), np.concatenate([one, two]))
-        rest = np.linalg.norm((b - a)[..., outside]) > 2 * bound * max(np.linalg.norm(a[..., outside]), 1e-300)
+        rest = float(np.linalg.norm((b - a)[..., outside])) > 2 * bound * float(np.linalg.norm(a[..., outside]))
         if not moving.any() or za[..., 0].size < 4 or rest:
             continue
         moved = float(np.sqrt(change[moving].sum() / size[moving].sum()))

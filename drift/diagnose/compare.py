@@ -41,8 +41,8 @@ class Profile:
         Norm of B - A and of A, per token over heads and features; NaN where the place was not dumped or neither lane is
         finite, Inf where only one is.
     scaled : ndarray of float64 [token]
-        For hidden states: root mean square over features of (B - A) / scale, where a feature's scale is its median
-        magnitude; 0 for other kinds. A few features of trained models are a thousand times larger than the rest and
+        For hidden states (`final`, too): root mean square over features of (B - A) / scale, where a feature's scale
+        is its median magnitude; 0 for other kinds. A few features of trained models are a thousand times larger than the rest and
         would hide them in a norm; the next normalisation's weights undo that.
     features : ndarray of float64 [segment, 2, feature]
         For keys: sums of squares of B - A and of A, over heads and tokens.
@@ -182,7 +182,7 @@ def _piece(profile: Profile, segment: int, low: int, high: int, left: np.ndarray
     scale = np.maximum(np.abs(a), floor)
     with np.errstate(invalid="ignore", divide="ignore"):
         profile.largest = max(profile.largest, float(np.nanmax(np.where(delta == 0, 0.0, np.abs(delta) / scale))))
-    if profile.place.kind == "hidden" and high - low >= 8:
+    if profile.place.kind in ("hidden", "final") and high - low >= 8:
         usual = np.median(np.abs(a), axis=0)
         usual = np.maximum(usual, 1e-3 * np.sqrt(np.mean(usual**2)))
         if usual.all():

@@ -20,8 +20,8 @@ where they are summed in ``u`` itself; matrix units sum 16-bit products in fp32,
 more, so that a chaotic model widens its own envelope. A bug cannot widen it by much: from its entry on its difference
 is input, and the gain is near one again.
 
-With a floor, a second accepted way to compute lane A, the term ``sqrt(m) * u`` is replaced by the measured difference of
-the two accepted ways (the 95th percentile over a step's tokens, at least ``u``).
+With a floor, a second accepted way to compute lane A, the term ``sqrt(m) * u`` is replaced by the measured difference
+of the two accepted ways (the 95th percentile over a step's tokens, at least ``u``).
 """
 
 from __future__ import annotations

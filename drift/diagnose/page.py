@@ -162,9 +162,9 @@ def _table(found: Diagnosis) -> list[str]:
         )
     widths = [max(len(row[k]) for row in cells) for k in range(len(head))]
     lines = []
-    for row in cells:
+    for cell in cells:
         line = "  ".join(
-            c.ljust(w) if k in (0, 5) else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
+            c.ljust(w) if k in (0, 5) else c.rjust(w) for k, (c, w) in enumerate(zip(cell, widths, strict=True))
         )
         lines.append("  " + line.rstrip())
     return lines
