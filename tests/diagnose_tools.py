@@ -117,7 +117,7 @@ def lane(
     ]
     start = 0
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for step, size in enumerate(sizes):
                 taped.step = step
                 first = position(step, start)
@@ -151,7 +151,7 @@ def lane(
 def save(tensors: Tensors, folder: Path) -> Path:
     """Write a dump."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "lane.safetensors")
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "lane.safetensors")
     return folder
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "Rotation",
     "cache_faults",
     "centred_cosine",
+    "moved_share",
     "narrowings",
     "origin",
     "rotation",
@@ -60,6 +61,19 @@ def swollen_pair(profile: Profile, segment: int) -> float:
         if seen.any():
             largest = max(largest, float(np.sqrt(np.max(moved[seen] / total[seen]))))
     return largest
+
+
+def moved_share(profile: Profile, segment: int, level: float) -> float:
+    """Share of the pairs of features of keys or values whose relative difference is beyond a level.
+
+    Biases make some features of keys a hundred times larger than the others, and a norm sees only those.
+    """
+    change, size = profile.features[segment]
+    one, two = _pairs("half-split", len(size) - len(size) % 2)
+    if not len(one) or not size.any():
+        return 0.0
+    total = size[one] + size[two]
+    return float(np.mean((change[one] + change[two] > level**2 * total) & (total > 0)))
 
 
 @dataclass(frozen=True)
@@ -239,13 +253,31 @@ def origin(found: Comparison, place: Place, start: int, stop: int, tolerance: fl
 def centred_cosine(found: Comparison, place: Place, start: int, stop: int) -> float:
     """Median over tokens of the cosine between A and B, after the mean of A's tokens was taken from both.
 
-    Keys of trained models share a large mean, which makes any two of them look alike.
+    Keys of trained models share a large mean, which makes any two of them look alike. Rotary embeddings turn that mean
+    with the position: of keys, the magnitudes of pairs are compared, in the layout that finds the smaller cosine.
     """
     stop = min(stop, start + MOST)
     low = max(0, min(start, found.tokens - MOST))
     context = found.a.covered(place, low, min(found.tokens, low + MOST))
-    mean = np.mean(np.concatenate([_rows(found.a, place, s, e) for s, e in context]), axis=0)
-    a, b = (_rows(dump, place, start, stop) - mean for dump in (found.a, found.b))
+    whole = np.concatenate([_rows(found.a, place, s, e) for s, e in context])
+    rows = [_rows(dump, place, start, stop) for dump in (found.a, found.b)]
+    width = found.a.shape(place)[-1]
+    layouts = ["half-split", "interleaved"] if place.kind == "key" and width % 2 == 0 else [""]
+    return min(_cosine(*(_magnitudes(x, width, layout) for x in (whole, *rows))) for layout in layouts)
+
+
+def _magnitudes(rows: np.ndarray, width: int, layout: str) -> np.ndarray:
+    if not layout:
+        return rows
+    heads = rows.reshape(len(rows), -1, width)
+    one, two = _pairs(layout, width)
+    return np.asarray(np.hypot(heads[..., one], heads[..., two]).reshape(len(rows), -1))
+
+
+def _cosine(whole: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    # A feature's scale is its spread: otherwise the few that biases made large would decide alone.
+    mean, scale = np.mean(whole, axis=0), np.maximum(np.std(whole, axis=0), 1e-30)
+    a, b = (a - mean) / scale, (b - mean) / scale
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(np.median(np.sum(a * b, axis=1) / np.maximum(norms, 1e-30)))
 

@@ -42,14 +42,16 @@ class Profile:
         finite, Inf where only one is.
     scaled : ndarray of float64 [token]
         For hidden states (`final`, too): root mean square over features of (B - A) / scale, where a feature's scale
-        is its median magnitude; 0 for other kinds. A few features of trained models are a thousand times larger than the rest and
-        would hide them in a norm; the next normalisation's weights undo that.
+        is its median magnitude; 0 for other kinds. A few features of trained models are a thousand times larger than
+        the rest and would hide them in a norm; the next normalisation's weights undo that.
     features : ndarray of float64 [segment, 2, feature]
-        For keys: sums of squares of B - A and of A, over heads and tokens.
+        For keys and values: sums of squares of B - A and of A, over heads and tokens.
     heads : ndarray of float64 [2, head]
         For keys and values: sums of squares of B - A and of A.
     formats : list of (Format, Format) or None
         Per segment, the narrowest format that holds all of A's numbers, and all of B's.
+    moments : (ndarray, float, int)
+        For keys: sum over tokens of A [head, feature], sum of squares of A, tokens.
     differing, elements : int
         How many numbers differ, of how many.
     largest : float
@@ -65,6 +67,7 @@ class Profile:
     features: np.ndarray
     heads: np.ndarray
     formats: list[tuple[Format, Format] | None]
+    moments: tuple[np.ndarray, float, int] = (np.zeros(0), 0.0, 0)
     differing: int = 0
     elements: int = 0
     largest: float = 0.0
@@ -87,6 +90,19 @@ class Profile:
     def felt(self) -> np.ndarray:
         """[token]: the difference as what reads this tensor may feel it, the larger of `relative` and `scaled`."""
         return np.maximum(self.relative, self.scaled)
+
+    @property
+    def common(self) -> float:
+        """Norm of the keys of A over the norm of their deviations from their mean, at least 1.
+
+        Softmax takes no notice of what all keys share, but scores are computed with it: that much of their precision
+        is lost. Biases make it large.
+        """
+        total, squares, tokens = self.moments
+        if tokens < 8 or squares == 0:
+            return 1.0
+        spread = 1 - float(np.sum(total * total)) / (tokens * squares)
+        return 1 / float(np.sqrt(min(1.0, max(spread, 1e-6))))
 
     def rel_l2(self, start: int, stop: int) -> float:
         """Frobenius norm of the difference over tokens, divided by that of A."""
@@ -189,7 +205,9 @@ def _piece(profile: Profile, segment: int, low: int, high: int, left: np.ndarray
             profile.scaled[low:high] = np.sqrt(np.mean((delta / usual) ** 2, axis=1))
     if a.ndim == 3:
         profile.heads += np.stack([np.sum(delta * delta, axis=(1, 2)), np.sum(a * a, axis=(1, 2))])
-        if profile.place.kind == "key":
+        total, squares, tokens = profile.moments
+        profile.moments = total + np.sum(a, axis=1), squares + float(np.sum(a * a)), tokens + a.shape[1]
+        if profile.place.kind in ("key", "value"):
             profile.features[segment] += np.stack([np.sum(delta * delta, axis=(0, 1)), np.sum(a * a, axis=(0, 1))])
 
 
@@ -201,9 +219,10 @@ def profile_of(a: Dump, b: Dump, place: Place, segments: Sequence[tuple[int, int
         np.full(tokens, np.nan),
         np.full(tokens, np.nan),
         np.zeros(tokens),
-        np.zeros((len(segments), 2, shape[-1] if place.kind == "key" else 0)),
+        np.zeros((len(segments), 2, shape[-1] if len(shape) == 2 else 0)),
         np.zeros((2, shape[0] if len(shape) == 2 else 0)),
         [None] * len(segments),
+        (np.zeros(shape if len(shape) == 2 else 0), 0.0, 0),
     )
     dtypes = a.dtypes(place), b.dtypes(place)
     for index, (start, stop) in enumerate(segments):

@@ -15,10 +15,15 @@ output does not.
 `ROUNDINGS` counts them along the longest path from a place's inputs to its output. Inner products of ``n`` terms count
 where they are summed in ``u`` itself; matrix units sum 16-bit products in fp32, so ``n`` does not enter there.
 
-``kappa`` is how much a block may magnify relative errors (conditioning: cancellation, softmax of large scores). It is
-`ALLOWANCE`, or that many times the median of the gains ``d / (d_in + sqrt(m) * u)`` of this very comparison if that is
-more, so that a chaotic model widens its own envelope. A bug cannot widen it by much: from its entry on its difference
-is input, and the gain is near one again.
+Of a block's roundings, `SCORES` are those of attention scores. What all keys have in common (biases, mostly) is part of
+every score, but softmax takes no notice of it, so it is cancelled: where the keys' norm is ``chi`` times that of their
+deviations from their mean, these roundings count ``chi**2`` times in ``m``, and differences of keys count ``chi`` times
+in ``d_in``.
+
+``kappa`` (`ALLOWANCE`) is how much a place may magnify relative errors beyond that: cancellation in its products,
+softmax of large scores. It is one number for all models, so that no bug can widen its own envelope. In thousands of
+places of random models, with weights up to four times as large as usual, clean pairs stayed within the envelope in
+three quarters of every step's tokens.
 
 With a floor, a second accepted way to compute lane A, the term ``sqrt(m) * u`` is replaced by the measured difference
 of the two accepted ways (the 95th percentile over a step's tokens, at least ``u``).
@@ -34,7 +39,7 @@ import numpy as np
 from drift.diagnose.compare import Comparison
 from drift.diagnose.tensors import FORMATS, Place
 
-__all__ = ["ALLOWANCE", "ROUNDINGS", "Envelope", "Roundoff", "derive", "roundoff"]
+__all__ = ["ALLOWANCE", "ROUNDINGS", "SCORES", "Envelope", "Roundoff", "derive", "roundoff"]
 
 ALLOWANCE = 4.0
 """Magnification of relative errors that every block is granted."""
@@ -42,6 +47,9 @@ ALLOWANCE = 4.0
 ROUNDINGS = {"embeddings": 1, "key": 8, "value": 5, "hidden": 24, "final": 4, "logits": 2}
 """Roundings from a place's inputs to its output: norm 4, product and bias 2, rotation 3; scores, softmax, weighted sum,
 output product and residual 8; norm, gate, activation, product, down product and residual 9; and so on."""
+
+SCORES = 2
+"""Of the roundings of a block, those of its attention scores."""
 
 _SINGLE = 2.0**-24
 _HALF = 2.0**-11
@@ -143,7 +151,10 @@ def _inputs(found: Comparison, place: Place) -> tuple[list[Place], int, bool]:
         if place.kind == "logits" and Place("final", 0) in here:
             return [Place("final", 0)], 0, True
         top = max([p.block for p in here if p.kind not in ("final", "logits")], default=None)
-        block, first = (top if top is not None else -1), 0
+        if not top:
+            # How many blocks lie between the embeddings and here, the dump does not say.
+            return [], 0, False
+        block, first = top, 0
     else:
         block = place.block - 1
         if place.kind == "hidden":
@@ -168,6 +179,8 @@ def _incoming(found: Comparison, place: Place, inputs: list[Place]) -> np.ndarra
     for source in inputs:
         profile = found.profiles[source]
         felt = np.where(np.isfinite(profile.felt), profile.felt, 0.0)
+        if source.kind == "key":
+            felt = felt * profile.common
         # Attention reads all tokens so far; everything else a token's own state only.
         own = source.kind == "hidden" and (
             place.kind != "hidden" or (source.block == place.block - 1 and Place("key", place.block) in found.profiles)
@@ -177,8 +190,8 @@ def _incoming(found: Comparison, place: Place, inputs: list[Place]) -> np.ndarra
     return total
 
 
-def _local(kind: str, gap: int, u: float, width: int) -> float:
-    roundings = ROUNDINGS[kind] + gap * ROUNDINGS["hidden"]
+def _local(kind: str, gap: int, u: float, width: int, common: float) -> float:
+    roundings = ROUNDINGS[kind] + gap * ROUNDINGS["hidden"] + SCORES * (common**2 - 1)
     if u >= _HALF:
         return math.sqrt(roundings) * u
     return math.sqrt(roundings + width) * u
@@ -189,7 +202,7 @@ def derive(
     u: Roundoff,
     floor: Comparison | None = None,
     attended: dict[int, float] | None = None,
-) -> tuple[dict[Place, Envelope], float]:
+) -> dict[Place, Envelope]:
     """Derive the envelope at every place.
 
     Parameters
@@ -206,20 +219,19 @@ def derive(
 
     Returns
     -------
-    envelopes : dict
+    dict
         Per place, in computing order.
-    kappa : float
-        The magnification that was granted.
     """
     envelopes: dict[Place, Envelope] = {}
-    gains = []
     for place, profile in found.profiles.items():
         inputs, gap, known = _inputs(found, place)
         kind = "embeddings" if place == Place("hidden", 0) else place.kind
         here = u.value
         if place.kind in ("key", "value"):
             here = max([here, *(max(f.unit_roundoff, g.unit_roundoff) for f, g in filter(None, profile.formats))])
-        local = np.full(found.tokens, _local(kind, gap, here, found.width))
+        keys = found.profiles.get(Place("key", place.block)) if place.kind == "hidden" else None
+        common = 1.0 if keys is None else keys.common
+        local = np.full(found.tokens, _local(kind, gap, here, found.width, common))
         if floor is not None and place in floor.profiles:
             accepted = floor.profiles[place].relative
             for start, stop in found.segments:
@@ -231,13 +243,6 @@ def derive(
         if attended and place.kind == "hidden" and place.block in attended:
             incoming = np.maximum(incoming, attended[place.block])
         envelopes[place] = Envelope(place, inputs, gap, known, incoming, local)
-        for start, stop in found.segments:
-            ratio = (profile.felt / (incoming + local))[start:stop]
-            ratio = ratio[np.isfinite(ratio)]
-            if ratio.size and ratio.any():
-                gains.append(float(np.median(ratio)))
-    kappa = max(ALLOWANCE, ALLOWANCE * float(np.median(gains)) if gains else 0.0)
-    for place, envelope in envelopes.items():
-        envelope.bound = kappa ** (envelope.gap + 1) * (envelope.incoming + envelope.local)
-        envelope.ratio = found.profiles[place].felt / envelope.bound
-    return envelopes, kappa
+        envelopes[place].bound = ALLOWANCE ** (gap + 1) * (incoming + local)
+        envelopes[place].ratio = profile.felt / envelopes[place].bound
+    return envelopes

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from drift.diagnose import causes
 from drift.diagnose.compare import Comparison
 from drift.diagnose.envelope import Envelope
 from drift.diagnose.model import Cause, Evidence, Finding
@@ -78,6 +79,18 @@ def _judge(found: Comparison, envelope: Envelope, segment: int) -> Finding | Non
     doubtful = np.flatnonzero(ratio > 1)
     if len(beyond) >= needed and envelope.known and envelope.gap == 0:
         return named(found, envelope, segment, _tokens(envelope, window.start + int(beyond[0]), DOUBT))
+    bound = float(np.nanmedian(envelope.bound[start:stop]))
+    if (
+        place.kind in ("key", "value")
+        and envelope.known
+        and envelope.gap == 0
+        and stop - start >= FEWEST
+        and causes.moved_share(profile, segment, DOUBT * bound) >= 0.25
+    ):
+        last = segment
+        while last + 1 < len(found.segments) and causes.moved_share(profile, last + 1, DOUBT * bound) >= 0.25:
+            last += 1
+        return named(found, envelope, segment, (start, found.segments[last][1]))
     if len(doubtful) >= needed:
         where = (window.start + int(doubtful[0]), window.start + int(doubtful[-1]) + 1)
         return Finding(segment, place, "doubt", where, float(np.median(ratio[doubtful])))

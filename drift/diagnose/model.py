@@ -27,7 +27,7 @@ class Verdict(StrEnum):
         """The verdict as a sentence."""
         return {
             Verdict.SAME: "The lanes hold the same bits.",
-            Verdict.ROUNDING: "The lanes differ by rounding.",
+            Verdict.ROUNDING: "Rounding explains every difference that was found.",
             Verdict.NARROWER: "One lane stores numbers in fewer bits than the other; nothing else is wrong.",
             Verdict.STRUCTURAL: "The lanes compute different things: rounding cannot explain the difference.",
             Verdict.UNDETERMINED: "Rounding or bug: these dumps cannot tell.",
@@ -89,7 +89,6 @@ class Diagnosis:
     notes: list[str]
     comparison: Comparison
     roundoff: Roundoff
-    kappa: float
     envelopes: dict[Place, Envelope]
     cause_text: str = ""
 

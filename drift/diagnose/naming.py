@@ -138,6 +138,13 @@ def named(found: Comparison, envelope: Envelope, segment: int, tokens: tuple[int
         ),
         input_evidence(found, envelope, start, stop),
     ]
+    if place.kind in ("key", "value"):
+        share = causes.moved_share(profile, found.segment_of(start), 2 * bound)
+        evidence.append(
+            Evidence(
+                f"{100 * share:.0f} % of its pairs of features are beyond twice the envelope.", {"pairs_beyond": share}
+            )
+        )
     finding = Finding(segment, place, "structural", tokens, ratio, Cause.OTHER, evidence)
     if place.kind in ("key", "value") or place == Place("hidden", 0):
         _row_patterns(found, envelope, finding, (start, stop), bound)
@@ -198,7 +205,8 @@ def _row_patterns(
         finding.cause, finding.cause_text = Cause.OTHER_TOKENS, "B was given other tokens there"
         return
     clean = _clean_elsewhere(found, envelope, finding.tokens)
-    both = partner is not None and float(np.nanmedian(partner.relative[start:stop])) > bound
+    segment = found.segment_of(start)
+    both = partner is not None and causes.moved_share(partner, segment, 2 * bound) >= 0.25
     what = "keys and values" if both else f"{place.kind}s alone"
     if clean:
         finding.cause = Cause.STALE_CACHE
@@ -215,6 +223,12 @@ def _clean_elsewhere(found: Comparison, envelope: Envelope, tokens: tuple[int, i
     rest = envelope.ratio[outside]
     rest = rest[np.isfinite(rest)]
     one_chunk = found.segment_of(tokens[0]) == found.segment_of(tokens[1] - 1)
+    segments = [s for s, (low, high) in enumerate(found.segments) if high <= tokens[0] or low >= tokens[1]]
+    profile, bound = found.profiles[envelope.place], float(np.nanmedian(envelope.bound))
+    if envelope.place.kind in ("key", "value"):
+        quiet = [causes.moved_share(profile, s, 2 * bound) < 0.25 for s in segments]
+        if not quiet or np.mean(quiet) < 0.75:
+            return False
     return bool(rest.size) and bool(np.mean(rest <= 1) >= 0.9) and (one_chunk or tokens[1] < found.tokens)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from drift.diagnose.envelope import ALLOWANCE
 from drift.diagnose.model import Diagnosis, Verdict
 from drift.diagnose.tensors import FORMATS, Place
 
@@ -66,7 +67,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
     evidence
         Sentences with their numbers.
     envelope
-        Unit roundoff, magnification granted, formula.
+        Unit roundoff, allowance, formula.
     compared, notes, places
         Counts, what was not compared, and one row per place: `rel_l2`, `share_differing`, `largest_in_roundoffs` (the
         largest difference of an element in unit roundoffs of itself or, for small elements, of its row's root mean
@@ -90,7 +91,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
             "envelope": {
                 "unit_roundoff": found.roundoff.value,
                 "unit_roundoff_from": found.roundoff.why,
-                "kappa": found.kappa,
+                "kappa": ALLOWANCE,
                 "formula": "kappa * (incoming difference + local rounding)",
             },
             "compared": {
@@ -190,7 +191,7 @@ def page(found: Diagnosis) -> str:
     if found.verdict is not Verdict.SAME:
         lines += ["", *_table(found), ""]
         lines += _wrapped(
-            f"Envelope: {found.kappa:.3g} x (difference of the inputs + rounding of the place itself), for a "
+            f"Envelope: {ALLOWANCE:.3g} x (difference of the inputs + rounding of the place itself), for a "
             "unit roundoff u "
             f"of {found.roundoff.value:.3g} ({found.roundoff.why}). Envelopes are medians over tokens; the last "
             "column is "

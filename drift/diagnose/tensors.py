@@ -91,7 +91,7 @@ def fits(values: np.ndarray, form: Format) -> bool:
     mantissa, exponent = np.frexp(numbers)
     lowest = math.frexp(form.quantum)[1]
     # Below the normal numbers the quantum bounds the bits that are left.
-    bits = np.clip(exponent - lowest + 1, 0, form.bits)
+    bits = np.minimum(exponent - lowest + 1, form.bits)
     scaled = np.ldexp(mantissa, bits)
     return bool(np.all(scaled == np.rint(scaled)))
 
@@ -100,7 +100,7 @@ def written(values: np.ndarray, form: Format) -> np.ndarray:
     """Round numbers to a format, to nearest, ties to even; beyond its largest number they are clipped."""
     mantissa, exponent = np.frexp(np.asarray(values, dtype=np.float64))
     lowest = math.frexp(form.quantum)[1]
-    bits = np.clip(exponent - lowest + 1, 0, form.bits)
+    bits = np.minimum(exponent - lowest + 1, form.bits)
     rounded = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
     return np.clip(rounded, -form.largest, form.largest)
 

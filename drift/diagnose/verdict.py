@@ -62,9 +62,9 @@ def _diagnose_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | 
     faults = [f for dump, lane in ((a, "A"), (b, "B")) for f in causes.cache_faults(dump, lane, u.value)]
     narrow_caches = {f.place.block: f.narrow.unit_roundoff for f in faults if f.narrow is not None}
     measured = compare(a, floor) if floor is not None else None
-    envelopes, kappa = derive(found, u, measured, narrow_caches)
+    envelopes = derive(found, u, measured, narrow_caches)
     diagnosis = Diagnosis(
-        Verdict.ROUNDING, Cause.NONE, "", None, [], _notes(found), found, u, kappa, envelopes
+        Verdict.ROUNDING, Cause.NONE, "", None, [], _notes(found), found, u, envelopes
     )  # fmt: skip
     broken = [f for f in faults if f.narrow is None]
     if not broken and not narrow_caches and all(p.differing == 0 for p in found.profiles.values()):
@@ -194,7 +194,7 @@ def _like_narrow_arithmetic(diagnosis: Diagnosis, finding: Finding) -> bool:
     size = size[np.isfinite(size)]
     if np.mean(size > 0.1 * np.median(size)) < 0.9 or np.median(size) == 0:
         return False
-    envelopes, _ = derive(diagnosis.comparison, Roundoff(2.0**-11, "tried"))
+    envelopes = derive(diagnosis.comparison, Roundoff(2.0**-11, "tried"))
     return all(float(np.nanmedian(np.nan_to_num(e.ratio))) < 1 for e in envelopes.values())
 
 
@@ -202,6 +202,14 @@ def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[Cac
     found = diagnosis.comparison
     narrow = causes.narrowings(found)
     doubt = [f for f in beyond if f.level == "doubt"]
+    narrowed = {p.block for item in narrow for p in item.places} | {f.place.block for f in narrow_caches}
+    if doubt and all(f.place.kind == "hidden" and f.place.block in narrowed for f in doubt):
+        # A format that is proven takes precedence over what it may do to a block's output.
+        diagnosis.notes.append(
+            f"{_sentence(doubt[0].place)} is {max(f.ratio for f in doubt):.2g} times its envelope away: more than the "
+            "narrower numbers should do, less than a bug for sure. Compare lanes that store alike."
+        )
+        doubt = []
     lone = [f for f in beyond if f.level == "lone"]
     if doubt:
         first = doubt[0]
@@ -283,6 +291,12 @@ def _narrow_verdict(diagnosis: Diagnosis, narrow: list[Narrowing], caches: list[
     diagnosis.evidence.append(
         Evidence(f"Everything else is within what rounding to unit roundoff {diagnosis.roundoff.value:.3g} explains.")
     )
+
+
+def _sentence(place: Place) -> str:
+    """A place at the beginning of a sentence."""
+    words = str(place)
+    return words[0].upper() + words[1:]
 
 
 def _level(place: Place) -> str:
