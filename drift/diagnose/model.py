@@ -28,7 +28,7 @@ class Verdict(StrEnum):
         return {
             Verdict.SAME: "The lanes hold the same bits.",
             Verdict.ROUNDING: "Rounding explains every difference that was found.",
-            Verdict.NARROWER: "One lane stores numbers in fewer bits than the other; nothing else is wrong.",
+            Verdict.NARROWER: "One lane stores numbers in fewer bits than the other, and that explains the difference.",
             Verdict.STRUCTURAL: "The lanes compute different things: rounding cannot explain the difference.",
             Verdict.UNDETERMINED: "Rounding or bug: these dumps cannot tell.",
         }[self]

@@ -153,13 +153,11 @@ def named(found: Comparison, envelope: Envelope, segment: int, tokens: tuple[int
     earlier = envelope.ratio[: found.segments[segment][0]]
     earlier = earlier[np.isfinite(earlier)]
     if earlier.size:
-        finding.evidence.append(
-            Evidence(
-                f"The {earlier.size} tokens before it stay at {np.quantile(earlier, 0.95):.2g} of the envelope at this "
-                "place (95th percentile).",
-                {"ratio_before": float(np.quantile(earlier, 0.95))},
-            )
+        usual = float(np.quantile(earlier, 0.95))
+        stay = (
+            f"stay below {usual:.2g} of the envelope at this place (95th percentile)" if usual else "agree bit for bit"
         )
+        finding.evidence.append(Evidence(f"The {earlier.size} tokens before it {stay}.", {"ratio_before": usual}))
     return finding
 
 

@@ -176,7 +176,7 @@ def page(found: Diagnosis) -> str:
     lines = [_lane(found, "A"), _lane(found, "B"), ""]
     lines.append(f"{found.verdict.value.upper().replace('_', ' ')}. {found.verdict.sentence}")
     if found.cause_text:
-        lines += _wrapped(f"Cause: {found.cause.value}: {found.cause_text}.")
+        lines += _wrapped(f"Cause: {found.cause_text}.")
     if found.reason:
         lines += _wrapped(f"Why: {found.reason}.")
     entry = found.entry

@@ -219,13 +219,15 @@ def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[Cac
         diagnosis.evidence.append(input_evidence(found, envelope, *first.tokens))
         if not envelope.known or envelope.gap:
             diagnosis.reason = (
-                f"{first.place} differ by {first.ratio:.2g} times what one place's rounding explains, but what "
+                f"at {first.place} the difference is {first.ratio:.2g} times what one place's rounding explains, "
+                "but what "
                 "they were "
                 "computed from was not dumped. Dump hidden states, keys and values of every block"
             )
         else:
             diagnosis.reason = (
-                f"{first.place} differ by {first.ratio:.2g} times the envelope, where {DOUBT:g} would be structural. "
+                f"at {first.place} the difference is {first.ratio:.2g} times the envelope, where {DOUBT:g} would "
+                "be structural. "
                 "Dump the pair at a finer precision (--other-precision), or a second accepted way to compute A "
                 "(--floor)"
             )
@@ -317,7 +319,7 @@ def _rounding_evidence(diagnosis: Diagnosis) -> None:
     if at is not None:
         diagnosis.evidence.append(
             Evidence(
-                f"Closest to its envelope come {at[0]}, step {step_words(found, at[1])}: three quarters of the tokens "
+                f"Closest to its envelope: {at[0]}, step {step_words(found, at[1])}: three quarters of the tokens "
                 f"stay below {worst:.2g} of it.",
                 {"largest_ratio": worst},
             )
@@ -333,6 +335,12 @@ def _rounding_evidence(diagnosis: Diagnosis) -> None:
                 {"token": token},
             )
         )
+    bounds = [DOUBT * float(np.nanmedian(e.bound)) for e in diagnosis.envelopes.values()]
+    diagnosis.notes.append(
+        f"Rounding is not innocence: a bug that changes the tokens of one place by less than {DOUBT:g} envelopes "
+        f"({min(bounds):.2g} to {max(bounds):.2g} of their norm here) reads the same. A finer precision sees "
+        "smaller ones."
+    )
     blind = [p for p, e in diagnosis.envelopes.items() if float(np.nanmedian(e.bound)) * DOUBT > 0.7]
     if blind:
         diagnosis.notes.append(
