@@ -252,6 +252,33 @@ def test_two_hundred_clean_pairs_are_never_called_a_bug(judge: Callable[..., Dia
     assert len(undetermined) <= 4, undetermined
 
 
+def test_one_token_with_another_expert_does_not_make_keys_move(judge: Callable[..., Diagnosis]) -> None:
+    """The token's keys make up most of the sums over tokens from which features are judged."""
+    model = random_model("moe", torch.bfloat16, "sdpa", 88852, width=128, depth=2, head_dim=8, scale=4.0)
+    ids = text(48, 88852)
+    b = lane(model, ids, 16)
+    model.set_attn_implementation("eager")
+    found = judge(lane(model, ids), b)
+    assert found.verdict is not Verdict.STRUCTURAL
+
+
+def test_biases_of_keys_hide_no_stale_cache(judge: Callable[..., Diagnosis]) -> None:
+    model = random_model("qwen2", torch.bfloat16)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.bias.view(2, -1)[:, [7, 15]] = 200.0
+    ids = text(TOKENS)
+    full, old = lane(model, ids), previous(model)
+
+    def stale(k: int, block: int, keys: torch.Tensor, values: torch.Tensor) -> Any:
+        return (old[f"step.2.block.{block}.key"], values) if k == 2 else (keys, values)
+
+    row = as_dict(judge(full, lane(model, ids, CHUNK, touch=stale)))
+    assert (row["cause"], row["step"], row["kind"], row["block"]) == ("stale_cache", 2, "key", 1)
+    assert "large features" in row["evidence"][0]["text"]
+    assert judge(full, lane(model, ids, CHUNK)).exit_code == 0
+
+
 def test_the_envelope_is_what_its_page_says(judge: Callable[..., Diagnosis]) -> None:
     model, ids, full = pair("llama", "bf16")
     found = judge(full, lane(model, ids, CHUNK))

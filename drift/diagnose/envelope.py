@@ -136,6 +136,16 @@ class Envelope:
     bound: np.ndarray = field(default_factory=lambda: np.zeros(0))
     ratio: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
+    def pooled(self, reference: np.ndarray, start: int, stop: int) -> float:
+        """The envelope of sums of squares over tokens: its quadratic mean, weighted by the tokens' squared norms.
+
+        A single token whose inputs differ much may make up most of such a sum.
+        """
+        bound, weight = self.bound[start:stop], reference[start:stop] ** 2
+        seen = np.isfinite(bound) & np.isfinite(weight)
+        total = float(weight[seen].sum())
+        return float(np.sqrt(np.sum(bound[seen] ** 2 * weight[seen]) / total)) if total > 0 else float("inf")
+
 
 def _running_most(values: np.ndarray) -> np.ndarray:
     """Largest value up to each token; infinities and gaps count as nothing."""

@@ -16,17 +16,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from drift.diagnose import causes
 from drift.diagnose.compare import Comparison
 from drift.diagnose.envelope import Envelope
 from drift.diagnose.model import Cause, Evidence, Finding
-from drift.diagnose.naming import named, rotated
+from drift.diagnose.naming import DOUBT, features_moved, named, rotated
 from drift.diagnose.tensors import Place
 
 __all__ = ["DOUBT", "findings"]
-
-DOUBT = 2.0
-"""Beyond this many envelopes a difference is structural; between one and this many it is undetermined."""
 
 WINDOW = 8
 """Tokens that are looked at together at least, where steps are shorter."""
@@ -79,16 +75,15 @@ def _judge(found: Comparison, envelope: Envelope, segment: int) -> Finding | Non
     doubtful = np.flatnonzero(ratio > 1)
     if len(beyond) >= needed and envelope.known and envelope.gap == 0:
         return named(found, envelope, segment, _tokens(envelope, window.start + int(beyond[0]), DOUBT))
-    bound = float(np.nanmedian(envelope.bound[start:stop]))
     if (
         place.kind in ("key", "value")
         and envelope.known
         and envelope.gap == 0
         and stop - start >= FEWEST
-        and causes.moved_share(profile, segment, DOUBT * bound) >= 0.25
+        and features_moved(found, envelope, segment)
     ):
         last = segment
-        while last + 1 < len(found.segments) and causes.moved_share(profile, last + 1, DOUBT * bound) >= 0.25:
+        while last + 1 < len(found.segments) and features_moved(found, envelope, last + 1):
             last += 1
         return named(found, envelope, segment, (start, found.segments[last][1]))
     if len(doubtful) >= needed:

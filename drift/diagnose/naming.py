@@ -13,7 +13,22 @@ from drift.diagnose.envelope import Envelope
 from drift.diagnose.model import Cause, Evidence, Finding
 from drift.diagnose.tensors import Place
 
-__all__ = ["input_evidence", "named", "rotated", "step_words"]
+__all__ = ["DOUBT", "features_moved", "input_evidence", "named", "rotated", "step_words"]
+
+DOUBT = 2.0
+"""Beyond this many envelopes a difference is structural; between one and this many it is undetermined."""
+
+
+def _moved(found: Comparison, envelope: Envelope, segment: int) -> float:
+    """Share of the pairs of features of keys or values that are beyond `DOUBT` envelopes in a segment."""
+    profile = found.profiles[envelope.place]
+    level = DOUBT * envelope.pooled(profile.reference, *found.segments[segment])
+    return causes.moved_share(profile, segment, level)
+
+
+def features_moved(found: Comparison, envelope: Envelope, segment: int) -> bool:
+    """Whether that share is a quarter or more."""
+    return _moved(found, envelope, segment) >= 0.25
 
 
 def _values_agree(found: Comparison, block: int, start: int, stop: int, bound: float) -> bool | None:
@@ -29,7 +44,7 @@ def rotated(found: Comparison, envelope: Envelope, segment: int) -> Finding | No
     """Test keys for a rotation, where their inputs and their values agree."""
     place, profile = envelope.place, found.profiles[envelope.place]
     start, stop = found.segments[segment]
-    bound = float(np.median(envelope.bound[start:stop]))
+    bound = envelope.pooled(profile.reference, start, stop)
     if causes.swollen_pair(profile, segment) <= bound:
         return None
     agree = _values_agree(found, place.block, start, stop, bound)
@@ -39,7 +54,9 @@ def rotated(found: Comparison, envelope: Envelope, segment: int) -> Finding | No
     if turned is None:
         return None
     last = segment
-    while last + 1 < len(found.segments) and causes.swollen_pair(profile, last + 1) > bound:
+    while last + 1 < len(found.segments) and causes.swollen_pair(profile, last + 1) > envelope.pooled(
+        profile.reference, *found.segments[last + 1]
+    ):
         last += 1
     tokens = (_first_turned(found, place, turned, start, stop, bound), found.segments[last][1])
     evidence = [
@@ -133,13 +150,17 @@ def named(found: Comparison, envelope: Envelope, segment: int, tokens: tuple[int
     evidence = [
         Evidence(
             f"{str(place).capitalize()}, step {step}: the median token differs by {size:.2g} of its norm, "
-            f"{ratio:.3g} times what rounding explains there ({bound:.2g}).",
+            + (
+                f"{ratio:.3g} times what rounding explains there ({bound:.2g})."
+                if ratio > 1
+                else f"which rounding could explain ({bound:.2g}); but a few large features fill that norm."
+            ),
             {"difference": size, "envelope": bound, "ratio": ratio},
         ),
         input_evidence(found, envelope, start, stop),
     ]
     if place.kind in ("key", "value"):
-        share = causes.moved_share(profile, found.segment_of(start), 2 * bound)
+        share = _moved(found, envelope, found.segment_of(start))
         evidence.append(
             Evidence(
                 f"{100 * share:.0f} % of its pairs of features are beyond twice the envelope.", {"pairs_beyond": share}
@@ -204,7 +225,7 @@ def _row_patterns(
         return
     clean = _clean_elsewhere(found, envelope, finding.tokens)
     segment = found.segment_of(start)
-    both = partner is not None and causes.moved_share(partner, segment, 2 * bound) >= 0.25
+    both = partner is not None and causes.moved_share(partner, segment, DOUBT * bound) >= 0.25
     what = "keys and values" if both else f"{place.kind}s alone"
     if clean:
         finding.cause = Cause.STALE_CACHE
@@ -222,9 +243,8 @@ def _clean_elsewhere(found: Comparison, envelope: Envelope, tokens: tuple[int, i
     rest = rest[np.isfinite(rest)]
     one_chunk = found.segment_of(tokens[0]) == found.segment_of(tokens[1] - 1)
     segments = [s for s, (low, high) in enumerate(found.segments) if high <= tokens[0] or low >= tokens[1]]
-    profile, bound = found.profiles[envelope.place], float(np.nanmedian(envelope.bound))
     if envelope.place.kind in ("key", "value"):
-        quiet = [causes.moved_share(profile, s, 2 * bound) < 0.25 for s in segments]
+        quiet = [not features_moved(found, envelope, s) for s in segments]
         if not quiet or np.mean(quiet) < 0.75:
             return False
     return bool(rest.size) and bool(np.mean(rest <= 1) >= 0.9) and (one_chunk or tokens[1] < found.tokens)
