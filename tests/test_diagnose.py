@@ -262,6 +262,22 @@ def test_one_token_with_another_expert_does_not_make_keys_move(judge: Callable[.
     assert found.verdict is not Verdict.STRUCTURAL
 
 
+def test_chance_in_one_token_is_no_rotation(judge: Callable[..., Diagnosis]) -> None:
+    """One token of three with another expert: few numbers, and some pair keeps its magnitude."""
+    model = random_model("moe", torch.bfloat16, "sdpa", 671675, width=128, depth=4, head_dim=32, scale=1.0)
+    ids = text(24, 671675)
+    b = lane(model, ids, 3)
+    model.set_attn_implementation("eager")
+    assert judge(lane(model, ids, 3), b).verdict is not Verdict.STRUCTURAL
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_shift_is_found_in_chunks_of_a_few_tokens(judge: Callable[..., Diagnosis], size: int) -> None:
+    model, ids, full = pair("llama", "bf16")
+    row = as_dict(judge(full, lane(model, ids, size, position=lambda k, start: start + (start >= 24))))
+    assert (row["cause"], row["kind"], row["block"], row["tokens"][0]) == ("position_offset", "key", 1, 24)
+
+
 def test_biases_of_keys_hide_no_stale_cache(judge: Callable[..., Diagnosis]) -> None:
     model = random_model("qwen2", torch.bfloat16)
     with torch.no_grad():

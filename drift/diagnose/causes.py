@@ -27,6 +27,9 @@ __all__ = [
 MOST = 512
 """Tokens that a pattern is looked for in."""
 
+SOME = 4
+"""Tokens that a rotation must be seen in."""
+
 _BASES = (1e4, 5e5, 1e6, 1e5, 1.5e5, 5e6, 1e7, 8e6, 2.5e5, 5e4, 3e5, 4e6, 2e6)
 _GRID = tuple(np.geomspace(1e2, 1e8, 121))
 
@@ -125,9 +128,12 @@ def rotation(found: Comparison, place: Place, start: int, stop: int, bound: floa
     -------
     Rotation or None
         None unless the magnitudes of the pairs that moved agree within rounding, and at least four times better than
-        the pairs themselves. (Noise of any size changes both alike, to within a factor of 1.4.)
+        the pairs themselves (noise of any size changes both alike, to within a factor of 1.4), over all tokens and in
+        three quarters of the tokens that moved, which must be `SOME` at least and a quarter of all.
     """
     stop = min(stop, start + MOST)
+    if any(dump.covered(place, start, stop) != [(start, stop)] for dump in (found.a, found.b)):
+        return None
     a = found.a.read(place, start, stop).astype(np.float64)
     b = found.b.read(place, start, stop).astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -143,7 +149,16 @@ def rotation(found: Comparison, place: Place, start: int, stop: int, bound: floa
         moving = (change > bound**2 * size) & (size > 0)
         outside = np.delete(np.arange(a.shape[-1]), np.concatenate([one, two]))
         rest = float(np.linalg.norm((b - a)[..., outside])) > 2 * bound * float(np.linalg.norm(a[..., outside]))
-        if not moving.any() or za[..., 0].size < 4 or rest:
+        if not moving.any() or rest:
+            continue
+        here = np.abs(za[..., moving]), np.abs(zb[..., moving])
+        per_token = (
+            np.sum(np.abs(zb - za)[..., moving] ** 2, axis=(0, 2)),
+            np.sum((here[1] - here[0]) ** 2, axis=(0, 2)),
+        )
+        went = per_token[0] > bound**2 * np.sum(here[0] ** 2, axis=(0, 2))
+        kept = per_token[1][went] <= per_token[0][went] / 16
+        if went.sum() < max(SOME, len(went) / 4) or kept.mean() < 0.75:
             continue
         moved = float(np.sqrt(change[moving].sum() / size[moving].sum()))
         magnitude = float(np.sqrt(stretch[moving].sum() / size[moving].sum()))

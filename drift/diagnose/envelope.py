@@ -21,9 +21,9 @@ deviations from their mean, these roundings count ``chi**2`` times in ``m``, and
 in ``d_in``.
 
 ``kappa`` (`ALLOWANCE`) is how much a place may magnify relative errors beyond that: cancellation in its products,
-softmax of large scores. It is one number for all models, so that no bug can widen its own envelope. In thousands of
-places of random models, with weights up to four times as large as usual, clean pairs stayed within the envelope in
-three quarters of every step's tokens.
+softmax of large scores. It is one number for all models, so that no bug can widen its own envelope. Of 145,000 steps at
+places of 1,600 random clean pairs, with weights up to four times as large as usual, four had a quarter of their tokens
+beyond the envelope, and none beyond twice the envelope.
 
 With a floor, a second accepted way to compute lane A, the term ``sqrt(m) * u`` is replaced by the measured difference
 of the two accepted ways (the 95th percentile over a step's tokens, at least ``u``).

@@ -73,7 +73,8 @@ def _judge(found: Comparison, envelope: Envelope, segment: int) -> Finding | Non
     needed = max(FEWEST, math.ceil(int(seen.sum()) / 4))
     beyond = np.flatnonzero(ratio > DOUBT)
     doubtful = np.flatnonzero(ratio > 1)
-    if len(beyond) >= needed and envelope.known and envelope.gap == 0:
+    # The window may reach into later steps; what begins there is theirs.
+    if len(beyond) >= needed and beyond[0] < stop - start and envelope.known and envelope.gap == 0:
         return named(found, envelope, segment, _tokens(envelope, window.start + int(beyond[0]), DOUBT))
     if (
         place.kind in ("key", "value")
@@ -86,7 +87,7 @@ def _judge(found: Comparison, envelope: Envelope, segment: int) -> Finding | Non
         while last + 1 < len(found.segments) and features_moved(found, envelope, last + 1):
             last += 1
         return named(found, envelope, segment, (start, found.segments[last][1]))
-    if len(doubtful) >= needed:
+    if len(doubtful) >= needed and doubtful[0] < stop - start:
         where = (window.start + int(doubtful[0]), window.start + int(doubtful[-1]) + 1)
         return Finding(segment, place, "doubt", where, float(np.median(ratio[doubtful])))
     lone = np.flatnonzero(ratio[: stop - start] > LONE)

@@ -50,7 +50,8 @@ def rotated(found: Comparison, envelope: Envelope, segment: int) -> Finding | No
     agree = _values_agree(found, place.block, start, stop, bound)
     if agree is False or not envelope.known or envelope.gap:
         return None
-    turned = causes.rotation(found, place, start, stop, bound)
+    # Of chunks of a token or two, more are needed than one to tell a rotation from chance.
+    turned = causes.rotation(found, place, start, min(found.tokens, max(stop, start + 2 * causes.SOME)), bound)
     if turned is None:
         return None
     last = segment
