@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,6 +106,12 @@ class Recorder(ABC):
 
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """What block ``block`` (1 is the first) cached, one tensor [head, token, feature] per lane."""
+
+    def cached(self, lane: int, block: int, step: int, keys: Tensor, values: Tensor) -> None:
+        """What the cache of block ``block`` holds after chain step ``step``: [head, token, feature], prefixes included.
+
+        Layers with a sliding window hold their last tokens only.
+        """
 
     def cache_bytes(self, block: int, sizes: Sequence[Sequence[int]]) -> None:
         """Bytes that the block's cache carries on after each chain step, per lane and step."""
@@ -522,7 +529,9 @@ def _noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tens
         handle.remove()
 
 
-def _run_block(index: int, lane: _Descending) -> tuple[Tensor, Tensor, list[int]]:
+def _run_block(
+    index: int, lane: _Descending, on_step: Callable[[int, Tensor, Tensor], None]
+) -> tuple[Tensor, Tensor, list[int]]:
     """Take one lane through one block; return the keys, the values and the carried bytes per chain step."""
     model, protocol = lane.model, lane.lane.protocol
     block = blocks_of(model)[index]
@@ -570,6 +579,8 @@ def _run_block(index: int, lane: _Descending) -> tuple[Tensor, Tensor, list[int]
                 layer.keys, layer.values = cache.keys, cache.values
             held = [x for x in (layer.keys, layer.values) if isinstance(x, Tensor)]
             sizes[chunk.step] = sum(x[:1].numel() * x.element_size() for x in held)
+            if held:
+                on_step(chunk.step, held[0][0], held[1][0])
     if whole:
         lengths = [len(chunk) for chunk in lane.lane.chunks]
         layer = tape.layers[index]
@@ -737,7 +748,7 @@ def descend(
                 for lane, d in enumerate(descending):
                     if id(d.model) == key:
                         with d.scope():
-                            cached[lane] = _run_block(index, d)
+                            cached[lane] = _run_block(index, d, partial(recorder.cached, lane, index + 1))
         in_order = [cached[lane] for lane in range(len(descending))]
         recorder.cache(index + 1, [keys for keys, _, _ in in_order], [values for _, values, _ in in_order])
         recorder.cache_bytes(index + 1, [sizes for _, _, sizes in in_order])

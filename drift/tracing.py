@@ -30,7 +30,7 @@ from drift.provenance import provenance
 from drift.recording import Comparison, DocumentRecorder
 from drift.weights import weights_of
 
-__all__ = ["trace", "trace_folds"]
+__all__ = ["check_chunks", "check_tokens", "trace", "trace_folds"]
 
 
 def trace(
@@ -140,7 +140,7 @@ def trace_folds(
         raise ConfigError("No fold was asked for: give at least one (chunk_size, protocol).")
     if logit_stride < 1:
         raise ConfigError(f"logit_stride is {logit_stride}; it must be at least 1.")
-    ids = _tokens(model, tokens)
+    ids = check_tokens(model, tokens)
     labels = dict(labels or {})
     text_config = model.config.get_text_config(decoder=True)
 
@@ -158,7 +158,8 @@ def trace_folds(
         together.setdefault(fold.continued, []).append(place)
     for continued, places in together.items():
         length = ids.shape[1] + (continued.continuation() if continued else 0)
-        _check_chunks(text_config, [asked[p] for p in places], length, allow_beyond_context)
+        lanes = [asked[p].bound.chunks(length, asked[p].size) for p in places]
+        check_chunks(text_config, [parse("append").chunks(length, length), *lanes], allow_beyond_context)
     started = time.perf_counter()
     arrays: list[list[dict[str, NDArray[Any]]]] = [[] for _ in asked]
     training = model.training
@@ -337,7 +338,7 @@ class _LaneTable:
         return self._places[key]
 
 
-def _tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:
+def check_tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:
     """Check token ids and return them as int64 [document, token]."""
     if isinstance(tokens, Tensor):
         tokens = tokens.detach().cpu().numpy()
@@ -358,17 +359,16 @@ def _tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:
     return np.ascontiguousarray(ids, dtype=np.int64)
 
 
-def _check_chunks(text_config: Any, folds: Sequence[_Fold], tokens: int, allow_beyond_context: bool) -> None:
+def check_chunks(text_config: Any, lanes: Sequence[Sequence[Chunk]], allow_beyond_context: bool) -> None:
     """Refuse prefix tokens that the model does not have and positions it was not made for."""
     vocabulary = text_config.vocab_size
     context = getattr(text_config, "max_position_embeddings", None)
-    for fold in folds:
-        chunks = fold.bound.chunks(tokens, fold.size)
+    for chunks in lanes:
         for chunk in chunks:
             if any(not 0 <= token < vocabulary for token in chunk.prefix):
                 token = chunk.prefix[0]
                 raise ConfigError(f"The prefix token {token} is not in the model's vocabulary of {vocabulary}.")
-        end = max(tokens, *(chunk.first_position + len(chunk) for chunk in chunks))
+        end = max(chunk.first_position + len(chunk) for chunk in chunks)
         if context is not None and end > context and not allow_beyond_context:
             raise ConfigError(
                 f"The fold reaches position {end}, beyond the model's context of {context} tokens. "

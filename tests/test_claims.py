@@ -864,7 +864,7 @@ def test_what_is_not_there_is_an_error() -> None:
             audit(sweep, measure)
         with pytest.raises(DatasetError, match=measure):
             audit(sweep, others=[measure])
-    for layer in (99, "first"):
+    for layer in (99, "second"):
         with pytest.raises(DatasetError, match=f"no layer {layer!r}"):
             audit(sweep, layer=layer, others=[])
 
