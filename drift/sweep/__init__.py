@@ -8,6 +8,8 @@
     the folder: what it holds, the lock, ``sweep.json``.
 ``running``, ``progress``, ``outcome``
     carrying it out, what a person sees meanwhile, and how it ended.
+``workers``, ``dask_engine``
+    the engines: groups in processes of this machine, and as tasks of Dask.
 ``__main__``
     the command line.
 """

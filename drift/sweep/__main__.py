@@ -20,7 +20,7 @@ from drift.sweep.cost import show_bytes, show_seconds
 from drift.sweep.outcome import Exit, Interrupted
 from drift.sweep.planning import Plan, plan
 from drift.sweep.progress import reporter
-from drift.sweep.running import run, select
+from drift.sweep.running import ENGINES, run, select
 
 _EXIT_CODES = (
     "exit codes: 0 complete, 1 some cells failed, 2 bad configuration or usage, 3 stopped with cells left, "
@@ -57,6 +57,7 @@ def _epilog() -> str:
             "  python -m drift.sweep quick --dry-run",
             "  python -m drift.sweep default --set dtype=bf16,fp32,fp64 --set tokens=2048 --out data/sweeps/mine",
             "  python -m drift.sweep mine.yaml --only model=gemma-3-270m --retry-failed",
+            "  python -m drift.sweep mine.yaml --engine dask --scheduler tcp://login:8786",
             "",
             "Running the same command again computes what is missing; a finished cell is never computed twice.",
             _EXIT_CODES,
@@ -94,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--retry-failed", action="store_true", help="compute cells again that failed")
     add("--fail-fast", action="store_true", help="stop at the first cell that fails")
     add("--jobs", type=_jobs, default=1, metavar="N|auto", help="groups computed at once, each in its own process")
+    add("--engine", choices=ENGINES, default="local", help="local: processes of this machine; dask: see --scheduler")
+    add(
+        "--scheduler",
+        default="",
+        metavar="ADDRESS",
+        help="with --engine dask: an existing scheduler (default: a local cluster of --jobs workers)",
+    )
     add("--json", action="store_true", help="print a JSON object on stdout and everything else on stderr")
     add("--list-presets", action="store_true", help="list the presets and exit")
     return parser
@@ -201,6 +209,8 @@ def _command(arguments: argparse.Namespace) -> int:
                 retry_failed=arguments.retry_failed,
                 fail_fast=arguments.fail_fast,
                 jobs=arguments.jobs,
+                engine=arguments.engine,
+                scheduler=arguments.scheduler,
                 report=reporter(sys.stderr),
             )
         except Interrupted as stop:
