@@ -10,6 +10,8 @@
     carrying it out, what a person sees meanwhile, and how it ended.
 ``workers``, ``dask_engine``
     the engines: groups in processes of this machine, and as tasks of Dask.
+``checking``
+    is a folder what it should be (``--check``). No torch.
 ``__main__``
     the command line.
 """

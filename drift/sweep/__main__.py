@@ -24,7 +24,7 @@ from drift.sweep.running import ENGINES, run, select
 
 _EXIT_CODES = (
     "exit codes: 0 complete, 1 some cells failed, 2 bad configuration or usage, 3 stopped with cells left, "
-    "130 interrupted"
+    "130 interrupted; --check: 0 nothing wrong, 1 findings"
 )
 
 
@@ -58,6 +58,7 @@ def _epilog() -> str:
             "  python -m drift.sweep default --set dtype=bf16,fp32,fp64 --set tokens=2048 --out data/sweeps/mine",
             "  python -m drift.sweep mine.yaml --only model=gemma-3-270m --retry-failed",
             "  python -m drift.sweep mine.yaml --engine dask --scheduler tcp://login:8786",
+            "  python -m drift.sweep --check data/sweeps/mine",
             "",
             "Running the same command again computes what is missing; a finished cell is never computed twice.",
             _EXIT_CODES,
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with --engine dask: an existing scheduler (default: a local cluster of --jobs workers)",
     )
     add("--json", action="store_true", help="print a JSON object on stdout and everything else on stderr")
+    add("--check", type=Path, metavar="FOLDER", help="verify every cell of a sweep's folder, say what to do, and exit")
     add("--list-presets", action="store_true", help="list the presets and exit")
     return parser
 
@@ -191,6 +193,12 @@ def _command(arguments: argparse.Namespace) -> int:
         width = max(map(len, presets()))
         print("\n".join(f"{name:<{width}}  {text}" for name, text in presets().items()))
         return Exit.COMPLETE
+    if arguments.check is not None:
+        from drift.sweep.checking import check
+
+        found = check(arguments.check)
+        print(json.dumps(found.as_dict(), indent=1) if arguments.json else "\n".join(found.lines()))
+        return found.exit
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:
         preview = _preview(plan(config, arguments.out, dry_run=True), arguments.only)
