@@ -8,6 +8,10 @@
     the folder: what it holds, the lock, ``sweep.json``.
 ``running``, ``progress``, ``outcome``
     carrying it out, what a person sees meanwhile, and how it ended.
+``workers``, ``dask_engine``
+    the engines: groups in processes of this machine, and as tasks of Dask.
+``checking``
+    is a folder what it should be (``--check``). No torch.
 ``__main__``
     the command line.
 """

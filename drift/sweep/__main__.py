@@ -21,11 +21,11 @@ from drift.sweep.memory import parse
 from drift.sweep.outcome import Exit, Interrupted
 from drift.sweep.planning import Plan, plan
 from drift.sweep.progress import reporter
-from drift.sweep.running import run, select
+from drift.sweep.running import ENGINES, run, select
 
 _EXIT_CODES = (
     "exit codes: 0 complete, 1 some cells failed, 2 bad configuration or usage, 3 stopped with cells left, "
-    "130 interrupted"
+    "130 interrupted; --check: 0 nothing wrong, 1 findings"
 )
 
 
@@ -58,6 +58,8 @@ def _epilog() -> str:
             "  python -m drift.sweep quick --dry-run",
             "  python -m drift.sweep default --set dtype=bf16,fp32,fp64 --set tokens=2048 --out data/sweeps/mine",
             "  python -m drift.sweep mine.yaml --only model=gemma-3-270m --retry-failed",
+            "  python -m drift.sweep mine.yaml --engine dask --scheduler tcp://login:8786",
+            "  python -m drift.sweep --check data/sweeps/mine",
             "",
             "Running the same command again computes what is missing; a finished cell is never computed twice.",
             _EXIT_CODES,
@@ -101,7 +103,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="memory that a descent may take, such as 24GiB (default: what is free)",
     )
+    add("--engine", choices=ENGINES, default="local", help="local: processes of this machine; dask: see --scheduler")
+    add(
+        "--scheduler",
+        default="",
+        metavar="ADDRESS",
+        help="with --engine dask: an existing scheduler (default: a local cluster of --jobs workers)",
+    )
     add("--json", action="store_true", help="print a JSON object on stdout and everything else on stderr")
+    add("--check", type=Path, metavar="FOLDER", help="verify every cell of a sweep's folder, say what to do, and exit")
     add("--list-presets", action="store_true", help="list the presets and exit")
     return parser
 
@@ -190,6 +200,12 @@ def _command(arguments: argparse.Namespace) -> int:
         width = max(map(len, presets()))
         print("\n".join(f"{name:<{width}}  {text}" for name, text in presets().items()))
         return Exit.COMPLETE
+    if arguments.check is not None:
+        from drift.sweep.checking import check
+
+        found = check(arguments.check)
+        print(json.dumps(found.as_dict(), indent=1) if arguments.json else "\n".join(found.lines()))
+        return found.exit
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:
         preview = _preview(plan(config, arguments.out, dry_run=True, memory=arguments.memory), arguments.only)
@@ -209,6 +225,8 @@ def _command(arguments: argparse.Namespace) -> int:
                 fail_fast=arguments.fail_fast,
                 jobs=arguments.jobs,
                 memory=arguments.memory,
+                engine=arguments.engine,
+                scheduler=arguments.scheduler,
                 report=reporter(sys.stderr),
             )
         except Interrupted as stop:

@@ -7,9 +7,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,14 @@ from drift.sweep.memory import Footprint
 from drift.sweep.outcome import Failure, Interrupted, Summary, is_refusal
 from drift.sweep.planning import Cell, Group, Plan, plan
 from drift.sweep.progress import Silent
-from drift.sweep.workers import Outcome, automatic_jobs, in_processes
+from drift.sweep.workers import Engine, Outcome, automatic_jobs, in_processes
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["run", "select"]
+__all__ = ["ENGINES", "run", "select"]
+
+ENGINES = ("local", "dask")
 
 
 # What a cell keeps of the record of its weights: nothing that differs from machine to machine.
@@ -204,10 +207,10 @@ class _Run:
 
     # -------------------------------------------------------- computing
 
-    def groups(self, groups: Sequence[Group], jobs: int = 1) -> None:
-        """Compute groups, `jobs` at a time, until something stops the run."""
-        if jobs > 1 and len(groups) > 1:
-            self._parallel(groups, jobs)
+    def groups(self, groups: Sequence[Group], engine: Engine | None = None) -> None:
+        """Compute groups until something stops the run: by an engine, or one after the other in this process."""
+        if engine is not None:
+            self._elsewhere(groups, engine)
             return
         for group in groups:
             if self.stopped:
@@ -226,36 +229,42 @@ class _Run:
             computed, failed = len(self.files) - before, len(set(self.failures) - failed_before)
             self._end(group, computed, failed, computing, time.monotonic() - began)
 
-    def _parallel(self, groups: Sequence[Group], jobs: int) -> None:
-        """Compute groups in processes of their own, the longest first, so that none is left over at the end."""
+    def _elsewhere(self, groups: Sequence[Group], engine: Engine) -> None:
+        """Have groups computed elsewhere, the longest first, so that none is left over at the end."""
         order = sorted(groups, key=lambda group: -self._expected(group))
-        for group, outcome in in_processes(
+        outcomes = engine(
             self.plan,
             order,
-            jobs,
             fail_fast=self.fail_fast,
             begin=lambda group: self._begin(group, order),
             go_on=lambda: not self.stopped,
-        ):
-            self.files += outcome.files
-            self.done |= set(outcome.files)
-            self.checked |= outcome.checked
-            for file in outcome.files:
-                self.failures.pop(file, None)
+        )
+        # Workers must have ended before anybody looks into the folder, also when this is interrupted.
+        with closing(outcomes) as ended:
+            for group, outcome in ended:
+                self._take(group, outcome)
+
+    def _take(self, group: Group, outcome: Outcome) -> None:
+        """Take note of what became of a group elsewhere."""
+        self.files += outcome.files
+        self.done |= set(outcome.files)
+        self.checked |= outcome.checked
+        for file in outcome.files:
+            self.failures.pop(file, None)
+        if outcome.died:
+            # What it had written before it died is good: cells are written whole or not at all.
+            self.look_again()
+        for cell in group.cells:
             if outcome.died:
-                # What it had written before it died is good: cells are written whole or not at all.
-                self.look_again()
-            for cell in group.cells:
-                if outcome.died:
-                    if cell.file not in self.done:
-                        self.fail(cell, Failure.of(RuntimeError(outcome.died), "died"))
-                elif cell.file in outcome.failures:
-                    self.failures[cell.file] = outcome.failures[cell.file]
-                    self.report.line(f"    failed: {cell}: {self.failures[cell.file]['reason']}")
-            self.stopped = self.stopped or outcome.stopped
-            if self.at_work_on == group.title:
-                self.at_work_on = ""
-            self._end(group, len(outcome.files), len(outcome.failures), outcome.computing, outcome.seconds)
+                if cell.file not in self.done:
+                    self.fail(cell, Failure.of(RuntimeError(outcome.died), "died"))
+            elif cell.file in outcome.failures:
+                self.failures[cell.file] = outcome.failures[cell.file]
+                self.report.line(f"    failed: {cell}: {self.failures[cell.file]['reason']}")
+        self.stopped = self.stopped or outcome.stopped
+        if self.at_work_on == group.title:
+            self.at_work_on = ""
+        self._end(group, len(outcome.files), len(outcome.failures), outcome.computing, outcome.seconds)
 
     def _expected(self, group: Group) -> float:
         """Estimated seconds of a group, refined by what groups took here before."""
@@ -452,7 +461,9 @@ def _deaf() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _fetch_hub(todo: Plan, cells: Sequence[Cell], runner: Callable[[Plan], _Run], report: Silent) -> tuple[Plan, _Run]:
+def _fetch_hub(
+    todo: Plan, cells: Sequence[Cell], runner: Callable[[Plan], _Run], report: Silent, elsewhere: bool
+) -> tuple[Plan, _Run]:
     """Fetch hub models that are not here yet: only then is known what their cells are called."""
     from drift import checkpoints
 
@@ -465,7 +476,7 @@ def _fetch_hub(todo: Plan, cells: Sequence[Cell], runner: Callable[[Plan], _Run]
         except Exception as error:
             failures[name] = Failure.of(error, "checkpoint")
     if fetched:
-        todo = plan(todo.config, todo.folder.path, memory=todo.memory)
+        todo = plan(todo.config, todo.folder.path, dry_run=elsewhere, memory=todo.memory)
     run_ = runner(todo)
     for cell in todo.cells:
         if cell.model in failures and cell.checkpoint == "unfetched":
@@ -484,6 +495,8 @@ def run(
     fail_fast: bool = False,
     jobs: int | None = 1,
     memory: int | None = None,
+    engine: str | Engine = "local",
+    scheduler: str = "",
     report: Silent | None = None,
 ) -> Summary:
     """Compute the cells of a plan that are not there yet.
@@ -509,6 +522,10 @@ def run(
     memory : int, optional
         Bytes that a descent may take; by default what its device has free. It decides whether weights are kept in
         memory, and descents that cannot fit are failures. Of several jobs each gets its share.
+    engine : str or Engine
+        ``local`` (processes of this machine), ``dask``, or one of your own.
+    scheduler : str
+        For ``dask``: address of an existing scheduler; a local cluster of `jobs` workers by default.
     report : Silent, optional
         Told about progress (see :mod:`drift.sweep.progress`); nothing is said by default.
 
@@ -525,8 +542,11 @@ def run(
         On Ctrl-C, after the state was saved. Running the same again resumes.
     """
     report = report or Silent()
+    make = _engine(engine, scheduler, report)
+    # Whether there is a GPU is for the workers to say, where these are on other machines.
+    elsewhere = bool(scheduler) or callable(engine)
     if not isinstance(todo, Plan):
-        todo = plan(todo, out, look=False)
+        todo = plan(todo, out, look=False, dry_run=elsewhere)
     if memory is not None:
         todo = replace(todo, memory=memory)
     with todo.folder.lock():
@@ -542,7 +562,7 @@ def run(
             _tell(todo, report)
             wanted = _to_compute(todo, cells, force=force, retry_failed=retry_failed)
             if any(cell.checkpoint == "unfetched" for cell in wanted):
-                todo, run_ = _fetch_hub(todo, wanted, runner, report)
+                todo, run_ = _fetch_hub(todo, wanted, runner, report, elsewhere)
                 cells = select(todo, only)
                 wanted = _to_compute(todo, cells, force=force, retry_failed=retry_failed)
                 wanted = [cell for cell in wanted if cell.checkpoint != "unfetched"]
@@ -561,9 +581,11 @@ def run(
             if jobs is None and wanted:
                 peak = float(todo.estimate(wanted).get("memory_bytes", 0))
                 jobs = automatic_jobs(wanted[0].device, len(groups), peak)
-            if (jobs or 1) > 1 and memory is not None:
-                run_.plan = replace(run_.plan, memory=max(1, memory // min(jobs or 1, max(1, len(groups)))))
-            run_.groups(groups, jobs or 1)
+            if groups:
+                at_once = 1 if elsewhere else min(jobs or 1, len(groups))
+                if at_once > 1 and memory is not None:
+                    run_.plan = replace(run_.plan, memory=max(1, memory // at_once))
+                run_.groups(groups, make(jobs or 1, len(groups)))
         except KeyboardInterrupt:
             with _deaf():
                 report.end()
@@ -575,6 +597,22 @@ def run(
         if limit is not None and not run_.stopped and run_.summary().left:
             run_.stopped = f"--limit {limit}"
         return run_.summary()
+
+
+def _engine(engine: str | Engine, scheduler: str, report: Silent) -> Callable[[int, int], Engine | None]:
+    """What makes the engine once the number of jobs and of groups is known; None is this very process."""
+    if scheduler and engine != "dask":
+        raise ConfigError(f"--scheduler {scheduler}: goes with --engine dask")
+    if callable(engine):
+        return lambda jobs, groups: engine
+    if engine == "dask":
+        from drift.sweep.dask_engine import Dask
+
+        made = Dask(scheduler=scheduler, say=report.line)
+        return lambda jobs, groups: replace(made, jobs=min(jobs, groups))
+    if engine != "local":
+        raise ConfigError(f"unknown engine {engine!r}{closest(engine, ENGINES)} Known: {', '.join(ENGINES)}")
+    return lambda jobs, groups: partial(in_processes, jobs=jobs) if min(jobs, groups) > 1 else None
 
 
 def _to_compute(todo: Plan, cells: Sequence[Cell], *, force: bool, retry_failed: bool) -> list[Cell]:

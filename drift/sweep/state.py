@@ -190,10 +190,13 @@ class Folder:
             handle.write(f"{os.getpid()}\n")
             handle.flush()
             self._sweep_up()
-            yield
+            try:
+                yield
+            finally:
+                self._sweep_up()
 
     def _sweep_up(self) -> None:
-        """Remove the half-written files of a killed run. Only under the lock: nobody else is writing."""
+        """Remove the half-written files of killed runs and workers. Only under the lock: nobody else is writing."""
         for path in self.path.glob(".*.tmp"):
             if re.fullmatch(rf"\.(.+\.nc|{re.escape(_PLAN)})\.[0-9]+-[0-9a-f]+\.tmp", path.name):
                 path.unlink(missing_ok=True)

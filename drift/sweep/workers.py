@@ -7,11 +7,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from drift.sweep.cost import cores
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from drift.sweep.planning import Group, Plan
 
-__all__ = ["Outcome", "automatic_jobs", "in_processes"]
+__all__ = ["Engine", "Outcome", "automatic_jobs", "in_processes"]
 
 
 @dataclass
@@ -50,6 +50,36 @@ class Outcome:
     computing: float = 0.0
     seconds: float = 0.0
     died: str = ""
+
+
+class Engine(Protocol):
+    """What computes groups somewhere else than in the sweep's own process."""
+
+    def __call__(
+        self,
+        todo: Plan,
+        groups: Sequence[Group],
+        *,
+        fail_fast: bool,
+        begin: Callable[[Group], None],
+        go_on: Callable[[], bool],
+    ) -> Generator[tuple[Group, Outcome], None, None]:
+        """Compute groups; yield each with its outcome as it ends, each of them once.
+
+        Parameters
+        ----------
+        todo : Plan
+            The plan that the groups belong to.
+        groups : sequence of Group
+            In the order in which they are to be begun.
+        fail_fast : bool
+            Whether a group ends at its first failure.
+        begin : callable
+            Told of each group as it is begun.
+        go_on : callable
+            Once it says no, only what is under way is finished.
+        """
+        ...
 
 
 def automatic_jobs(device: str, groups: int, peak_bytes: float) -> int:
@@ -94,28 +124,20 @@ def _work(todo: Plan, group: Group, fail_fast: bool, threads: int, parent: int, 
 def in_processes(
     todo: Plan,
     groups: Sequence[Group],
-    jobs: int,
     *,
+    jobs: int,
     fail_fast: bool,
     begin: Callable[[Group], None],
     go_on: Callable[[], bool],
-) -> Iterator[tuple[Group, Outcome]]:
-    """Compute groups in at most `jobs` processes at once; yield each with its outcome as it ends.
+) -> Generator[tuple[Group, Outcome], None, None]:
+    """Compute groups in at most `jobs` processes at once: the :class:`Engine` of one machine.
 
     Parameters
     ----------
-    todo : Plan
-        The plan that the groups belong to.
-    groups : sequence of Group
-        In the order in which they are to be begun.
+    todo, groups, fail_fast, begin, go_on
+        See :class:`Engine`.
     jobs : int
         Processes at once; they share the cores evenly.
-    fail_fast : bool
-        Whether a worker stops at its first failure.
-    begin : callable
-        Told of each group as it is begun.
-    go_on : callable
-        Asked before a group is begun; once it says no, only what is under way is finished.
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, cores() // jobs)

@@ -1,0 +1,417 @@
+"""Groups as tasks of Dask: a cluster of this machine's processes, or one that a scheduler elsewhere holds together.
+
+A task computes one group and writes its cells into the sweep's folder, which all machines share; what travels back is
+paths and hashes. A task finds out for itself what is there already, so running it twice (Dask does, when a worker is
+lost) costs time and changes nothing. Imported only when asked for: ``distributed`` is an extra.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from drift.errors import ConfigError, DriftError
+from drift.sweep.cost import cores
+from drift.sweep.state import Folder, Survey
+from drift.sweep.workers import Outcome
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+    from drift.sweep.planning import Cell, Group, Plan
+
+__all__ = ["Dask", "Receipt", "compute", "resources", "settle"]
+
+_CONNECT_SECONDS = 20.0
+_WONDER_SECONDS = 15.0
+#: How long a file may take to appear here: network file systems remember what was not there.
+PATIENCE_SECONDS = 60.0
+
+# The switches that decide a pass's numbers belong to the process: threads of a worker must not mix two passes.
+_ALONE = threading.Lock()
+
+
+@dataclass
+class Receipt:
+    """What a task hands back.
+
+    Attributes
+    ----------
+    cells : list of (str, str)
+        Path and sha256 of every file of the group that is there now.
+    failures : dict
+        As in :class:`~drift.sweep.workers.Outcome`.
+    stopped : str
+        Why the run must end, or empty.
+    broke : str
+        What broke the task off, or empty. An exception as such would not do: the traceback of one need not survive
+        the way, and Dask's client then waits for ever.
+    computing : float
+        Seconds spent on passes; 0 where cells were there already: it then says nothing about the group.
+    """
+
+    cells: list[tuple[str, str]] = field(default_factory=list)
+    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stopped: str = ""
+    broke: str = ""
+    computing: float = 0.0
+
+
+# ---------------------------------------------------------------- on the worker
+
+
+def compute(
+    todo: Plan,
+    group: Group,
+    *,
+    stale: Mapping[str, str],
+    fail_fast: bool,
+    threads: int | None,
+    here: str,
+    begun: Callable[[], None],
+) -> Receipt:
+    """Compute what is missing of a group, in this process.
+
+    Parameters
+    ----------
+    todo : Plan
+        The plan, its folder an absolute path.
+    group : Group
+        What to compute.
+    stale : mapping of str to str
+        sha256 of files that are there, sound, and to be computed again all the same.
+    fail_fast : bool
+        Whether to stop at the first failure.
+    threads : int, optional
+        Threads for torch; its own choice by default.
+    here : str
+        Where names of files begin that are not absolute; the worker's own place is kept where there is no such folder.
+    begun : callable
+        Told when the turn of this group has come.
+
+    Returns
+    -------
+    Receipt
+    """
+    with _ALONE, contextlib.ExitStack() as stack:
+        if os.path.isdir(here):
+            stack.enter_context(contextlib.chdir(here))
+        begun()
+        folder = todo.folder
+        found = folder.survey({cell.file: cell.hash for cell in group.cells})
+        there = {file for file in found.done if _sha256(folder.cell(file)) != stale.get(file)}
+        receipt = Receipt()
+        missing = tuple(cell for cell in group.cells if cell.file not in there)
+        written: list[str] = []
+        if missing:
+            receipt.stopped = difference(missing[0])
+            if not receipt.stopped:
+                import torch
+
+                from drift.sweep.running import compute_group
+
+                if threads is not None:
+                    torch.set_num_threads(threads)
+                outcome = compute_group(todo, replace(group, cells=missing), fail_fast=fail_fast)
+                written, receipt.failures, receipt.stopped = outcome.files, outcome.failures, outcome.stopped
+                receipt.computing = 0.0 if there else outcome.computing
+        receipt.cells = [(str(folder.cell(file)), _sha256(folder.cell(file))) for file in (*sorted(there), *written)]
+        return receipt
+
+
+def difference(cell: Cell) -> str:
+    """Why this machine would compute another cell under that name, or nothing: its name says what it depends on."""
+    from importlib.metadata import version
+
+    from drift import checkpoints, corpus
+    from drift._version import NUMERICS_VERSION
+    from drift.dataset import SCHEMA_VERSION
+
+    where = f"the worker on {os.uname().nodename if hasattr(os, 'uname') else 'another machine'}"
+    own = {"numerics": NUMERICS_VERSION, "schema": SCHEMA_VERSION}
+    for name, planned in cell.versions:
+        actual = own.get(name) or version(name)
+        if actual != planned:
+            what = f"drift ({name} version {actual}, the plan {planned})" if name in own else f"{name} {actual}"
+            asked = "the plan's" if name in own else planned
+            return f"{where} has {what}, not {asked}: install the same versions everywhere (constraints.txt)"
+    try:
+        checkpoints.fetch(cell.model, lambda message: None)
+        if checkpoints.identity(cell.model) != cell.checkpoint:
+            return f"{where} has other weights, tokenizer or configuration under the name {cell.model} than the plan"
+        if corpus.identity(cell.corpus, cell.seed) != cell.text:
+            return (
+                f"{where} has another text under the name {cell.corpus} than the plan: use file:PATH on a shared folder"
+            )
+    except DriftError:
+        pass  # computing will say the same, and blame the right cells
+    return ""
+
+
+def _task(todo: Plan, group: Group, topic: str, number: int, threads: int | None, **given: Any) -> Receipt:
+    import dask
+    from distributed import get_worker
+
+    worker = get_worker()
+    # In a task xarray would guard the writing of a cell with a lock of the cluster, which files in memory cannot have.
+    try:
+        with dask.config.set(scheduler="synchronous"):
+            return compute(
+                todo,
+                group,
+                threads=threads or worker.state.nthreads,
+                begun=lambda: worker.log_event(topic, number),
+                **given,
+            )
+    except Exception as error:
+        return Receipt(broke=f"{type(error).__name__}: {error}")
+
+
+def dask_setup(worker: Any) -> None:
+    """Leave Ctrl-C, which reaches the whole process group, to the parent; Dask calls this in a local worker."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+# ---------------------------------------------------------------- at home
+
+
+def resources(group: Group) -> dict[str, float]:
+    """What a worker must offer to be given a group."""
+    return {"GPU": 1} if group.cells[0].device == "cuda" else {}
+
+
+def settle(receipt: Receipt, folder: Folder, group: Group, patience: float = PATIENCE_SECONDS) -> Outcome:
+    """Turn a receipt into an outcome, believing only what can be seen in the folder from here.
+
+    Parameters
+    ----------
+    receipt : Receipt
+        What the task handed back.
+    folder : Folder
+        The sweep's folder, as seen from here.
+    group : Group
+        What was asked for.
+    patience : float
+        Seconds to wait for a file that is not there yet.
+
+    Returns
+    -------
+    Outcome
+    """
+    outcome = Outcome(failures=receipt.failures, stopped=receipt.stopped, computing=receipt.computing)
+    if receipt.broke:
+        outcome.died = f"its task broke off on the worker: {receipt.broke}"
+    expected = {cell.file: cell.hash for cell in group.cells}
+    until = time.monotonic() + patience
+    for path, digest in receipt.cells:
+        file = Path(path).name
+        while _sha256(folder.cell(file)) != digest:
+            # A worker that was given up for lost may have written the same cell after this one did.
+            if folder.survey({file: expected[file]}).done:
+                break
+            if time.monotonic() > until:
+                outcome.stopped = (
+                    f"a worker wrote {path}, but it does not arrive in {folder}: the folder must lie on a file system "
+                    "that this machine and all workers share, under the same path. Or run a sweep on each machine "
+                    "(--only) and copy the cells together"
+                )
+                return outcome
+            time.sleep(min(0.5, patience))
+        outcome.files.append(file)
+        outcome.checked[file] = folder.fingerprint(file)
+    return outcome
+
+
+@dataclass
+class Dask:
+    """The engine: computes groups as Dask tasks.
+
+    Attributes
+    ----------
+    jobs : int
+        Workers of the local cluster; they share the cores evenly. Without meaning where there is a scheduler.
+    scheduler : str
+        Address of an existing scheduler (``tcp://host:8786``), or of its scheduler file; empty for a local cluster.
+    say : callable
+        Told in one line each what a person should know.
+    """
+
+    jobs: int = 1
+    scheduler: str = ""
+    say: Callable[[str], None] = lambda text: None
+
+    def __post_init__(self) -> None:
+        try:
+            import distributed  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "the engine dask needs the package `distributed`: pip install 'drift[dask]'. "
+                "Several processes of one machine need nothing: --jobs N"
+            ) from error
+
+    def __call__(
+        self,
+        todo: Plan,
+        groups: Sequence[Group],
+        *,
+        fail_fast: bool,
+        begin: Callable[[Group], None],
+        go_on: Callable[[], bool],
+    ) -> Generator[tuple[Group, Outcome], None, None]:
+        """See :class:`~drift.sweep.workers.Engine`."""
+        folder = Folder(todo.folder.path.absolute())
+        stale = {
+            cell.file: _sha256(folder.cell(cell.file))
+            for group in groups
+            for cell in group.cells
+            if cell.file in todo.survey.done
+        }
+        # Only what a task needs travels: a plan of a thousand cells would, a thousand times.
+        slim = replace(todo, folder=folder, cells=(), survey=Survey())
+        gpu = any(resources(group) for group in groups)
+        topic = f"drift-{secrets.token_hex(8)}"
+        events: SimpleQueue[tuple[str, int]] = SimpleQueue()
+        began: dict[int, float] = {}
+        with self._client(gpu) as client:
+            client.subscribe_topic(topic, lambda event: events.put(("begun", event[1])))
+            left: dict[int, Future] = {}
+            try:
+                for number, group in enumerate(groups):
+                    left[number] = client.submit(
+                        _task,
+                        slim,
+                        group,
+                        topic,
+                        number,
+                        threads=None if self.scheduler else max(1, cores() // self.jobs),
+                        stale={cell.file: stale[cell.file] for cell in group.cells if cell.file in stale},
+                        fail_fast=fail_fast,
+                        here=os.getcwd(),
+                        key=(topic, number),
+                        resources=resources(group) or None,
+                        priority=-number,
+                        pure=False,
+                    )
+                    left[number].add_done_callback(lambda _, number=number: events.put(("ended", number)))
+                asked, wondered = time.monotonic(), False
+                while left:
+                    try:
+                        what, number = events.get(timeout=1.0)
+                    except Empty:
+                        if not (began or wondered) and time.monotonic() > asked + _WONDER_SECONDS:
+                            wondered = True
+                            self._wonder(client, gpu)
+                        continue
+                    if number not in left:
+                        continue
+                    group = groups[number]
+                    if number not in began:
+                        begin(group)
+                    elif what == "begun":
+                        self.say(f"    {group.title.split(',')[0]}: begun again: its worker was lost")
+                    if what == "begun" or number not in began:
+                        began[number] = time.monotonic()
+                    if what == "begun":
+                        continue
+                    outcome = self._outcome(left.pop(number), folder, group)
+                    outcome.seconds = time.monotonic() - began[number]
+                    yield group, outcome
+                    if not go_on():
+                        idle = [left.pop(waiting) for waiting in list(left) if waiting not in began]
+                        client.cancel(idle, force=True)
+            finally:
+                # Nobody answers once the scheduler is gone; the folder says what was done.
+                with contextlib.suppress(Exception):
+                    client.cancel(list(left.values()), force=True)
+
+    def _outcome(self, future: Future, folder: Folder, group: Group) -> Outcome:
+        from distributed import KilledWorker
+
+        if future.status == "finished":
+            return settle(future.result(), folder, group)
+        if future.status == "error":
+            error = future.exception()
+            if isinstance(error, KilledWorker):
+                count = error.allowed_failures + 1
+                return Outcome(
+                    died=f"{count} workers died of it, one after the other: often the system, for lack of memory"
+                )
+            if isinstance(error, ImportError):
+                return Outcome(
+                    stopped=f"a worker cannot import what it needs ({error}): install the same drift on every machine"
+                )
+            return Outcome(died=f"its task failed on the worker: {type(error).__name__}: {error}")
+        return Outcome(stopped=f"the Dask scheduler {self.scheduler or 'of this machine'} is gone, or dropped the task")
+
+    @contextlib.contextmanager
+    def _client(self, gpu: bool) -> Iterator[Client]:
+        import dask
+        from distributed import Client, LocalCluster
+
+        if self.scheduler:
+            where: dict[str, Any] = {"address": self.scheduler}
+            if Path(self.scheduler).is_file():
+                where = {"scheduler_file": self.scheduler}
+            try:
+                client = Client(**where, timeout=_CONNECT_SECONDS, set_as_default=False)
+            except (OSError, ValueError, TypeError, ImportError) as error:
+                raise ConfigError(
+                    f"--scheduler {self.scheduler}: cannot be reached ({error or type(error).__name__}). Start one "
+                    "with `dask scheduler`, and name the address that it prints (tcp://HOST:8786)"
+                ) from error
+            with client:
+                several = sum(threads > 1 for threads in client.nthreads().values())
+                if several:
+                    self.say(
+                        f"note: {several} workers have several threads. A worker computes one group at a time with all "
+                        "its threads, and may keep others waiting: `dask worker --nthreads 1 --nworkers N` is better"
+                    )
+                yield client
+            return
+        settings = {
+            # Left alone, it would set the number of threads in the environment of this very process.
+            "distributed.nanny.pre-spawn-environ": {},
+            "distributed.worker.profile.enabled": False,
+        }
+        with (
+            dask.config.set(settings),
+            LocalCluster(
+                n_workers=self.jobs,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                resources={"GPU": 1} if gpu else None,
+                preload=[__name__],
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client
+
+    def _wonder(self, client: Client, gpu: bool) -> None:
+        """Say what may be wrong where nothing begins; more workers may come, so it is no error."""
+        workers = len(client.nthreads())
+        hint = "" if workers else ": start some with `dask worker ADDRESS --nthreads 1`"
+        if workers and gpu:
+            hint = ": cells on cuda wait for a worker with the resource GPU (`dask worker ADDRESS --resources GPU=1`)"
+        self.say(f"note: {workers or 'no'} worker{'s' * (workers != 1)} connected, and nothing has begun yet{hint}")
