@@ -9,6 +9,7 @@ No torch here, unless free memory of a GPU is asked for.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ __all__ = [
     "choose",
     "footprint",
     "free",
+    "give_back",
     "parse",
     "resident_bytes",
 ]
@@ -285,3 +287,13 @@ def resident_bytes() -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def give_back() -> None:
+    """Return to the system what was freed in this process but kept by the C library, where that is glibc.
+
+    It keeps freed tensors of up to 32 MB for reuse, in pieces that the next ones need not fit into.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

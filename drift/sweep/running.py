@@ -18,7 +18,7 @@ from drift._version import __version__
 from drift.errors import CheckpointError, ConfigError, DatasetError
 from drift.sweep.config import AXES, Config, closest, parse_pair
 from drift.sweep.cost import correction, show_bytes, show_seconds
-from drift.sweep.memory import Footprint
+from drift.sweep.memory import Footprint, give_back, resident_bytes
 from drift.sweep.outcome import Failure, Interrupted, Summary, is_refusal
 from drift.sweep.planning import Cell, Group, Plan, plan
 from drift.sweep.progress import Silent
@@ -37,6 +37,9 @@ _KEPT = (
     "source", "family", "label", "original", "license", "weights", "published_dtype", "underflow_share",
     "weights_in_another_dtype",
 )  # fmt: skip
+
+
+_NEARLY = 0.7  # of a descent's predicted peak: a block adds more before anybody looks again
 
 
 class _CannotWrite(Exception):
@@ -378,10 +381,16 @@ class _Run:
                 "corpus_sha256": first.text,
                 "seed": first.seed,
             },
-            on_progress=self.report.fraction,
+            on_progress=self._progress,
             allow_beyond_context=any(cell.beyond_context for cell in cells),
             limits=Limits(float("inf") if way.keeps_calls else 0, way.logit_rows) if way else None,
         )
+
+    def _progress(self, share: float) -> None:
+        # Only where it matters: memory that is given back must be asked for again, page by page.
+        if self._way and resident_bytes() > _NEARLY * self._way.bytes:
+            give_back()
+        self.report.fraction(share)
 
     def _load(self, cell: Cell, kept: str) -> Failure | None:
         """Have the weights of a cell where they are to be kept; the ones before are let go first."""
@@ -437,6 +446,7 @@ def compute_group(todo: Plan, group: Group, *, fail_fast: bool) -> Outcome:
 def _free(device: str) -> None:
     """Give memory back before more is taken."""
     gc.collect()
+    give_back()
     if device == "cuda":
         import torch
 
