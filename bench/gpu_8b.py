@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import drift
 from drift.descent import Limits, blocks_of
 from drift.precision import rung, widen
+from drift.sweep.memory import footprint
 from drift.weights import Streamed, skeleton
 
 
@@ -92,6 +94,37 @@ def peak(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
+def predicted(
+    scale: Scale, config: LlamaConfig, dtype: str, device: str, weights: str, stride: int, keep_calls: bool
+) -> float:
+    """What ``--dry-run`` would say of the same descent, in bytes."""
+    width = scale.hidden // scale.heads
+    block = scale.hidden * (2 * scale.hidden + 2 * scale.kv_heads * width + 3 * scale.intermediate)
+    shape = SimpleNamespace(
+        layers=scale.timed,
+        hidden_size=scale.hidden,
+        intermediate_size=scale.intermediate,
+        heads=scale.heads,
+        kv_heads=scale.kv_heads,
+        head_dim=width,
+        vocab_size=scale.vocabulary,
+        parameters=scale.timed * block + 2 * scale.vocabulary * scale.hidden,
+        tied=bool(config.tie_word_embeddings),
+    )
+    return footprint(
+        shape,
+        dtype=dtype,
+        device=device,
+        half_matmul="float32" if device == "cpu" else "native",
+        attn_implementation="sdpa",
+        tokens=scale.tokens,
+        folds=[scale.chunk],
+        logit_stride=stride,
+        weights=weights,
+        keeps_calls=keep_calls,
+    ).bytes
+
+
 def run(name: str, dtype: str, device: str, weights: str, stride: int, keep_calls: bool) -> dict[str, Any]:
     scale = SCALES[name]
     tokens = np.random.default_rng(0).integers(3, scale.vocabulary, size=(1, scale.tokens))
@@ -135,6 +168,7 @@ def run(name: str, dtype: str, device: str, weights: str, stride: int, keep_call
         "descent_s": round(done - loaded, 2),
         "layer_s": round(layer, 3),
         "peak_gb": round(peak(device) / 1e9, 3),
+        "predicted_peak_gb": round(predicted(scale, config, dtype, device, weights, stride, keep_calls) / 1e9, 3),
     }
     if scale.timed < scale.layers:
         # Layers are alike, so time adds up, and streamed memory does not depend on how many there are.

@@ -64,6 +64,7 @@ class DocumentRecorder(Recorder):
         self._targets = torch.cat([text[1:], text.new_full((1,), -1)])
         self._states: dict[int, tuple[Tensor, Tensor]] = {}
         self._logits: dict[int, tuple[Tensor, measures.LogitReference]] = {}
+        self._kept = frozenset(self.references)
 
     @property
     def references(self) -> list[int]:
@@ -105,15 +106,17 @@ class DocumentRecorder(Recorder):
 
     def final(self, lane: int, rows: Tensor, states: Tensor) -> None:
         """Keep a reference's stretch; compare the folds' pieces with it."""
-        self._states[lane] = rows, states
+        if lane in self._kept:
+            self._states[lane] = rows, states
         for fold in self._folds:
             if fold.of.lane == lane:
                 fold.final_piece(rows, states, self._states)
 
     def logits(self, lane: int, rows: Tensor, logits: Tensor) -> None:
         """Keep a reference's stretch; compare the folds' pieces with it."""
-        targets = self._targets[rows.to(self._targets.device)]
-        self._logits[lane] = rows, measures.LogitReference(logits, targets)
+        if lane in self._kept:
+            targets = self._targets[rows.to(self._targets.device)]
+            self._logits[lane] = rows, measures.LogitReference(logits, targets)
         for fold in self._folds:
             if fold.of.lane == lane and fold.of.reference is not None:
                 fold.logit_piece(rows, logits, self._logits[fold.of.reference])

@@ -26,7 +26,7 @@ from drift.precision import RUNGS
 from drift.sweep import Config, load_config, plan, presets, run
 from drift.sweep.__main__ import main
 from drift.sweep.cost import correction, group_cost, show_bytes, show_seconds
-from drift.sweep.planning import cuda_problem
+from drift.sweep.gpus import cuda_problem
 from drift.sweep.progress import Bar, Lines
 
 no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="this machine has a GPU")

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
 
 from drift import dataset
-from drift.sweep import run
-from drift.sweep.workers import automatic_jobs
+from drift.sweep import gpus, run, running, workers
+from drift.sweep.workers import Turns, automatic_jobs
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
 
@@ -100,4 +102,42 @@ def test_jobs_are_chosen_by_cores_groups_and_memory() -> None:
     assert automatic_jobs("cpu", 100, 1.0) == cores
     assert automatic_jobs("cpu", 1, 1.0) == 1
     assert automatic_jobs("cpu", 100, 1e18) == 1
-    assert automatic_jobs("cuda", 100, 1.0) == 1
+
+
+@pytest.mark.parametrize(("count", "visible", "jobs"), [(0, "", 1), (1, "", 1), (4, "", 4), (2, "3,5", 2)])
+def test_a_job_for_each_gpu(monkeypatch: pytest.MonkeyPatch, count: int, visible: str, jobs: int) -> None:
+    monkeypatch.setattr(gpus, "_ask", lambda: (count, ""))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert automatic_jobs("cuda", 100, 1.0) == jobs
+    assert automatic_jobs("cuda", 1, 1.0) == 1
+    assert gpus.cuda_devices() == (tuple(visible.split(",")) if visible else tuple(map(str, range(count))))
+
+
+def test_jobs_take_turns_on_gpus() -> None:
+    turns = Turns(("0", "1"))
+    assert [turns.take() for _ in range(3)] == ["0", "1", "0"]
+    turns.leave("1")
+    turns.leave("0")
+    assert [turns.take(), turns.take()] == ["1", "0"]
+    assert Turns(()).take() == ""
+
+
+def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(workers, "_watch_parent", lambda parent: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(running, "compute_group", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+
+    class Pipe:
+        def send(self, found: object) -> None: ...
+
+        def close(self) -> None: ...
+
+    plan: Any = None
+    pipe: Any = Pipe()
+    workers._work(plan, plan, False, 1, "1", os.getpid(), pipe)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    workers._work(plan, plan, False, 1, "", os.getpid(), pipe)
+    assert seen == ["1", "0,1"]

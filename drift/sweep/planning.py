@@ -5,9 +5,7 @@ No torch here: a plan is made, checked and shown in a second.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,10 +19,11 @@ from drift.errors import CheckpointError, ConfigError, DriftError
 from drift.sweep import controls as control_table
 from drift.sweep.config import Config, Grid, load_config
 from drift.sweep.cost import Cost, cell_bytes, correction, group_cost
+from drift.sweep.gpus import cuda_problem
 from drift.sweep.memory import Footprint, choose, free, resident_bytes
 from drift.sweep.state import Folder, Survey
 
-__all__ = ["Cell", "Group", "Plan", "cuda_problem", "plan"]
+__all__ = ["Cell", "Group", "Plan", "plan"]
 
 _T = TypeVar("_T")
 
@@ -270,22 +269,6 @@ class Plan:
 
 
 # ---------------------------------------------------------------- the machine
-
-
-@cache
-def cuda_problem() -> str | None:
-    """Why there is no CUDA device for torch, or None where there is one. Asks the driver, without importing torch."""
-    version = _installed("torch")
-    if version.endswith("+cpu"):
-        return f"the installed torch {version} is built for CPUs only"
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return "there is no NVIDIA driver (libcuda) on this machine"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value < 1:
-        return "the NVIDIA driver reports no usable device"
-    return None
 
 
 @cache

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
 from drift.sweep.cost import cores
+from drift.sweep.gpus import cuda_devices
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -83,18 +84,44 @@ class Engine(Protocol):
 
 
 def automatic_jobs(device: str, groups: int, peak_bytes: float) -> int:
-    """How many groups to compute at once: one a core on a CPU, as far as memory goes; one on a GPU.
+    """How many groups to compute at once: one a core on a CPU, as far as memory goes; one a GPU.
 
     Small chunks leave a second thread of the same pass little to do, so one thread a group is the better use of a core.
     """
     if device != "cpu":
-        return 1
+        return max(1, min(len(cuda_devices()), groups))
     try:
         available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         available = 0
     fitting = int(0.8 * available // peak_bytes) if available and peak_bytes else 1
     return max(1, min(cores(), groups, fitting))
+
+
+class Turns:
+    """Who uses which of several devices: each taker gets one that fewest others use.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The devices; without any, what is taken is the empty string.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._users = dict.fromkeys(names, 0)
+
+    def take(self) -> str:
+        """Take a device."""
+        if not self._users:
+            return ""
+        name = min(self._users, key=lambda each: self._users[each])
+        self._users[name] += 1
+        return name
+
+    def leave(self, name: str) -> None:
+        """Give a device back."""
+        if name in self._users:
+            self._users[name] -= 1
 
 
 def _watch_parent(parent: int) -> None:
@@ -108,8 +135,10 @@ def _watch_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(todo: Plan, group: Group, fail_fast: bool, threads: int, parent: int, pipe: Connection) -> None:
-    """Compute one group in this process and send what became of it."""
+def _work(todo: Plan, group: Group, fail_fast: bool, threads: int, gpu: str, parent: int, pipe: Connection) -> None:
+    """Compute one group in this process, on the GPU named if any, and send what became of it."""
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before torch asks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its workers
     _watch_parent(parent)
     import torch
@@ -141,23 +170,25 @@ def in_processes(
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, cores() // jobs)
+    gpus = Turns(cuda_devices())
     waiting = list(groups)
-    running: dict[Connection, tuple[Group, SpawnProcess, float]] = {}
+    running: dict[Connection, tuple[Group, SpawnProcess, float, str]] = {}
     try:
         while running or (waiting and go_on()):
             while waiting and len(running) < jobs and go_on():
                 group = waiting.pop(0)
                 receive, send = context.Pipe(duplex=False)
+                gpu = gpus.take() if group.cells[0].device == "cuda" else ""
                 process = context.Process(
-                    target=_work, args=(todo, group, fail_fast, threads, os.getpid(), send), daemon=True
+                    target=_work, args=(todo, group, fail_fast, threads, gpu, os.getpid(), send), daemon=True
                 )
                 process.start()
                 send.close()
-                running[receive] = (group, process, time.monotonic())
+                running[receive] = (group, process, time.monotonic(), gpu)
                 begin(group)
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
-                group, process, began = running.pop(ready)
+                group, process, began, gpu = running.pop(ready)
                 try:
                     outcome: Outcome = ready.recv()
                 except EOFError:  # it closed its end without a word
@@ -165,10 +196,11 @@ def in_processes(
                     outcome = Outcome(died=_cause(process.exitcode))
                 process.join()
                 ready.close()
+                gpus.leave(gpu)
                 outcome.seconds = time.monotonic() - began
                 yield group, outcome
     finally:
-        for _, process, _ in running.values():
+        for _, process, *_ in running.values():
             with suppress(OSError):
                 process.kill()
             process.join()
