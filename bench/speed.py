@@ -138,7 +138,7 @@ def child(arguments: argparse.Namespace) -> None:
     model, tokenizer = drift.load_model(arguments.model, dtype=dtype, device="cpu")
     ids = torch.from_numpy(corpus.documents("pydoc", tokenizer, 1, arguments.tokens, 0)[0])
     sizes, stride = list(arguments.chunk_sizes), arguments.logit_stride
-    half = default_half_matmul("cpu", dtype)
+    half = default_half_matmul("cpu", dtype) if dtype in ("bf16", "fp16") else "native"
 
     def run(ids: Any, sizes: list[int]) -> Any:
         if arguments.child == "drift":

@@ -56,6 +56,7 @@ __all__ = [
     "attributions",
     "by_measure",
     "check_shares",
+    "departure",
     "frame",
     "headlines",
     "judge",
@@ -547,6 +548,37 @@ def method() -> str:
         f"interval lies within 1 ± {ROUNDING_MARGIN:g}. **Structural**: within ± {STRUCTURAL_MARGIN:g}. **Both**: "
         f"between {STRUCTURAL_MARGIN:g} and {1 - ROUNDING_MARGIN:g}. Anything else is undetermined, with the reason."
     )
+
+
+def departure(found: Sequence[Ladder]) -> str:
+    """Say how many unit roundoffs rounding makes on each rung, and so why its slope is not exactly 1; or nothing."""
+    import numpy as np
+
+    rounding = [one for one in found if one.slope.verdict is Verdict.ROUNDING]
+    constants: dict[tuple[float, str], list[float]] = {}
+    for one in rounding:
+        for dtype, u, level in zip(one.dtypes, one.unit_roundoff, one.level, strict=True):
+            constants.setdefault((-u, dtype), []).extend(np.log(level[level > 0] / u))
+    if not any(constants.values()):
+        return ""
+    said = [f"{math.exp(np.mean(logs)):.2g} in {dtype}" for (_, dtype), logs in sorted(constants.items()) if logs]
+    text = f"Where drift is rounding, its level in unit roundoffs is {', '.join(said)} (geometric means)."
+    alike, across = (
+        [p.slope.interval.value for one in rounding for p in one.pairs if p.mixed is mixed] for mixed in (False, True)
+    )
+    if alike and across:
+        text += (
+            " bf16 and fp16 round what they store and accumulate in fp32; fp32 and fp64 accumulate in themselves, "
+            f"which is more roundings of size u. The slope between rungs of the same kind is {_span(alike)}, between "
+            f"the two kinds {_span(across)}"
+        )
+        text += ": this step is what takes the slope below 1." if max(across) < min(alike) else "."
+    return text
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def headlines(found: Sequence[Ladder]) -> dict[str, str]:

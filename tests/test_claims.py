@@ -998,3 +998,13 @@ def test_help_needs_no_model_and_no_pictures() -> None:
     told = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert (told.returncode, told.stderr) == (0, "")
     assert "usage: python -m drift.claims" in told.stdout
+
+
+def test_protocols_that_were_not_tested_share_a_row() -> None:
+    cells = [cell(protocol=name) for name in ("append", "restart", "reprime")]
+    found = audit(Sweep(cells), others=[])
+    assert [s.protocol for s in found.summaries if s.claim.name == "C3 chunk size"] == ["append", "reprime", "restart"]
+    rows = [line for line in claims.markdown(found).splitlines() if line.startswith("| C3")]
+    assert len(rows) == 1
+    assert "append, reprime, restart" in rows[0]
+    assert claims.html(found).count("no cells to compare") == claims.markdown(found).count("no cells to compare")

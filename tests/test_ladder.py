@@ -283,3 +283,19 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "reference 'gold'" in capsys.readouterr().err
     assert ladder.main([str(tmp_path / "nowhere")]) == 2
     assert ladder.main([str(tmp_path), "--layer", "99"]) == 2
+
+
+def test_the_departure_from_one_is_told_from_the_levels() -> None:
+    constants = {"bf16": 3.0, "fp16": 3.0, "fp32": 12.0, "fp64": 12.0}
+    cells = [
+        made.make(np.full((4, 32), constants[d] * UNIT[d]), dtype=d)  # type: ignore[arg-type]
+        for d in constants
+    ]
+    text = ladder.departure(ladder.ladders(Sweep(cells)))
+    assert "3 in bf16, 3 in fp16, 12 in fp32, 12 in fp64" in text
+    # log 4 / log 2^13 less than 1 from fp16 to fp32, and 1 elsewhere
+    assert f"same kind is 1.00, between the two kinds {1 - math.log(4) / math.log(2.0**13):.2f}: this step" in text
+    alike = [made.make(np.full((4, 32), 3 * UNIT[d]), dtype=d) for d in ("bf16", "fp16", "fp32")]  # type: ignore[arg-type]
+    assert "takes the slope below 1" not in ladder.departure(ladder.ladders(Sweep(alike)))
+    assert ladder.departure(ladder.ladders(Sweep(rungs(0.0)))) == ""
+    assert ladder.departure([]) == ""

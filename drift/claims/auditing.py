@@ -783,12 +783,14 @@ def _count(findings: Sequence[Finding]) -> str:
     return ", ".join(said) + f" of {len(findings)}"
 
 
-def _words(claim: Claim, findings: Sequence[Finding]) -> str:
+def _words(claim: Claim, findings: Sequence[Finding], status: Status) -> str:
     """One sentence on a summary, from the findings."""
     if len(findings) == 1:
         return f"{findings[0].scope}: {findings[0].words}"
     good = [f for f in findings if math.isfinite(f.estimate)]
     text = _count(findings)
+    if status is not Status.REFUTED and any(f.status is Status.REFUTED for f in findings):
+        text += ", none after Holm's correction"
     if claim.key == "C4" and claim.part == "plateau":
         return "; ".join(f"{f.scope}: {f.words.rstrip('.')}" for f in findings) + "."
     write = writer(claim)
@@ -883,7 +885,7 @@ def audit(
                 continue
             verdicts = {m: _combine(found, setting.alpha) for m, found in others_found.items() if found}
             status = _combine(mine, setting.alpha)
-            summaries.append(Summary(claim, protocol, status, _words(claim, mine), tuple(mine), verdicts))
+            summaries.append(Summary(claim, protocol, status, _words(claim, mine, status), tuple(mine), verdicts))
     found = Audit(
         tuple(summaries), measure, layer, setting, tuple(findings), scope=labels.left_out(everything, sweep),
         controls=checked.banner,

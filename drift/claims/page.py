@@ -68,10 +68,21 @@ def differing(summary: Summary) -> str:
 def markdown(found: Audit) -> str:
     """Lay the claims table out as Markdown."""
     lines = ["| claim | published | protocol | verdict | finding | other measures |", "|---|---|---|---|---|---|"]
-    for s in found.summaries:
-        cells = [s.claim.name, s.claim.published, s.protocol or "–", f"**{s.status.value}**", s.words, differing(s)]
-        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    for claim, summaries in _parts(found).items():
+        for protocols, s in _rows(summaries):
+            cells = [claim.name, claim.published, protocols, f"**{s.status.value}**", s.words, differing(s)]
+            lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join(lines)
+
+
+def _rows(summaries: Sequence[Summary]) -> list[tuple[str, Summary]]:
+    """A claim's summaries, each with its protocol; those not tested for the same reason share a row, the last."""
+    rows = [(s.protocol or "–", s) for s in summaries if s.status is not Status.NOT_TESTED]
+    untested: dict[str, list[Summary]] = {}
+    for s in summaries:
+        if s.status is Status.NOT_TESTED:
+            untested.setdefault(s.words, []).append(s)
+    return rows + [(", ".join(s.protocol or "–" for s in same), same[0]) for same in untested.values()]
 
 
 def _join(names: Sequence[str]) -> str:
@@ -116,13 +127,14 @@ def html(found: Audit) -> str:
     names = ("claim", "what was published", "protocol", "verdict", "finding", "other measures that disagree")
     rows = []
     for claim, summaries in _parts(found).items():
-        span = f' rowspan="{len(summaries)}"'
+        lines = _rows(summaries)
+        span = f' rowspan="{len(lines)}"'
         first = f"<th scope='row'{span}>{escape(claim.name)}</th><td{span}>{escape(claim.published)}</td>"
-        for s in summaries:
+        for protocols, s in lines:
             name = s.status.value
             verdict = f'<span class="{name.replace(" ", "-")}">{SIGNS[s.status]} {name}</span>'
             rest = f"<td>{escape(s.words)}</td><td>{escape(differing(s))}</td>"
-            rows.append(f'<tr>{first}<td>{escape(s.protocol or "–")}</td><td class="verdict">{verdict}</td>{rest}</tr>')
+            rows.append(f'<tr>{first}<td>{escape(protocols)}</td><td class="verdict">{verdict}</td>{rest}</tr>')
             first = ""
     head = "".join(f"<th>{name}</th>" for name in names)
     return f'<div class="claims"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
