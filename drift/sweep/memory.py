@@ -38,7 +38,7 @@ RUNTIME_BYTES = 0.56e9
 _PUBLISHED_BYTES = 2  # checkpoints are published in 16 bits
 _LOGIT_ROWS = 1024  # drift.descent.LOGIT_ROWS, which needs torch
 _FEWEST_LOGIT_ROWS = 128
-_COMPARED = 1 << 19  # elements that measures take at once; about sixteen copies of them in float64
+_COMPARED = 1 << 17  # elements that measures take at once; about sixteen copies of them in float64
 _WIDENED_WEIGHTS = 16  # as many 16-bit weights are kept widened to float32
 _MATRICES = 7  # weight matrices of a block
 
