@@ -179,8 +179,9 @@ def differences(naive: dict[int, Arrays], drift: dict[int, Arrays]) -> tuple[int
                 other = np.concatenate([other[:-2], other[-1:]])
             elif name not in ("key_rel_l2", "value_rel_l2"):
                 if name == "logit_kl":
-                    with np.errstate(invalid="ignore", divide="ignore"):
-                        largest = max(largest, float(np.nanmax(np.abs(values / other - 1))))
+                    size_ = np.maximum(np.abs(values), np.abs(other))
+                    apart = np.divide(np.abs(values - other), size_, out=np.zeros_like(size_), where=size_ > 0)
+                    largest = max(largest, float(apart.max()))
                 continue
             compared += values.size
             different += int((values != other).sum() - (np.isnan(values) & np.isnan(other)).sum())

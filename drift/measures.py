@@ -106,39 +106,48 @@ class StateRows:
         return np.asarray(np.add.reduceat(self.nonfinite, list(starts)), dtype=np.int64)
 
 
-def compare_states(reference: Tensor, other: Tensor) -> StateRows:
-    """Compare two lanes' states token by token.
+def compare_states(reference: Tensor, *others: Tensor) -> list[StateRows]:
+    """Compare lanes' states with a reference's, token by token.
 
     Parameters
     ----------
-    reference, other : Tensor
+    reference, *others : Tensor
         [token, feature], any floating dtype.
+
+    Returns
+    -------
+    list of StateRows
+        One per other lane; what they need of the reference is computed once.
 
     Raises
     ------
     ValueError
         If the shapes differ.
     """
-    if reference.shape != other.shape or reference.ndim != 2:
-        shapes = f"{tuple(reference.shape)} and {tuple(other.shape)}"
-        raise ValueError(f"states must be [token, feature] and alike, not {shapes}")
-    out: dict[str, list[Tensor]] = {f.name: [] for f in fields(StateRows)}
+    for other in others:
+        if reference.shape != other.shape or reference.ndim != 2:
+            shapes = f"{tuple(reference.shape)} and {tuple(other.shape)}"
+            raise ValueError(f"states must be [token, feature] and alike, not {shapes}")
+    out: list[dict[str, list[Tensor]]] = [{f.name: [] for f in fields(StateRows)} for _ in others]
     rows = max(1, _BLOCK // max(1, reference.shape[1]))
-    for a, b in zip(reference.split(rows), other.split(rows), strict=True):
-        a, b = a.to(torch.float64), b.to(torch.float64)
-        difference = b - a
-        out["reference2"].append(torch.linalg.vecdot(a, a))
-        out["other2"].append(torch.linalg.vecdot(b, b))
-        out["radial"].append(torch.linalg.vecdot(difference, a + b))
-        out["difference2"].append(torch.linalg.vecdot(difference, difference))
-        out["max_abs"].append(difference.abs().amax(-1))
-        # A sum is finite only if all its terms are; overflow of a square is told apart where it matters, below.
-        suspicious = ~torch.isfinite(out["reference2"][-1] + out["other2"][-1])
-        count = torch.zeros(len(a), dtype=torch.int64, device=a.device)
-        if bool(suspicious.any()):
-            count[suspicious] = (~(torch.isfinite(a[suspicious]) & torch.isfinite(b[suspicious]))).sum(-1)
-        out["nonfinite"].append(count)
-    return StateRows(**{name: torch.cat(parts).cpu().numpy() for name, parts in out.items()})
+    for start in range(0, max(1, len(reference)), rows):
+        a = reference[start : start + rows].to(torch.float64)
+        reference2 = torch.linalg.vecdot(a, a)
+        for columns, other in zip(out, others, strict=True):
+            b = other[start : start + rows].to(torch.float64)
+            difference = b - a
+            columns["reference2"].append(reference2)
+            columns["other2"].append(torch.linalg.vecdot(b, b))
+            columns["radial"].append(torch.linalg.vecdot(difference, a + b))
+            columns["difference2"].append(torch.linalg.vecdot(difference, difference))
+            columns["max_abs"].append(difference.abs().amax(-1))
+            # A sum is finite only if all its terms are; overflow of a square is told apart where it matters, below.
+            suspicious = ~torch.isfinite(reference2 + columns["other2"][-1])
+            count = torch.zeros(len(a), dtype=torch.int64, device=a.device)
+            if bool(suspicious.any()):
+                count[suspicious] = (~(torch.isfinite(a[suspicious]) & torch.isfinite(b[suspicious]))).sum(-1)
+            columns["nonfinite"].append(count)
+    return [StateRows(**{n: torch.cat(parts).cpu().numpy() for n, parts in columns.items()}) for columns in out]
 
 
 @dataclass(frozen=True)
@@ -324,7 +333,7 @@ def _compare_block(a: Tensor, b: Tensor, targets: Tensor) -> LogitRows:
     # divergence itself; taking it off v leaves log(q / p).
     mean = _dot64(p, d)
     v = d.sub_(mean.to(d.dtype)[:, None])
-    log_p = a - (top + log_total.to(a.dtype)[:, None]) if bool((v.abs() >= _SERIES_RADIUS).any()) else None
+    log_p = a - (top + log_total.to(a.dtype)[:, None]) if _reaches(v, _SERIES_RADIUS) else None
     kl = torch.log1p(_expect(_KL_SERIES, _kl_far, p, v, log_p))
     v.sub_(kl.to(v.dtype)[:, None])
     js = _expect(_JS_SERIES, _js_far, p, v, log_p)
@@ -363,6 +372,14 @@ def _sum64(x: Tensor) -> Tensor:
 def _argmax(x: Tensor) -> Tensor:
     """Index of each row's largest element, the first of several (NumPy vectorises this on a CPU, torch does not)."""
     return torch.from_numpy(x.numpy().argmax(-1)) if x.device.type == "cpu" else x.argmax(-1)
+
+
+def _reaches(x: Tensor, bound: float) -> bool:
+    """Whether the magnitude of any element is at least ``bound``; NaN does not count, but does not hide others."""
+    least, most = (float(value) for value in torch.aminmax(x))
+    if np.isnan(least):
+        return bool((x.abs() >= bound).any())
+    return most >= bound or least <= -bound
 
 
 def _dot64(x: Tensor, y: Tensor) -> Tensor:

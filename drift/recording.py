@@ -83,19 +83,31 @@ class DocumentRecorder(Recorder):
 
     def hidden(self, layer: int, kind: str, states: Sequence[Tensor]) -> None:
         """Compare the hidden states of every fold with its reference's."""
-        for fold in self._folds:
-            fold.layer(states)
+        for fold, compared in zip(self._folds, self._compare(states), strict=True):
+            fold.layer(states, compared)
 
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """Compare what every fold appended to its cache with what its reference did."""
-        keys, values = ([x.transpose(0, 1).flatten(1) for x in lanes] for lanes in (keys, values))
-        for fold in self._folds:
+        compared = [self._compare([x.transpose(0, 1).flatten(1) for x in lanes]) for lanes in (keys, values)]
+        for fold, key, value in zip(self._folds, *compared, strict=True):
             fold.blocks.append(
                 {
-                    "key_rel_l2": fold.compare(keys).per_step(measures.StateRows.rel_l2),
-                    "value_rel_l2": fold.compare(values).per_step(measures.StateRows.rel_l2),
+                    "key_rel_l2": key.per_step(measures.StateRows.rel_l2),
+                    "value_rel_l2": value.per_step(measures.StateRows.rel_l2),
                 }
             )
+
+    def _compare(self, lanes: Sequence[Tensor]) -> list[_Compared]:
+        """Compare each fold's states [token, feature] of all tokens with its reference's."""
+        rows: dict[int, measures.StateRows] = {}
+        for reference in {fold.of.reference for fold in self._folds if fold.of.reference is not None}:
+            places = [place for place, fold in enumerate(self._folds) if fold.of.reference == reference]
+            others = [lanes[self._folds[place].of.lane] for place in places]
+            rows |= zip(places, measures.compare_states(lanes[reference], *others), strict=True)
+        return [
+            fold.with_previous(lanes[fold.of.lane]) if fold.of.reference is None else fold.compared(rows[place])
+            for place, fold in enumerate(self._folds)
+        ]
 
     def cache_bytes(self, block: int, sizes: Sequence[Sequence[int]]) -> None:
         """Add up what each fold carries; a pass that covers several chain steps counts for all of them."""
@@ -187,22 +199,19 @@ class _Fold:
 
     # ------------------------------------------------------------ states
 
-    def compare(self, lanes: Sequence[Tensor]) -> _Compared:
-        """Compare states [token, feature] of all tokens with the reference's."""
-        own = lanes[self.of.lane]
-        if self.of.reference is None:
-            return self._with_previous(own)
-        return _Compared(measures.compare_states(lanes[self.of.reference], own).rows(self._first), self._starts)
+    def compared(self, rows: measures.StateRows) -> _Compared:
+        """What is measured of a comparison of all tokens."""
+        return _Compared(rows.rows(self._first), self._starts)
 
-    def _with_previous(self, own: Tensor) -> _Compared:
+    def with_previous(self, own: Tensor) -> _Compared:
         """Compare with the tokens one chain step earlier, which the first step does not have."""
         size = self.of.starts[1] - self._first if len(self._starts) > 1 else len(own)
-        rows = measures.compare_states(own[self._first : len(own) - size], own[self._first + size :])
+        (rows,) = measures.compare_states(own[self._first : len(own) - size], own[self._first + size :])
         return _Compared(rows, [start - size for start in self._starts[1:]], missing=1)
 
-    def layer(self, states: Sequence[Tensor]) -> None:
+    def layer(self, states: Sequence[Tensor], compared: _Compared) -> None:
         """Note one layer."""
-        out = self.compare(states).variables()
+        out = compared.variables()
         if self.of.parts is not None:
             assert self.of.reference is not None
             lanes = (self.of.reference, *self.of.parts, self.of.lane)
@@ -215,15 +224,15 @@ class _Fold:
             self._final_states.append(states)
             return
         reference = _within(held[self.of.reference], rows)
-        self._final.append(measures.compare_states(reference, states))
+        self._final += measures.compare_states(reference, states)
         if self.of.parts is not None:
             full, fold64 = (_within(held[lane], rows) for lane in self.of.parts)
             self._final_parts.append(measures.compare_parts(reference, full, fold64, states))
 
     def _final_layer(self) -> Arrays:
         if self.of.reference is None:
-            return self._with_previous(torch.cat(self._final_states)).variables()
-        out = _Compared(measures.StateRows.concatenate(self._final).rows(self._first), self._starts).variables()
+            return self.with_previous(torch.cat(self._final_states)).variables()
+        out = self.compared(measures.StateRows.concatenate(self._final)).variables()
         if self._final_parts:
             # Sums run from each start to the next, so what lies before the first is left out by itself.
             out |= measures.PartRows.concatenate(self._final_parts).per_step(self.of.starts)

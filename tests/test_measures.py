@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.special import log_softmax, rel_entr, softmax
 
+from drift import measures
 from drift.measures import (
     LogitReference,
     compare_logits,
@@ -28,7 +29,7 @@ def states(seed: int, rows: int = 10, features: int = 7, dtype: torch.dtype = to
 
 def test_states_against_numpy_in_float64() -> None:
     a, b = states(0), states(1)
-    rows = compare_states(a, b)
+    (rows,) = compare_states(a, b)
     x, y = a.double().numpy(), b.double().numpy()
     parts = [slice(0, 4), slice(4, 8), slice(8, 10)]
     norm = np.linalg.norm
@@ -51,24 +52,24 @@ def test_cosine_distance_of_a_tiny_rotation_keeps_its_digits(angle: float) -> No
     """Rotating by t gives 2 sin(t/2)^2 exactly; 1 - cos computed naively is 0 below t = 1e-8."""
     a = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     b = torch.tensor([[np.cos(angle), np.sin(angle)]], dtype=torch.float64)
-    got = compare_states(a, b).cosine_distance([0])[0]
+    got = compare_states(a, b)[0].cosine_distance([0])[0]
     # The rotated vector is rounded: its length is off by up to one ulp, which the formula must not see.
     assert got == pytest.approx(2 * np.sin(angle / 2) ** 2, rel=1e-6, abs=1e-31)
 
 
 def test_identical_states_read_exactly_zero() -> None:
     a = states(3, dtype=torch.bfloat16)
-    rows = compare_states(a, a.clone())
+    (rows,) = compare_states(a, a.clone())
     assert not rows.rel_l2(STARTS).any()
     assert not rows.cosine_distance(STARTS).any()
-    assert not compare_states(torch.zeros(10, 3), torch.zeros(10, 3)).rel_l2(STARTS).any()
+    assert not compare_states(torch.zeros(10, 3), torch.zeros(10, 3))[0].rel_l2(STARTS).any()
 
 
 def test_one_ulp_in_one_element_is_seen() -> None:
     a = states(4)
     b = a.clone()
     b[5, 2] = torch.nextafter(b[5, 2], torch.tensor(torch.inf))
-    drift = compare_states(a, b).rel_l2(STARTS)
+    drift = compare_states(a, b)[0].rel_l2(STARTS)
     assert drift[1] > 0
     assert drift[0] == drift[2] == 0
 
@@ -78,7 +79,7 @@ def test_nonfinite_states_are_counted_and_not_averaged_away() -> None:
     a[1, 0] = torch.nan
     b[1, 1] = torch.inf
     b[9, 0] = -torch.inf
-    rows = compare_states(a, b)
+    (rows,) = compare_states(a, b)
     np.testing.assert_array_equal(rows.step_nonfinite(STARTS), [2, 0, 1])
     assert np.isnan(rows.rel_l2(STARTS)[0])
     assert np.isfinite(rows.rel_l2(STARTS)[1])
@@ -169,3 +170,30 @@ def test_sampled_steps_against_a_loop(tokens: int, chunk: int, stride: int) -> N
 
 def test_step_mean_is_not_fooled_by_a_short_last_step() -> None:
     np.testing.assert_array_equal(step_mean(np.array([1.0, 3, 5, 7, 10]), [0, 2, 4]), [2, 6, 10])
+
+
+def test_lanes_compared_together_are_compared_alike() -> None:
+    generator = torch.Generator().manual_seed(5)
+    reference, *others = torch.randn((4, 1000, 300), generator=generator)
+    others[1][7, 3] = float("nan")
+    together = compare_states(reference, *others)
+    for rows, other in zip(together, others, strict=True):
+        (alone,) = compare_states(reference, other)
+        for name in ("difference2", "reference2", "other2", "radial", "max_abs", "nonfinite"):
+            np.testing.assert_array_equal(getattr(rows, name), getattr(alone, name))
+    assert [int(rows.nonfinite.sum()) for rows in together] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.1, -0.4], False),
+        ([0.5, 0.0], True),
+        ([0.0, -0.5], True),
+        ([float("nan"), 0.1], False),
+        ([float("nan"), -0.7], True),
+        ([float("inf"), 0.0], True),
+    ],
+)
+def test_a_bound_is_reached_whatever_else_is_not_a_number(values: list[float], expected: bool) -> None:
+    assert measures._reaches(torch.tensor(values), 0.5) is expected
