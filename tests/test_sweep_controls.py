@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def test_what_must_not_fire_reads_exactly_zero_and_what_must_fire_does(sweep: da
 
 
 def test_every_precision_gets_the_sizes_that_it_can_hold() -> None:
-    assert len(SIZES) == 6
+    assert SIZES[-1] / SIZES[0] == pytest.approx(1e6)
+    assert [b / a for a, b in pairwise(SIZES)] == pytest.approx([10] * (len(SIZES) - 1))
     for roundoff, sizes in ((2.0**-8, [1e-2, 1e-1]), (2.0**-11, [1e-3, 1e-2, 1e-1]), (2.0**-53, list(SIZES))):
         labels = [c.protocol for c in controls(roundoff, "sdpa") if c.protocol.startswith("perturbed")]
         assert labels == [f"perturbed(append,step=2,size={size!r})" for size in sizes]

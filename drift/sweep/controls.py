@@ -15,8 +15,8 @@ TOKENS = 256
 CHUNK_SIZE = 32
 LOGIT_STRIDE = 5
 
-#: Relative sizes of the perturbations: six decades.
-SIZES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+#: Relative sizes of the perturbations, six decades from the first to the last; each precision gets what it resolves.
+SIZES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 PERTURBED_AFTER = 2
 SHIFTED_FROM = 4
