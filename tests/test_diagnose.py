@@ -212,8 +212,40 @@ def test_nan_in_one_lane(judge: Callable[..., Diagnosis]) -> None:
     )  # fmt: skip
     assert row["tokens"] == [28, 29]
     json.dumps(row, allow_nan=False)
-    full["step.0.block.2.value"][0, 0, 28, 2] = float("nan")
-    assert judge(full, b).verdict is Verdict.ROUNDING
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_finite_in_neither_lane_hides_bugs_and_says_so(judge: Callable[..., Diagnosis], value: float) -> None:
+    model, ids, full = pair()
+    b = lane(model, ids, CHUNK)
+    full["step.0.block.2.value"][0, 0, 28, 2] = value
+    b["step.3.block.2.value"][0, 0, 4, 2] = value
+    for found in (judge(full, b), judge(full, full)):
+        assert found.verdict is Verdict.UNDETERMINED
+        assert "1 numbers at 1 places are NaN or Inf in both lanes" in found.reason
+        assert "values of block 2" in found.reason
+    json.dumps(as_dict(found), allow_nan=False)
+    # Infinite logits are masks, but NaN is never meant.
+    masked = {k: v.clone() for k, v in full.items() if "logits" in k}
+    for logits in masked.values():
+        logits[..., 5] = value
+    found = judge(masked, masked)
+    assert found.verdict is (Verdict.SAME if value == float("inf") else Verdict.UNDETERMINED)
+
+
+def test_nan_hides_no_stale_cache(judge: Callable[..., Diagnosis]) -> None:
+    model, ids, full = pair()
+    b = lane(model, ids, CHUNK, cache=True)
+    for spoil in (float("nan"), 7.0):
+        stale = {k: v.clone() for k, v in b.items()}
+        stale["step.3.block.2.cache_key"][..., 8:16, :] = spoil
+        for lanes in (full, stale):
+            lanes["step.0.block.1.key"] = lanes["step.0.block.1.key"].clone()
+            lanes["step.0.block.1.key"][0, 0, 0, 0] = float("nan")
+        stale["step.0.block.1.cache_key"] = stale["step.0.block.1.cache_key"].clone()
+        row = as_dict(judge(full, stale))
+        assert (row["verdict"], row["cause"], row["kind"]) == ("structural", "stale_cache", "cache_key"), spoil
+        json.dumps(row, allow_nan=False)
 
 
 # ------------------------------------------------------------------------------------------------ clean pairs
@@ -345,6 +377,25 @@ def test_another_precision_uncovers_what_this_one_hides(tmp_path: Path, judge: C
     assert found.verdict is Verdict.STRUCTURAL
     assert found.entry is not None
     assert (found.entry.place, found.entry.step_b) == (Place("hidden", 2), 3)
+
+
+def test_a_finer_precision_is_believed_without_a_slope_too(tmp_path: Path, judge: Callable[..., Diagnosis]) -> None:
+    def saved(name: str, dtype: str, spoil: float) -> Any:
+        model, ids, full = pair("llama", dtype)
+        b = lane(model, ids, CHUNK)
+        for k in range(3, TOKENS // CHUNK):
+            b[f"step.{k}.block.2.value"] = b[f"step.{k}.block.2.value"] * (1 + spoil)
+        return tuple(open_dump(save(x, tmp_path / f"{name}{i}")) for i, x in enumerate((full, b)))
+
+    # fp32 and fp64 share a unit roundoff here, and lanes that are the same bits have no slope.
+    model, ids, full = pair("llama", "fp32")
+    clean = lane(model, ids, CHUNK)
+    assert judge(full, clean, other=saved("spoilt", "fp64", 0.01)).verdict is Verdict.STRUCTURAL
+    assert judge(full, clean, other=saved("clean", "fp64", 0.0)).verdict is Verdict.ROUNDING
+    coarse = pair("llama", "bf16")[2]
+    assert judge(coarse, coarse, other=saved("finer", "fp32", 0.01)).verdict is Verdict.STRUCTURAL
+    # What is coarser overrules nothing.
+    assert judge(full, full, other=saved("coarser", "bf16", 0.5)).verdict is Verdict.SAME
 
 
 def test_rounding_has_slope_one(tmp_path: Path, judge: Callable[..., Diagnosis]) -> None:

@@ -415,13 +415,17 @@ def cache_faults(dump: Dump, lane: str, u: float) -> Iterator[CacheFault]:
                 continue
             stored = {d for kind in (place, own) for d in dump.dtypes(kind)}
             narrow = min((FORMATS[d] for d in stored), key=lambda form: form.bits)
-            if np.array_equal(written(there, narrow), held.astype(np.float64)):
+            if np.array_equal(written(there, narrow), held.astype(np.float64), equal_nan=True):
                 if not narrowed and FORMATS[max(dump.dtypes(own), key=lambda d: FORMATS[d].bits)].bits > narrow.bits:
                     narrowed = True
                     yield CacheFault(lane, place, step, end - length, end, narrow.unit_roundoff, narrow=narrow)
                 continue
-            delta = np.sqrt(np.sum((held.astype(np.float64) - there) ** 2, axis=(0, 2)))
-            size = np.sqrt(np.sum(there.astype(np.float64) ** 2, axis=(0, 2)))
+            is_, was = held.astype(np.float64), there.astype(np.float64)
+            same = (is_ == was) | (np.isnan(is_) & np.isnan(was))
+            with np.errstate(invalid="ignore", over="ignore"):
+                delta = np.sqrt(np.sum(np.where(same, 0.0, is_ - was) ** 2, axis=(0, 2)))
+            delta[np.isnan(delta)] = np.inf  # a number on one side only
+            size = np.sqrt(np.sum(np.where(np.isfinite(was), was, 0.0) ** 2, axis=(0, 2)))
             odd = np.flatnonzero(delta > 8 * max(u, narrow.unit_roundoff) * np.maximum(size, np.median(size)))
             if not odd.size:
                 continue

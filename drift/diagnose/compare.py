@@ -38,8 +38,8 @@ class Profile:
     place : Place
         Where it was measured.
     difference, reference : ndarray of float64 [token]
-        Norm of B - A and of A, per token over heads and features; NaN where the place was not dumped or neither lane is
-        finite, Inf where only one is.
+        Norm of B - A and of A, per token over heads and features; NaN where the place was not dumped, Inf where only
+        one lane is finite. Numbers that are finite in neither lane and the same count as equal here, and in `unseen`.
     scaled : ndarray of float64 [token]
         For hidden states (`final`, too): root mean square over features of (B - A) / scale, where a feature's scale
         is its median magnitude; 0 for other kinds. A few features of trained models are a thousand times larger than
@@ -58,6 +58,8 @@ class Profile:
         Largest difference of an element, relative to the larger of its own size and its row's root mean square.
     nonfinite : dict
         Per segment with NaN or Inf where the lanes differ in it: how many in A, how many in B.
+    unseen : int
+        Numbers that are NaN in both lanes, or the same Inf (but in logits, where Inf is a mask).
     """
 
     place: Place
@@ -72,6 +74,7 @@ class Profile:
     elements: int = 0
     largest: float = 0.0
     nonfinite: dict[int, tuple[int, int]] = field(default_factory=dict)
+    unseen: int = 0
 
     @property
     def relative(self) -> np.ndarray:
@@ -178,6 +181,8 @@ def _piece(profile: Profile, segment: int, low: int, high: int, left: np.ndarray
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     bad_a, bad_b = ~np.isfinite(a), ~np.isfinite(b)
     if bad_a.any() or bad_b.any():
+        # Masked logits are infinite by intent, and then equal is equal.
+        profile.unseen += int(np.count_nonzero(same & (np.isnan(a) if profile.place.kind == "logits" else bad_a)))
         odd = ~same & (bad_a | bad_b)
         if odd.any():
             was = profile.nonfinite.get(segment, (0, 0))

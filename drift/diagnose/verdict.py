@@ -13,7 +13,7 @@ from drift.diagnose.envelope import Roundoff, derive, roundoff
 from drift.diagnose.finding import DOUBT, findings
 from drift.diagnose.model import Cause, Diagnosis, Entry, Evidence, Finding, Verdict
 from drift.diagnose.naming import input_evidence, step_words
-from drift.diagnose.tensors import Dump, Place
+from drift.diagnose.tensors import FORMATS, Dump, Place
 
 __all__ = ["diagnose"]
 
@@ -57,6 +57,22 @@ def diagnose(
 
 
 def _diagnose_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | None) -> Diagnosis:
+    diagnosis = _judge_pair(a, b, floor, unit_roundoff)
+    unseen = {place: p for place, p in diagnosis.comparison.profiles.items() if p.unseen}
+    if unseen:
+        place, profile = next(iter(unseen.items()))
+        text = (
+            f"{sum(p.unseen for p in unseen.values()):,} numbers at {len(unseen)} places are NaN or Inf in both lanes, "
+            f"first {profile.unseen:,} of {profile.elements:,} at {place}: what a bug does there cannot be seen"
+        )
+        diagnosis.notes.append(f"{text}.")
+        if diagnosis.verdict in (Verdict.SAME, Verdict.ROUNDING, Verdict.NARROWER):
+            diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
+            diagnosis.reason = f"{text}. Compare lanes in a precision that does not overflow"
+    return diagnosis
+
+
+def _judge_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | None) -> Diagnosis:
     found = compare(a, b)
     u = roundoff(found, unit_roundoff)
     faults = [f for dump, lane in ((a, "A"), (b, "B")) for f in causes.cache_faults(dump, lane, u.value)]
@@ -350,9 +366,29 @@ def _rounding_evidence(diagnosis: Diagnosis) -> None:
         )
 
 
+def _stored(diagnosis: Diagnosis) -> float:
+    """Unit roundoff of what the coarser lane of a pair is stored in."""
+    pair = diagnosis.comparison.a, diagnosis.comparison.b
+    return max(min(FORMATS[d].unit_roundoff for place in dump.places for d in dump.dtypes(place)) for dump in pair)
+
+
+#: What the verdict at a finer precision may overrule.
+_OVERRULED = {
+    Verdict.STRUCTURAL: (Verdict.SAME, Verdict.ROUNDING, Verdict.UNDETERMINED),
+    Verdict.NARROWER: (Verdict.SAME, Verdict.ROUNDING, Verdict.UNDETERMINED),
+    Verdict.UNDETERMINED: (Verdict.SAME, Verdict.ROUNDING),
+}
+
+
 def _with_other_precision(found: Diagnosis, second: Diagnosis) -> Diagnosis:
     """Weigh a pair by what the same pair does at another precision."""
     u, v = found.roundoff.value, second.roundoff.value
+    finer = v < u or (v == u and _stored(second) < _stored(found))
+    before = found.verdict
+    if finer and before in _OVERRULED.get(second.verdict, ()):
+        found.verdict, found.cause, found.entry = second.verdict, second.cause, second.entry
+        found.cause_text, found.reason = second.cause_text, second.reason
+        found.evidence += [Evidence(f"At the other precision: {e.text}", e.numbers) for e in second.evidence]
     slopes: dict[Place, float] = {}
     if u != v:
         for place in found.envelopes.keys() & second.envelopes.keys():
@@ -376,15 +412,10 @@ def _with_other_precision(found: Diagnosis, second: Diagnosis) -> Diagnosis:
             {"slope": middle, "slope_at_entry": at, "unit_roundoff_other": v},
         )
     )
-    finer = v < u
-    if finer and second.verdict is Verdict.STRUCTURAL and found.verdict in (Verdict.ROUNDING, Verdict.UNDETERMINED):
-        found.verdict, found.cause, found.entry = second.verdict, second.cause, second.entry
-        found.cause_text, found.reason = second.cause_text, ""
-        found.evidence += [Evidence(f"At the other precision: {e.text}", e.numbers) for e in second.evidence]
-    elif finer and second.verdict in (Verdict.SAME, Verdict.ROUNDING):
-        if found.verdict is Verdict.UNDETERMINED and (at if at is not None else middle) > 0.5:
+    if finer and second.verdict in (Verdict.SAME, Verdict.ROUNDING):
+        if before is Verdict.UNDETERMINED and (at if at is not None else middle) > 0.5:
             found.verdict, found.cause, found.reason = Verdict.ROUNDING, Cause.NONE, ""
-        elif found.verdict is Verdict.STRUCTURAL and found.cause is Cause.OTHER and 0.5 < (at or 0.0) < 1.5:
+        elif before is Verdict.STRUCTURAL and found.cause is Cause.OTHER and 0.5 < (at or 0.0) < 1.5:
             found.verdict = Verdict.UNDETERMINED
             found.reason = (
                 "the difference exceeds its envelope here, but falls with the unit roundoff as rounding does, and is "
