@@ -87,12 +87,14 @@ def capture(
         As for :func:`drift.trace`.
     """
     import torch
+    from safetensors import SafetensorError
 
     from drift.descent import Lane, check_supported, descend
     from drift.precision import numerics, rung, rung_of
     from drift.protocols import parse
     from drift.provenance import provenance
-    from drift.tracing import check_chunks, check_tokens
+    from drift.tracing import check_chunks, check_planted, check_tokens
+    from drift.weights import weights_of
 
     if logits not in LOGITS:
         raise ConfigError(f"logits is {logits!r}; it must be one of {', '.join(LOGITS)}.")
@@ -115,11 +117,14 @@ def capture(
             f"{reading.label} generates text or computes chunks twice, so its lane is not one pass over the text. "
             "Capture another protocol, or measure this one with drift.sweep."
         )
+    if bound.texts_at_once > 1:
+        raise ConfigError(f"{reading.label} computes several texts at once; capture one lane.")
+    check_planted(bound, chunks)
     check_chunks(text_config, [chunks], False)
     computed = rung_of(model.dtype) if dtype is None else rung(dtype)
     if computed.torch_dtype != str(model.dtype).removeprefix("torch."):
         raise ConfigError(f"dtype is {computed.name}, but the model is in {model.dtype}.")
-    device = next(model.parameters()).device
+    device = weights_of(model).device
     target = _free(out)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     training = model.training
@@ -148,10 +153,11 @@ def capture(
         os.replace(temporary, target)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
+        if isinstance(error, (OSError, SafetensorError)):
+            why = getattr(error, "strerror", None) or error
             raise DatasetError(
-                f"{out}: cannot be written ({error.strerror or error}). Nothing was left there. Check that the place "
-                "is writable and its disk not full, or choose another."
+                f"{out}: cannot be written ({why}). Nothing was left there. Check that the place is writable and its "
+                "disk not full, or choose another."
             ) from error
         raise
     finally:

@@ -378,9 +378,12 @@ def numerics(rung: Rung, device: str = "cpu", half_matmul: str = "native") -> It
             "inference_mode": True,
         }
         stack.enter_context(_restored(torch.backends.cuda.matmul, "fp32_precision", switches["float32_matmul"]))
-        for flag in ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"):
+        reductions = "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"
+        for flag in (*reductions, "allow_fp16_accumulation"):
             stack.enter_context(_restored(torch.backends.cuda.matmul, flag, False))
             switches[flag] = False
+        # What surrounds a pass must not choose its precision.
+        stack.enter_context(torch.autocast("cuda" if cuda else "cpu", enabled=False))
         stack.enter_context(_restored(torch.backends.mkldnn.matmul, "fp32_precision", "ieee"))
         stack.enter_context(_deterministic())
         if cuda:
@@ -390,6 +393,8 @@ def numerics(rung: Rung, device: str = "cpu", half_matmul: str = "native") -> It
             # shapes: a fixed order of preference keeps the choice the same for every chunk that allows it.
             backends = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
             stack.enter_context(sdpa_kernel(backends))
+            stack.enter_context(_heads_repeated())
+            stack.enter_context(_math_attention_in_full())
             switches["sdpa_backends"] = [b.name for b in backends]
             switches["cublas_workspace_config"] = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
         else:
@@ -414,6 +419,32 @@ def _restored(owner: Any, path: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+@contextmanager
+def _heads_repeated() -> Iterator[None]:
+    """Repeat the heads of grouped queries before attention, masked or not.
+
+    transformers leaves that to the kernel where there is no mask, which is in full attention; but the memory-efficient
+    kernel knows no groups, and the one in its place holds all scores at once: tokens squared, for every head.
+    """
+    from transformers.integrations import sdpa_attention
+
+    with _restored(sdpa_attention, "use_gqa_in_sdpa", lambda *args, **kwargs: False):
+        yield
+
+
+@contextmanager
+def _math_attention_in_full() -> Iterator[None]:
+    """Have the plain attention kernel accumulate 16-bit sums in float32."""
+    import torch
+
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 @contextmanager

@@ -25,7 +25,6 @@ from drift.families import family_of
 from drift.precision import numerics, rung, rung_of
 from drift.protocols import Chunk, Protocol, Variation, parse
 from drift.protocols.decode import Decode
-from drift.protocols.full import Full
 from drift.provenance import provenance
 from drift.recording import Comparison, DocumentRecorder
 from drift.weights import weights_of
@@ -159,6 +158,8 @@ def trace_folds(
     for continued, places in together.items():
         length = ids.shape[1] + (continued.continuation() if continued else 0)
         lanes = [asked[p].bound.chunks(length, asked[p].size) for p in places]
+        for p, chunks in zip(places, lanes, strict=True):
+            check_planted(asked[p].bound, chunks)
         check_chunks(text_config, [parse("append").chunks(length, length), *lanes], allow_beyond_context)
     started = time.perf_counter()
     arrays: list[list[dict[str, NDArray[Any]]]] = [[] for _ in asked]
@@ -328,7 +329,7 @@ class _LaneTable:
     def _lane(self, key: object, in_float64: bool, chunks: tuple[Chunk, ...], protocol: Protocol | None) -> int:
         if key not in self._places:
             self._places[key] = len(self.lanes)
-            batch = protocol.batch if isinstance(protocol, Full) else 1
+            batch = protocol.texts_at_once if protocol is not None else 1
             others = tuple(self._text.roll(-(len(self._text) * i // batch)) for i in range(1, batch))
             lane = Lane(self._text, chunks, protocol, companions=others)
             if in_float64:
@@ -357,6 +358,16 @@ def check_tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]
             "they come from another tokenizer."
         )
     return np.ascontiguousarray(ids, dtype=np.int64)
+
+
+def check_planted(protocol: Protocol, chunks: Sequence[Chunk]) -> None:
+    """Refuse an error that is planted where no chain step can see it: it would read as none."""
+    steps = max(chunk.step for chunk in chunks) + 1
+    if protocol.planted_at is not None and protocol.planted_at >= steps:
+        raise ConfigError(
+            f"{protocol.label}: the chain has the steps 0 to {steps - 1}, so nothing could be seen of it. Use an "
+            "earlier step, or more or smaller chunks."
+        )
 
 
 def check_chunks(text_config: Any, lanes: Sequence[Sequence[Chunk]], allow_beyond_context: bool) -> None:

@@ -197,3 +197,17 @@ def test_lanes_compared_together_are_compared_alike() -> None:
 )
 def test_a_bound_is_reached_whatever_else_is_not_a_number(values: list[float], expected: bool) -> None:
     assert measures._reaches(torch.tensor(values), 0.5) is expected
+
+
+def test_a_row_that_is_not_finite_spoils_no_other() -> None:
+    reference = torch.zeros(2, 8)
+    reference[:, 0] = 200.0
+    other = torch.zeros(2, 8)
+    other[:, 1] = 200.0
+    alone = compare_logits(LogitReference(reference[:1], torch.tensor([-1])), other[:1])
+    other[1, 3] = float("nan")
+    both = compare_logits(LogitReference(reference, torch.tensor([-1, -1])), other)
+    assert np.isfinite(alone.kl).all()
+    assert both.kl[0] == alone.kl[0]
+    assert both.nonfinite.tolist() == [0, 1]
+    assert np.isnan(both.kl[1])

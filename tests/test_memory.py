@@ -15,9 +15,10 @@ from drift import dataset
 from drift.checkpoints import Shape
 from drift.dataset import same_data
 from drift.errors import ConfigError
-from drift.sweep import plan, run
+from drift.sweep import plan, planning, run
 from drift.sweep.__main__ import main
-from drift.sweep.memory import choose, footprint, free, parse
+from drift.sweep.memory import _control_group, choose, footprint, free, parse
+from drift.sweep.workers import automatic_jobs
 
 LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128256, 8_030_261_248, 131072, False)
 LLAMA_70B = Shape(80, 8192, 28672, 64, 8, 128, 128256, 70_553_706_496, 131072, False)
@@ -40,7 +41,7 @@ def test_amounts_of_memory(text: str, size: int) -> None:
     assert parse(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "24 apples", "0", "-3GB", "1.2.3GB"])
+@pytest.mark.parametrize("text", ["", "much", "24 apples", "0", "-3GB", "1.2.3GB", "1e999"])
 def test_no_amounts_of_memory(text: str) -> None:
     with pytest.raises(ConfigError, match="is no amount of memory; write 24GiB"):
         parse(text)
@@ -191,3 +192,42 @@ def _bench() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
+    assert _control_group(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    assert _control_group(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert _control_group(tmp_path) == 700
+
+
+def test_jobs_fit_into_the_memory_that_is_allowed() -> None:
+    assert automatic_jobs("cpu", 100, 1e9, memory=2_000_000_000) == 1
+    assert automatic_jobs("cpu", 100, 1e9, memory=10**15) == automatic_jobs("cpu", 100, 1.0)
+
+
+def test_a_copy_in_float64_is_reckoned_as_it_is_run(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint(tmp_path / "model")
+    given = {
+        "model": str(tiny),
+        "corpus": f"file:{text_file(tmp_path / 'text.txt')}",
+        "tokens": 64,
+        "chunk_size": 8,
+        "dtype": "fp32",
+    }
+    one = plan(write_config(tmp_path / "one.yaml", **given, reference="full"), tmp_path / "a").groups()[0]
+    both = plan(write_config(tmp_path / "two.yaml", **given, reference=["full", "gold"]), tmp_path / "b").groups()[0]
+    alone, beside = one.way(), both.way()
+    assert alone is not None
+    assert beside is not None
+    way = beside[0]
+    cell = one.cells[0]
+    shape = planning._shape(cell.model, cell.checkpoint)
+    wide = footprint(
+        shape, dtype="fp64", device="cpu", half_matmul="native", attn_implementation="sdpa", tokens=64, folds=[8],
+        logit_stride=cell.logit_stride, weights=way.weights, keeps_calls=way.keeps_calls, logit_rows=way.logit_rows,
+    )  # fmt: skip
+    assert way.keeps_calls
+    assert way.bytes - alone[0].bytes == pytest.approx(wide.bytes - wide.parts["runtime"])

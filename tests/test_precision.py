@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from drift import precision
 from drift.errors import ConfigError, PrecisionError
 from drift.precision import RUNGS, default_half_matmul, numerics, rung, rung_of, widen
 
@@ -145,3 +146,17 @@ def test_every_rung_sees_the_same_positions(family: str, dtype: str, tiny: Calla
         if name in before:
             assert buffer.dtype is torch.float32, name
             assert torch.equal(buffer, before[name]), name
+
+
+def test_heads_are_repeated_for_every_pass_or_for_none() -> None:
+    from transformers.integrations import sdpa_attention
+
+    before = sdpa_attention.use_gqa_in_sdpa
+    with pytest.raises(RuntimeError), precision._heads_repeated():
+        assert not sdpa_attention.use_gqa_in_sdpa(None, torch.ones(1, 2, 4, 8))
+        raise RuntimeError
+    assert sdpa_attention.use_gqa_in_sdpa is before
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    with precision._math_attention_in_full():
+        assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == allowed

@@ -147,3 +147,19 @@ def test_references_that_a_protocol_does_not_have() -> None:
 def test_protocols_need_no_torch() -> None:
     code = "import sys, drift.protocols as p; p.parse('append').chunks(8, 2); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_shift_goes_on_into_what_is_generated() -> None:
+    chunks = parse("decode(shifted(append,step=1,by=3),tokens=5)").chunks(20, 8)
+    positions = [c.first_position for c in chunks]
+    assert positions == [0, 11, 19, 20, 21, 22]
+    inside = parse("decode(shifted(append,step=3),tokens=5)").chunks(20, 8)
+    assert [c.first_position for c in inside] == [0, 8, 16, 18, 19, 20]
+
+
+def test_what_is_inside_decides_how_many_texts_and_where_an_error_is() -> None:
+    assert parse("append").texts_at_once == 1
+    assert parse("decode(full(batch=3))").texts_at_once == 3
+    assert parse("append").planted_at is None
+    assert parse("decode(shifted(append,step=2))").planted_at == 2
+    assert parse("perturbed(append,step=2,size=0.1)").planted_at == 3

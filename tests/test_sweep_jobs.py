@@ -141,3 +141,38 @@ def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     workers._work(plan, plan, False, 1, "", os.getpid(), pipe)
     assert seen == ["1", "0,1"]
+
+
+def test_what_breaks_off_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(workers, "_watch_parent", lambda parent: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the device is lost")
+
+    class Pipe:
+        def send(self, found: Any) -> None:
+            sent.append(found)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(running, "compute_group", broken)
+    plan: Any = None
+    pipe: Any = Pipe()
+    workers._work(plan, plan, False, 1, "", os.getpid(), pipe)
+    assert sent[0].died == "its process broke off: RuntimeError: the device is lost"
+
+
+def test_a_cell_of_before_does_not_count_where_it_was_to_be_computed_again(config: Path, tmp_path: Path) -> None:
+    assert run(config, tmp_path / "out").failed == 0
+
+    def dying(todo: Any, groups: Any, *, fail_fast: bool, begin: Any, go_on: Any) -> Any:
+        for group in groups:
+            begin(group)
+            yield group, workers.Outcome(died="its process was killed by SIGKILL")
+
+    summary = run(config, tmp_path / "out", force=True, engine=dying)
+    assert summary.failed == summary.total
+    assert "killed by SIGKILL" in summary.failures[0]["reason"]

@@ -268,3 +268,39 @@ def test_importing_drift_imports_nothing_heavy() -> None:
 
     code = "import sys, drift; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'xarray', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_autocast_around_a_pass_changes_nothing(tiny: Callable[..., Any], token_ids: Callable[..., Any]) -> None:
+    model, tokens = tiny("llama"), token_ids(2, 28)
+    expected = drift.trace(model, tokens, chunk_size=7)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = drift.trace(model, tokens, chunk_size=7)
+    assert same_data(expected, found) == []
+
+
+def test_an_error_planted_where_nothing_can_show_it_is_refused(
+    tiny: Callable[..., Any], token_ids: Callable[..., Any]
+) -> None:
+    model, tokens = tiny("llama"), token_ids(1, 28)
+    for late, good in (("shifted(append,step=4)", "shifted(append,step=3)"),
+                       ("perturbed(append,step=3,size=0.1)", "perturbed(append,step=2,size=0.1)")):  # fmt: skip
+        with pytest.raises(ConfigError, match="the chain has the steps 0 to 3"):
+            drift.trace(model, tokens, chunk_size=7, protocol=late)
+        assert float(drift.trace(model, tokens, chunk_size=7, protocol=good).hidden_rel_l2[0, -1, -1]) > 1e-3
+    decoded = drift.trace(model, tokens, chunk_size=7, protocol="decode(shifted(append,step=2),tokens=5)")
+    assert decoded.sizes["step"] == 5
+
+
+def test_a_perturbation_stays_where_keys_are_rotated_anew(
+    tiny: Callable[..., Any], token_ids: Callable[..., Any]
+) -> None:
+    """Nothing is evicted, so counting positions in the cache or in the text is the same."""
+    model, tokens = tiny("llama", "float64"), token_ids(1, 48)
+    text, cache = (
+        drift.trace_folds(
+            model, tokens, [(8, f"perturbed(streaming(window=64,positions={p}),step=1,size=0.01)", "unperturbed")]
+        )[0]
+        for p in ("text", "cache")
+    )
+    np.testing.assert_allclose(cache.hidden_rel_l2, text.hidden_rel_l2, rtol=1e-6)
+    assert float(text.hidden_rel_l2[0, -1, -1]) > 1e-5

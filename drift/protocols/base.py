@@ -130,6 +130,16 @@ class Protocol(ABC):
         return None
 
     @property
+    def texts_at_once(self) -> int:
+        """How many texts the lane computes in a batch."""
+        return 1
+
+    @property
+    def planted_at(self) -> int | None:
+        """The first chain step that a planted error can show in; None where nothing is planted."""
+        return None
+
+    @property
     def measures_what_it_carries(self) -> bool:
         """Whether the states that are compared are those whose keys and values are carried on."""
         return True
@@ -249,6 +259,16 @@ class Variation(Protocol):
     def attn_implementation(self) -> str | None:
         """As the protocol inside."""
         return self.protocol.attn_implementation
+
+    @property
+    def texts_at_once(self) -> int:
+        """As the protocol inside."""
+        return self.protocol.texts_at_once
+
+    @property
+    def planted_at(self) -> int | None:
+        """As the protocol inside."""
+        return self.protocol.planted_at
 
     @property
     def measures_what_it_carries(self) -> bool:

@@ -39,6 +39,11 @@ class Full(Protocol):
         """The implementation that was asked for."""
         return None if self.attention == "model" else self.attention
 
+    @property
+    def texts_at_once(self) -> int:
+        """The batch."""
+        return self.batch
+
     def chunks(self, tokens: int, chunk_size: int) -> tuple[Chunk, ...]:
         """One chunk, whatever the chunk size."""
         self._check_size(tokens, chunk_size)

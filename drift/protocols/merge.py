@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -47,6 +48,10 @@ class Merge(Protocol):
         held = x.shape[-2]
         bounds = torch.arange(self.budget + 1, device=x.device) * held // self.budget
         # Means in float64: a cumulative sum of thousands of slots would lose digits in the difference.
-        total = torch.nn.functional.pad(x.to(torch.float64).cumsum(-2), (0, 0, 1, 0))
+        wide = x.to(torch.float64)
+        if not bool(torch.isfinite(wide).all()):  # nor may what is not finite spread through a sum of everything
+            pieces = [wide[..., i:j, :].mean(-2) for i, j in itertools.pairwise(bounds.tolist())]
+            return torch.stack(pieces, -2).to(x.dtype)
+        total = torch.nn.functional.pad(wide.cumsum(-2), (0, 0, 1, 0))
         sums = total[..., bounds[1:], :] - total[..., bounds[:-1], :]
         return (sums / (bounds[1:] - bounds[:-1])[:, None]).to(x.dtype)

@@ -39,6 +39,11 @@ class Perturbed(Variation):
     block: int = 0
     seed: int = 0
 
+    @property
+    def planted_at(self) -> int | None:
+        """The first step to see the noise."""
+        return self.step + 1
+
     def carry(self, cache: Carried) -> None:
         """Do as the protocol inside, then put in the noise if this is the step and the block."""
         import numpy as np
@@ -50,8 +55,12 @@ class Perturbed(Variation):
         # On the CPU in float64, so that every device and precision gets the same noise.
         generator = np.random.default_rng([self.seed, cache.block])
 
-        def hit(x: Tensor) -> Tensor:
-            noise = torch.from_numpy(generator.standard_normal(x.shape)).to(x.device)
-            return (x.to(torch.float64) * (1 + self.size * noise)).to(x.dtype)
+        def hit(*copies: Tensor) -> list[Tensor]:
+            noise = torch.from_numpy(generator.standard_normal(copies[0].shape)).to(copies[0].device)
+            return [(x.to(torch.float64) * (1 + self.size * noise)).to(x.dtype) for x in copies]
 
-        cache.keys, cache.values = hit(cache.keys), hit(cache.values)
+        own = cache.notes.get("keys")  # from which the protocol inside makes the keys anew at every step
+        cache.keys, *noted = hit(cache.keys, *([] if own is None else [own]))
+        if noted:
+            cache.notes["keys"] = noted[0]
+        (cache.values,) = hit(cache.values)

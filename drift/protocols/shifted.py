@@ -28,6 +28,15 @@ class Shifted(Variation):
     step: int
     by: int = 1
 
+    @property
+    def planted_at(self) -> int | None:
+        """The first step with wrong positions."""
+        return self.step
+
+    def first_position(self, step: int, seen: int, slots: int) -> int:
+        """Of the protocol inside, moved from the step on: what is generated after the text asks for it."""
+        return super().first_position(step, seen, slots) + self.by * (step >= self.step)
+
     def chunks(self, tokens: int, chunk_size: int) -> tuple[Chunk, ...]:
         """Cut as the protocol inside does, and move the positions."""
         return tuple(

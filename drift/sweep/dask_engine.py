@@ -288,6 +288,11 @@ class Dask:
         # Only what a task needs travels: a plan of a thousand cells would, a thousand times.
         slim = replace(todo, folder=folder, cells=(), survey=Survey())
         gpu = any(resources(group) for group in groups)
+        if gpu and not self.scheduler and self.jobs > 1:
+            raise ConfigError(
+                "--engine dask without --scheduler does not spread jobs over GPUs: use --jobs N alone, which does, or "
+                "start one worker for each GPU (docs/many_machines.md)"
+            )
         topic = f"drift-{secrets.token_hex(8)}"
         events: SimpleQueue[tuple[str, int]] = SimpleQueue()
         began: dict[int, float] = {}

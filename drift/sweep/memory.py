@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -206,7 +206,7 @@ def choose(
     *,
     budget: float | None,
     weights: str = "auto",
-    beside: float = 0.0,
+    beside: Callable[[Footprint], float] = lambda way: 0.0,
     **descent: object,
 ) -> tuple[Footprint, bool]:
     """The quickest way of running a descent that stays within a budget.
@@ -219,8 +219,8 @@ def choose(
         Bytes; without, the quickest way is taken.
     weights : str
         ``auto``, ``resident`` or ``streamed``.
-    beside : float
-        Bytes that are taken by something else.
+    beside : callable
+        Bytes that are taken by something else, if the descent is run that way.
     **descent
         As for :func:`footprint`.
 
@@ -233,8 +233,8 @@ def choose(
         footprint(shape, weights=kept, keeps_calls=calls, logit_rows=rows, **descent)  # type: ignore[arg-type]
         for kept, calls, rows in _ways(weights)
     ]
-    fitting = ways if budget is None else [way for way in ways if way.bytes + beside <= budget]
-    return (fitting[0], True) if fitting else (min(ways, key=lambda way: way.bytes), False)
+    fitting = ways if budget is None else [way for way in ways if way.bytes + beside(way) <= budget]
+    return (fitting[0], True) if fitting else (min(ways, key=lambda way: way.bytes + beside(way)), False)
 
 
 _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**i for i, p in enumerate("kMGT", 1)}}
@@ -257,7 +257,7 @@ def parse(text: str) -> int:
         size = int(float(match[1]) * units[match[2].lower()])
         if size <= 0:
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(f"{text!r} is no amount of memory; write 24GiB, 500MB or a number of bytes.") from None
     return size
 
@@ -267,17 +267,33 @@ def free(device: str) -> int | None:
     if device != "cpu":
         import torch
 
-        return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+        # What torch has reserved here is free for what comes next, once it is let go.
+        return int(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) if torch.cuda.is_available() else None
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         found = None
     if found:
-        return int(found[1]) * 1024
+        available = int(found[1]) * 1024
+        allowed = _control_group()
+        return available if allowed is None else max(0, min(available, allowed))
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def _control_group(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the control group of this process (a container, a batch job) still allows; None without a limit."""
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rsplit(":", 1)[-1].lstrip("/")
+        for folder in (root / own, root):
+            limit, used = folder / "memory.max", folder / "memory.current"
+            if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+                return int(text) - int(used.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def resident_bytes() -> int:

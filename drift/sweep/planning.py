@@ -20,7 +20,7 @@ from drift.sweep import controls as control_table
 from drift.sweep.config import Config, Grid, load_config
 from drift.sweep.cost import Cost, cell_bytes, correction, group_cost
 from drift.sweep.gpus import cuda_problem
-from drift.sweep.memory import Footprint, choose, free, resident_bytes
+from drift.sweep.memory import Footprint, choose, footprint, free, resident_bytes
 from drift.sweep.state import Folder, Survey
 
 __all__ = ["Cell", "Group", "Plan", "plan"]
@@ -170,12 +170,16 @@ class Group:
         # The same model stands beside itself in float64, and is kept in the same way.
         for kept in ("resident", "streamed") if given["weights"] == "auto" else (given["weights"],):
             asked = given | {"weights": kept}
-            extra, _ = choose(shape, budget=0, dtype="fp64", half_matmul="native", folds=wide, **asked)
-            beside = extra.bytes - extra.parts["runtime"]
+
+            def beside(way: Footprint, asked: dict[str, Any] = asked) -> float:
+                run = asked | {"keeps_calls": way.keeps_calls, "logit_rows": way.logit_rows}
+                extra = footprint(shape, dtype="fp64", half_matmul="native", folds=wide, **run)
+                return extra.bytes - extra.parts["runtime"]
+
             way, fits = choose(shape, budget=budget, beside=beside, **asked, **own)
             if fits:
                 break
-        return replace(way, parts=way.parts | {"runtime": way.parts["runtime"] + beside}), fits
+        return replace(way, parts=way.parts | {"runtime": way.parts["runtime"] + beside(way)}), fits
 
     def _folds(self) -> tuple[list[int], list[int]]:
         """Chunk sizes of the folds on the cells' own rung, and of those in float64."""

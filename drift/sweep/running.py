@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -254,12 +254,19 @@ class _Run:
         self.checked |= outcome.checked
         for file in outcome.files:
             self.failures.pop(file, None)
+        written: set[str] = set()
         if outcome.died:
-            # What it had written before it died is good: cells are written whole or not at all.
-            self.look_again()
+            # What it had written before it died is good: cells are written whole or not at all. What was there before,
+            # and was to be computed again, does not count.
+            found = self.folder.survey({cell.file: cell.hash for cell in group.cells})
+            written = {file for file in found.done if found.checked.get(file) != self.checked.get(file)}
+            self.done |= written
+            self.checked |= {file: found.checked[file] for file in written if file in found.checked}
+            for file in written:
+                self.failures.pop(file, None)
         for cell in group.cells:
             if outcome.died:
-                if cell.file not in self.done:
+                if cell.file not in written:
                     self.fail(cell, Failure.of(RuntimeError(outcome.died), "died"))
             elif cell.file in outcome.failures:
                 self.failures[cell.file] = outcome.failures[cell.file]
@@ -267,7 +274,7 @@ class _Run:
         self.stopped = self.stopped or outcome.stopped
         if self.at_work_on == group.title:
             self.at_work_on = ""
-        self._end(group, len(outcome.files), len(outcome.failures), outcome.computing, outcome.seconds)
+        self._end(group, len(outcome.files) + len(written), len(outcome.failures), outcome.computing, outcome.seconds)
 
     def _expected(self, group: Group) -> float:
         """Estimated seconds of a group, refined by what groups took here before."""
@@ -450,7 +457,8 @@ def _free(device: str) -> None:
     if device == "cuda":
         import torch
 
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # a device that is lost must not keep its failure from being recorded
+            torch.cuda.empty_cache()
 
 
 def _now() -> str:
@@ -590,11 +598,13 @@ def run(
             groups = todo.groups(wanted)
             if jobs is None and wanted:
                 peak = float(todo.estimate(wanted).get("memory_bytes", 0))
-                jobs = automatic_jobs(wanted[0].device, len(groups), peak)
+                jobs = automatic_jobs(wanted[0].device, len(groups), peak, todo.memory)
             if groups:
                 at_once = 1 if elsewhere else min(jobs or 1, len(groups))
-                if at_once > 1 and memory is not None:
-                    run_.plan = replace(run_.plan, memory=max(1, memory // at_once))
+                # On GPUs each job measures its own, unless something was said.
+                allowed = memory if memory is not None or wanted[0].device != "cpu" else todo.budget("cpu")
+                if at_once > 1 and allowed is not None:
+                    run_.plan = replace(run_.plan, memory=max(1, allowed // at_once))
                 run_.groups(groups, make(jobs or 1, len(groups)))
         except KeyboardInterrupt:
             with _deaf():

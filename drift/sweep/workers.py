@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from drift.sweep.cost import cores
 from drift.sweep.gpus import cuda_devices
+from drift.sweep.memory import free
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -83,17 +84,14 @@ class Engine(Protocol):
         ...
 
 
-def automatic_jobs(device: str, groups: int, peak_bytes: float) -> int:
+def automatic_jobs(device: str, groups: int, peak_bytes: float, memory: int | None = None) -> int:
     """How many groups to compute at once: one a core on a CPU, as far as memory goes; one a GPU.
 
     Small chunks leave a second thread of the same pass little to do, so one thread a group is the better use of a core.
     """
     if device != "cpu":
         return max(1, min(len(cuda_devices()), groups))
-    try:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        available = 0
+    available = memory or free("cpu") or 0
     fitting = int(0.8 * available // peak_bytes) if available and peak_bytes else 1
     return max(1, min(cores(), groups, fitting))
 
@@ -146,7 +144,11 @@ def _work(todo: Plan, group: Group, fail_fast: bool, threads: int, gpu: str, par
     from drift.sweep.running import compute_group
 
     torch.set_num_threads(threads)
-    pipe.send(compute_group(todo, group, fail_fast=fail_fast))
+    try:
+        outcome = compute_group(todo, group, fail_fast=fail_fast)
+    except Exception as error:
+        outcome = Outcome(died=f"its process broke off: {type(error).__name__}: {error}")
+    pipe.send(outcome)
     pipe.close()
 
 
@@ -191,7 +193,7 @@ def in_processes(
                 group, process, began, gpu = running.pop(ready)
                 try:
                     outcome: Outcome = ready.recv()
-                except EOFError:  # it closed its end without a word
+                except (EOFError, OSError):  # it closed its end without a word, or in the middle of one
                     process.join()
                     outcome = Outcome(died=_cause(process.exitcode))
                 process.join()
