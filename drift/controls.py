@@ -87,10 +87,11 @@ class State(Enum):
 
     PASSED = "passed"
     FAILED = "failed"
+    UNDECIDED = "undecided"
     NOT_RUN = "not run"
 
 
-SIGNS = {State.PASSED: "●", State.FAILED: "✖", State.NOT_RUN: "–"}
+SIGNS = {State.PASSED: "●", State.FAILED: "✖", State.UNDECIDED: "○", State.NOT_RUN: "–"}
 KINDS = ("quiet", "floor", "response", "shifted")
 _Setting = tuple[str, str, str, str]  # model, dtype, device, attention implementation
 
@@ -224,6 +225,11 @@ class Summary:
         return [f"{c.kind}, {c.name}: {c.words}" for c in self.controls if c.state is State.NOT_RUN]
 
     @property
+    def undecided(self) -> list[str]:
+        """The controls that cannot tell at their precision, in words."""
+        return [f"{c.kind}, {c.name}: {c.words}" for c in self.controls if c.state is State.UNDECIDED]
+
+    @property
     def banner(self) -> str:
         """What stands at the top of every page."""
         if not self.run:
@@ -236,7 +242,11 @@ class Summary:
                 "describes numbers that cannot be trusted."
             )
         passed = sum(c.state is State.PASSED for c in self.controls)
-        text = f"All {passed} controls of the instrument that were run passed"
+        text = f"All {passed} controls of the instrument that could be decided passed"
+        if self.undecided:
+            kinds = dict.fromkeys((c.kind, c.setting[1]) for c in self.controls if c.state is State.UNDECIDED)
+            which = ", ".join(f"{kind} in {dtype}" for kind, dtype in kinds)
+            text += f"; {len(self.undecided)} cannot be decided at their precision ({which})"
         return text + (f"; {len(self.missing)} were not run." if self.missing else ".")
 
     def in_floors(self, ds: xr.Dataset, layer: int | str = "last") -> float:
@@ -248,7 +258,8 @@ class Summary:
         if not bottom:
             return math.nan
         top = summary._geometric(summary.level(amplitude(ds, self.measure, layer)))
-        return top / max(bottom) if max(bottom) > 0 else math.inf if top > 0 else math.nan
+        worst = float(np.max(bottom))  # NaN stays NaN
+        return math.inf if worst == 0 < top else top / worst if worst != 0 else math.nan
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -262,7 +273,10 @@ class Summary:
             }
             for c in self.controls
         ]
-        return {"run": self.run, "ok": self.ok, "failed": self.failed, "missing": self.missing, "controls": rows}
+        return {
+            "run": self.run, "ok": self.ok, "failed": self.failed, "undecided": self.undecided,
+            "missing": self.missing, "controls": rows,
+        }  # fmt: skip
 
     def frame(self) -> pd.DataFrame:
         """Write the controls as a table for reading."""
@@ -359,7 +373,7 @@ def floors(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "las
 
 
 def _floor(mine: Sequence[Floor], every: Sequence[Floor], setting: _Setting) -> Control:
-    worst = max(f.level for f in mine) if all(np.isfinite(f.values).all() for f in mine) else math.nan
+    worst = float(np.max([f.level for f in mine])) if all(np.isfinite(f.values).all() for f in mine) else math.nan
     said = ", ".join(f"{f.protocol} {_number(f.level)}" for f in mine)
     if math.isnan(worst):
         return Control("floor", setting, State.FAILED, worst, f"values are NaN or Inf: {said}")
@@ -427,7 +441,7 @@ def respond(cells: Sequence[xr.Dataset], bottom: float, layer: int | str = "last
     sizes = np.array([label.number("size") for label in labels])
     drift = np.stack([dataset.curve(ds, "hidden_rel_l2", layer) for ds in cells])  # [size, document, step]
     everywhere = [ds["hidden_rel_l2"].transpose("step", ...).values[:step] for ds in cells]
-    early = float(max(np.abs(e).max() if e.size else 0.0 for e in everywhere))  # NaN stays NaN
+    early = float(np.max([np.abs(e).max() if e.size else 0.0 for e in everywhere]))  # NaN stays NaN
     values = drift[:, :, step] if step < drift.shape[2] else np.full(drift.shape[:2], math.nan)
     unit = float(cells[0]["unit_roundoff"].item())
     usable = np.isfinite(values).all(axis=1) & (values > 0).all(axis=1)
@@ -482,8 +496,11 @@ def _response(found: Sequence[Response], setting: _Setting) -> Control:
                 state = State.FAILED
         else:
             words.append(
-                f"drift answers to the noise; no slope from fewer than two sizes ({r.protocol}{aside if left else ''})"
+                "drift answers to the noise; whether in proportion cannot be said from fewer than two sizes "
+                f"({r.protocol}{aside if left else ''})"
             )
+    if state is State.PASSED and not any(math.isfinite(r.slope.value) for r in found):
+        state = State.UNDECIDED
     slopes = [r.slope.value for r in found if math.isfinite(r.slope.value)]
     number = max(slopes, key=lambda s: abs(s - 1)) if slopes else math.nan
     return Control("response", setting, state, number, "; ".join(words))
@@ -502,6 +519,8 @@ def _shifted(
     cells: Sequence[xr.Dataset], mine: Sequence[Floor], every: Sequence[xr.Dataset], setting: _Setting
 ) -> Control:
     words, state, number = [], State.PASSED, math.nan
+    if any(int(ds["block"].values[0]) != 1 for ds in cells):
+        return Control("shifted", setting, State.NOT_RUN, number, "the keys of block 1 were not kept in these cells")
     for ds in cells:
         planted = int(parse(ds["protocol"].item()).number("step"))
         values = dataset.curve(ds, *_WHERE_SHIFTED)

@@ -325,7 +325,9 @@ def by_layer(sweep: Sweep) -> pd.DataFrame:
         if ds["reference"].item() != "unperturbed":
             continue
         numbers = [int(n) for n in ds["layer"].values if n > 0]
-        for place in sorted({round(k * (len(numbers) - 1) / 3) for k in range(4)}):
+        # The last one is the final norm; a thinned cell has not all of those before it.
+        depth = np.array([(n - 1) / max(numbers[-1] - 1, 1) for n in numbers])
+        for place in sorted({int(np.argmin(np.abs(depth - k / 3))) for k in range(4)}):
             last = place == len(numbers) - 1
             for one in _gains(Sweep([ds]), numbers[place], False):
                 names = ("fold", "model", "dtype", "chunk_size", "step", "size")
@@ -333,7 +335,7 @@ def by_layer(sweep: Sweep) -> pd.DataFrame:
                 row = rows.setdefault(one.name + one.labels["text"] + str(id(ds)), first)
                 i = one.rate.interval
                 ends = "" if math.isnan(i.low) else f" ({i.low:+.3f} to {i.high:+.3f})"
-                where = "final norm" if last else f"{place / (len(numbers) - 1):.0%} of depth"
+                where = "final norm" if last else f"{depth[place]:.0%} of depth"
                 row[f"rate, {where}"] = "–" if math.isnan(i.value) else f"{i.value:+.3f}{ends}"
     return pd.DataFrame(list(rows.values()))
 
@@ -354,6 +356,8 @@ def sentences(found: Sequence[Gain]) -> list[str]:
             words += f"; {ends[0]}" + (f" to {ends[1]}" if ends[0] != ends[1] else "") + " per chain step"
         reasons = dict.fromkeys(g.rate.reason.value for g in mine if g.rate.reason)
         said.append(f"{fold}, {dtype}: {words}" + (f" ({'; '.join(reasons)})." if reasons else "."))
+    if any(g.rate.reason is Reason.CONTROLS for g in found):
+        return said
     for _, row in by_step(found).iterrows():
         values = ", ".join(f"{g:.3g} after step {s}" for g, s in zip(row["gain"], row["steps"], strict=True))
         interval = "" if math.isnan(row["low"]) else f" ({row['low']:.2f} to {row['high']:.2f})"

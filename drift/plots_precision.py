@@ -275,7 +275,7 @@ def _parts_title(found: Sequence[ladder.Attribution]) -> str:
         )
         by.setdefault(" or ".join(kinds) or "nothing", []).append(protocol)
     said = "; ".join(f"{kind} under {', '.join(names)}" for kind, names in by.items())
-    return f"Most of the error against float64 is {said}"
+    return f"The largest share of the error against float64 is {said}"
 
 
 # ---------------------------------------------------------------------------------------------- controls

@@ -361,6 +361,8 @@ def _inputs(sweep: Sweep, source: Path, shares: Mapping[Path, Mapping[str, Any]]
         {
             "sweep": str(source.resolve()),
             "cells": sorted(stamp(path) for path in source.glob("*.nc")),
+            "plan": {key: (sweep.plan or {}).get(key) for key in ("name", "description", "config")},
+            "left_out": sorted(map(str, sweep.left_out)),
             "failures": sweep.failures,
             "problems": sorted(map(str, sweep.problems)),
             "notebooks": {p.stem: [p.read_text(encoding="utf-8"), given] for p, given in shares.items()},

@@ -68,9 +68,9 @@ __all__ = [
 ]
 
 #: Log-log slope of level against unit roundoff above which drift is said to scale with rounding ...
-ROUNDING_SLOPE = 0.5
+ROUNDING_SLOPE = 0.8
 #: ... and the absolute value below which it is said not to.
-STRUCTURAL_SLOPE = 0.1
+STRUCTURAL_SLOPE = 0.05
 
 _GROUP = ("model", "protocol")
 _EXTRA = ("attn_implementation", "device", "tokens", "documents")
@@ -421,10 +421,11 @@ def thresholds() -> str:
     """Say by which thresholds the sentences choose their words."""
     return (
         "How the words are chosen: the level is the geometric mean past the first quarter of the chain. Its log-log "
-        "slope against the unit roundoff is 1 for pure rounding and 0 for an error that rounding did not make; above "
-        f"{ROUNDING_SLOPE} we say that it scales with rounding, within ±{STRUCTURAL_SLOPE} that it is structural. That "
-        "is a description. What a curve does along the chain is a verdict: two one-sided tests, growth per doubling of "
-        "depth with its 90 % interval."
+        "slope against the unit roundoff is 1 for pure rounding and 0 for an error that rounding did not make. It is "
+        f"rounding where the slope's 90 % interval lies within 1 ± {1 - ROUNDING_SLOPE:g}, structural where it lies "
+        f"within ± {STRUCTURAL_SLOPE:g} of 0; sentences on single levels describe the slope itself by the same bounds. "
+        "What a curve does along the chain is a verdict: two one-sided tests, growth per doubling of depth with its "
+        "90 % interval."
     )
 
 
@@ -454,40 +455,45 @@ def verdict(found: Sequence[float]) -> tuple[str, str]:
 _HEADLINES = {
     "rounding": "drift scales with the unit roundoff: it is rounding",
     "structural": "drift does not depend on the precision: it is structural",
-    "reversed": "drift is larger at finer precision",
-    "between": "drift depends on the precision, but not in proportion to the unit roundoff",
-    "unknown": "the dependence on precision cannot be said from these cells",
+    "both": "drift shrinks with the unit roundoff, but less than in proportion: rounding and more",
+    "undetermined": "whether drift depends on the precision cannot be said from these cells",
 }
 
 
 def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> dict[str, str]:
-    """Say in one sentence per protocol whether drift scales with rounding.
+    """Say in one sentence per protocol whether drift scales with rounding, by the verdicts of :mod:`drift.ladder`.
 
     Returns
     -------
     dict of str to str
         Protocol to sentence.
     """
+    from drift import ladder
+
     if not _believed(sweep):
         return {str(p): f"{p}: {_WITHHELD}" for p in sweep.values("protocol")}
-    levels = table(sweep, measure, layer)
+    ladders = ladder.ladders(sweep, measure, layer)
     found: dict[str, str] = {}
-    for protocol, group in levels.groupby("protocol", sort=False):
-        by_chunk = slopes(group)
-        per_model = {m: verdict(g["slope"].tolist())[0] for m, g in by_chunk.groupby("model", sort=False)}
-        kinds = set(per_model.values())
-        several = len(per_model) > 1
-        if len(kinds) == 1:
-            kind = kinds.pop()
-            good = by_chunk["slope"][np.isfinite(by_chunk["slope"])]
-            text = _HEADLINES[kind]
-            if several and kind != "unknown":
-                text += f", in all {len(per_model)} models"
-            if good.size:
-                text += f" (slope {_range(good, write=lambda v: f'{v:.2f}'.replace('-0.00', '0.00'))})"
+    for protocol in map(str, sweep.values("protocol")):
+        mine = [one for one in ladders if one.labels["protocol"] == protocol]
+        # What was run at one precision takes nothing from what was run at several.
+        mine = [one for one in mine if one.slope.reason is not ladder.Reason.ONE_RUNG] or mine
+        per_model: dict[str, list[str]] = {}
+        for one in mine:
+            kinds = per_model.setdefault(one.labels["model"], [])
+            kinds += [one.slope.verdict.value] if one.slope.verdict.value not in kinds else []
+        alike = {tuple(kinds) for kinds in per_model.values()}
+        if alike == {("undetermined",)} or not alike:
+            reasons = dict.fromkeys(one.slope.reason.value for one in mine if one.slope.reason is not None)
+            text = _HEADLINES["undetermined"] + (f" ({'; '.join(reasons)})" if reasons else "")
+        elif len(alike) == 1 and len(next(iter(alike))) == 1:
+            text = _HEADLINES[next(iter(alike))[0]]
+            text += f", in all {len(per_model)} models" if len(per_model) > 1 else ""
+            slopes_ = [one.slope.interval.value for one in mine]
+            text += f" (slope {_range(slopes_, write=lambda v: f'{v:.2f}'.replace('-0.00', '0.00'))})"
         else:
-            text = "; ".join(f"{m}: {_HEADLINES[k]}" for m, k in per_model.items())
-        found[str(protocol)] = f"{protocol}: {text}"
+            text = "; ".join(f"{m}: {' or '.join(_HEADLINES[k] for k in kinds)}" for m, kinds in per_model.items())
+        found[protocol] = f"{protocol}: {text}"
     return found
 
 

@@ -60,11 +60,16 @@ def round_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _spread(count: int, keep: int) -> list[int]:
-    """Choose places among `count` layers: first, last block, final norm, and others evenly between."""
+    """Choose places among `count` layers: embeddings, first and last block, final norm, and others evenly between.
+
+    Three layers leave no place for the first block. Its keys are what a planted position is looked for in.
+    """
     if keep >= count:
         return list(range(count))
-    gaps = keep - 2  # from the embeddings to the last block; the final norm comes on top
-    return [(2 * k * (count - 2) + gaps) // (2 * gaps) for k in range(gaps + 1)] + [count - 1]
+    if keep == 3:
+        return [0, count - 2, count - 1]
+    gaps = keep - 3  # from the first block to the last
+    return [0, *(1 + (2 * k * (count - 3) + gaps) // (2 * gaps) for k in range(gaps + 1)), count - 1]
 
 
 def _check(layers: int, bits: int) -> None:
@@ -82,8 +87,8 @@ def thin(ds: xr.Dataset, layers: int = LAYERS, bits: int = BITS) -> xr.Dataset:
     ds : xarray.Dataset
         A cell, whole or thinned.
     layers : int
-        How many layers to keep at most, 3 or more: the embeddings, the last block, the state after the final norm, and
-        others evenly between; of keys and values the same blocks.
+        How many layers to keep at most, 3 or more: the embeddings, the last block, the state after the final norm, the
+        first block, and others evenly between; of keys and values the same blocks.
     bits : int
         Significant bits of every float variable but :data:`EXACT`, see :func:`round_bits`. A number that would be
         rounded out of the bounds of the contract is kept as it is.

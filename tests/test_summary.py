@@ -13,7 +13,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift import dataset, summary
+from drift import dataset, ladder, summary
 from drift.dataset import Sweep, open_sweep
 from drift.errors import DatasetError
 from drift.plateau import plateau
@@ -97,7 +97,9 @@ def test_slope_leaves_out_what_has_no_logarithm_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("slopes", "kind"),
     [
-        ([0.9, 0.8], "rounding"),
+        ([0.95, 0.85], "rounding"),
+        ([0.95, 0.6], "between"),
+        ([0.08], "between"),
         ([0.01, -0.02], "structural"),
         ([0.3], "between"),
         ([0.9, 0.0], "between"),
@@ -122,13 +124,16 @@ def test_sentences_say_rounding_and_structural(real: Sweep) -> None:
     append = [s for s in summary.sentences(real) if s.startswith("append")]
     assert "1.3e-2 in bf16" in append[0] or "1.2e-2 to 1.3e-2 in bf16" in append[0]
     assert "65,536-fold change in unit roundoff: it scales with rounding" in append[0]
-    assert "above 0.5" in append[0]
+    assert "above 0.8" in append[0]
     assert "undetermined (too few steps)" in append[1]
     restart = [s for s in summary.sentences(real) if s.startswith("restart")]
     assert "it does not scale with the unit roundoff, so it is structural" in restart[0]
     assert summary.headline(real)["append"].startswith("append: drift scales with the unit roundoff: it is rounding")
     assert "structural" in summary.headline(real)["reprime"]
-    assert "0.5" in summary.thresholds()
+    assert "1 ± 0.2" in summary.thresholds()
+    assert "± 0.05 of 0" in summary.thresholds()
+    assert pytest.approx(1 - summary.ROUNDING_SLOPE) == ladder.ROUNDING_MARGIN
+    assert summary.STRUCTURAL_SLOPE == ladder.STRUCTURAL_MARGIN
 
 
 def test_sentences_follow_the_data_not_the_name() -> None:
@@ -291,3 +296,13 @@ def test_select_and_longest(real: Sweep) -> None:
     with pytest.raises(DatasetError):
         summary.select(real, ["absent"])
     assert summary.longest(real).values("chunk_size") == [64]
+
+
+def test_headlines_are_the_verdicts_of_the_ladder() -> None:
+    """A slope of .6 is neither, and one precision says nothing but takes nothing from what several say."""
+    cells = [small(dtype=d, level=flat(synthetic.ROUNDOFF[d] ** 0.6)) for d in ("bf16", "fp32")]
+    assert "rounding and more (slope 0.60)" in summary.headline(Sweep(cells))["append"]
+    good = [small(dtype=d, level=flat(synthetic.APPEND[d])) for d in ("bf16", "fp32")]
+    alone = small(dtype="bf16", chunk_size=32, level=flat(synthetic.APPEND["bf16"]))
+    assert "it is rounding (slope" in summary.headline(Sweep([*good, alone]))["append"]
+    assert "cannot be said from these cells (one precision only)" in summary.headline(Sweep([alone]))["append"]

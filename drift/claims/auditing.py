@@ -568,9 +568,10 @@ _COUNTS = {  # tokens that a step's value is the mean of, where that is not all 
 def _blocks(ds: xr.Dataset, values: Float, measure: str, size: int, layer: int | str = "last") -> Float:
     """Pool amplitudes [document, step] over blocks of `size` tokens: [document, block].
 
-    A chunk that straddles a border counts in proportion to its tokens on either side. Squares are pooled, relative ones
-    by the norm of what they are relative to: that is the drift of the block itself, whatever the chunks were. The gap
-    in NLL is a difference of means: it is pooled with its sign.
+    A chunk that straddles a border counts in proportion to its tokens on either side. Squares are pooled; those of the
+    hidden state by the norm of what they are relative to, which gives the drift of the block itself, whatever the
+    chunks were. Of keys and values no norms are recorded: theirs are pooled by tokens, as if all had the same norm. The
+    gap in NLL is a difference of means: it is pooled with its sign.
     """
     start, stop = ds["token_start"].values, ds["token_stop"].values
     borders = np.arange(0, stop[-1] // size + 1) * size
