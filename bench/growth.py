@@ -1,7 +1,7 @@
 """How the cost of a recorded fold grows with the length of the text, the chunk size and the depth of the chain.
 
-CPU time of one descent (full attention and one fold, everything recorded), less that of full attention alone beside it,
-so that what is left is the fold and its recording. Three series: longer texts in a fixed number of chunks, one text in
+CPU time of one descent (full attention and one fold, everything recorded), less that of one bare forward pass, so that
+what is left is the fold and the recording of both. Three series: longer texts in a fixed number of chunks, one text in
 larger and larger chunks, and longer chains of chunks of one size. The exponents are slopes of log time on log size,
 with standard errors; between what costs per step and what costs per token squared they are no constants of nature.
 """
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+STRIDE = 4  # logits of every fourth token
 RESULTS = Path(__file__).parent / "results"
 
 # Name, axis label, and (tokens, chunk size) of each point.
@@ -43,20 +44,28 @@ def size_of(series: str, point: tuple[int, int]) -> int:
 
 
 def measure(model: Any, tokenizer: Any, point: tuple[int, int], runs: int) -> tuple[float, float]:
-    """CPU seconds of full attention alone, and of the fold beside it: medians over runs that alternate."""
+    """CPU seconds of a bare forward pass, and of the fold beside it: medians over runs that alternate."""
+    import torch
+
     import drift
     from drift import corpus
+    from drift.precision import numerics, rung_of
 
     tokens, chunk = point
     ids = corpus.documents("pydoc", tokenizer, 1, tokens, 0)
 
-    def cpu(size: int) -> float:
+    def full() -> float:
         began = time.process_time()
-        # A fold in one chunk is full attention again: two lanes, of which one is the reference.
-        drift.trace_folds(model, ids, [(size, "append")], logit_stride=4)
+        with numerics(rung_of(model.dtype)):
+            model(torch.from_numpy(ids), use_cache=True, logits_to_keep=torch.arange(0, tokens, STRIDE))
         return time.process_time() - began
 
-    pairs = [(cpu(tokens) / 2, cpu(chunk)) for _ in range(runs)]
+    def both() -> float:
+        began = time.process_time()
+        drift.trace_folds(model, ids, [(chunk, "append")], logit_stride=STRIDE)
+        return time.process_time() - began
+
+    pairs = [(full(), both()) for _ in range(runs)]
     return statistics.median(a for a, _ in pairs), statistics.median(b - a for a, b in pairs)
 
 

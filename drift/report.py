@@ -451,6 +451,7 @@ def render(
                 executed.append((path, _execute(path, given, target / f"{path.stem}.partial.ipynb", kernel)))
             except NotebookFailure as error:
                 failed.append(error)
+                (target / f"{path.stem}.html").unlink(missing_ok=True)  # of other cells than its neighbours
                 report(f"{path.stem}: FAILED after {time.monotonic() - started:.0f} s")
                 continue
             report(f"{path.stem}: done in {time.monotonic() - started:.0f} s")
