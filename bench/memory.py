@@ -10,9 +10,11 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,15 +41,29 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, float]:
     # One arena for all threads: how many a C library opens says nothing of what a descent needs.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-m", "drift.sweep", str(config), "--out", str(folder / "out"), "--json"]
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert child.stderr is not None
-    said = child.stderr.read().decode()
-    child.stderr.close()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"the sweep ended with exit code {child.returncode}:\n{said}")
-    return {"predicted": predicted, "measured": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+    peak = 0
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+        while child.poll() is None:
+            peak = max(peak, high_water(child.pid))
+            time.sleep(0.05)
+        if child.returncode:
+            said.seek(0)
+            raise SystemExit(f"the sweep ended with exit code {child.returncode}:\n{said.read().decode()}")
+    return {"predicted": predicted, "measured": float(peak)}
+
+
+def high_water(pid: int) -> int:
+    """Largest resident set so far of a process, in bytes; 0 where it has ended or the system does not say.
+
+    Not `ru_maxrss`: that begins at what the parent held when it forked.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def main() -> None:

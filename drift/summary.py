@@ -469,10 +469,12 @@ def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
         Protocol to sentence.
     """
     from drift import ladder
+    from drift.plateau import curves
 
     if not _believed(sweep):
         return {str(p): f"{p}: {_WITHHELD}" for p in sweep.values("protocol")}
-    ladders = ladder.ladders(sweep, measure, layer)
+    table(sweep, measure, layer)  # says what is wrong with a measure or layer
+    ladders = ladder.ladders(sweep, measure, layer) if measure in curves.MEASURES else []
     found: dict[str, str] = {}
     for protocol in map(str, sweep.values("protocol")):
         mine = [one for one in ladders if one.labels["protocol"] == protocol]

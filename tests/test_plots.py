@@ -156,8 +156,9 @@ def test_what_a_log_axis_cannot_show_is_counted() -> None:
 
 
 def test_titles_come_from_the_data() -> None:
-    rounding = Sweep([small(dtype=d, level=flat(synthetic.APPEND[d])) for d in ("bf16", "fp32")])
-    structural = Sweep([small(dtype=d, level=flat(0.5)) for d in ("bf16", "fp32")])
+    many = {"tokens": 512, "documents": 4}
+    rounding = Sweep([small(dtype=d, level=flat(synthetic.APPEND[d]), **many) for d in ("bf16", "fp32")])
+    structural = Sweep([small(dtype=d, level=flat(0.5), **many) for d in ("bf16", "fp32")])
     assert "it is rounding" in plots.drift_per_step(rounding).get_suptitle().replace("\n", " ")
     assert "it is structural" in plots.drift_per_step(structural).get_suptitle().replace("\n", " ")
     assert "to the power 0.00" in plots.level_vs_roundoff(structural).get_suptitle().replace("\n", " ")

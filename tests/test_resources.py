@@ -79,7 +79,8 @@ def test_every_import_is_declared() -> None:
 
     project = pyproject()["project"]
     declared = {normal(re.split(r"[\[>=<]", line)[0]) for line in project["dependencies"]}
-    declared |= {normal(re.split(r"[\[>=<]", line)[0]) for line in project["optional-dependencies"]["hub"]}
+    for extra in ("hub", "dask"):
+        declared |= {normal(re.split(r"[\[>=<]", line)[0]) for line in project["optional-dependencies"][extra]}
     packages = {
         "yaml": "pyyaml",
         "PIL": "pillow",

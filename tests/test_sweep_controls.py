@@ -48,7 +48,7 @@ def test_controls_are_kept_apart_from_what_was_asked_for(sweep: dataset.Sweep) -
     assert {(c.dtype.item(), c.reference.item()) for c in sweep} == {
         (dtype, reference) for dtype in ("bf16", "fp32", "fp64") for reference in ("full", "gold")
     }
-    for dtype, fires in (("bf16", 3), ("fp32", 7), ("fp64", 7)):
+    for dtype, fires in (("bf16", 3), ("fp32", 7), ("fp64", 8)):
         kinds = [c.attrs["control"] for c in sweep.controls if c.dtype.item() == dtype]
         assert sorted(kinds) == ["fires"] * fires + ["floor"] * 2 + ["quiet"]
     assert all("hidden_share_structural" in c for c in sweep.sel(reference="gold"))
