@@ -135,6 +135,16 @@ def _label(measure: str, layer: int | str | None = None) -> str:
     return textwrap.fill(name, 30) + (f"\n[{row.units}]" if row.units != "1" else "")
 
 
+def _rungs(ax: Axes, rungs: dict[float, str]) -> None:
+    """Name the precisions on the horizontal axis; of two that stand close together, the second one line lower."""
+    names, before, lower = [], 0.0, False
+    for u in sorted(rungs):
+        lower = not lower and bool(before) and math.log(u / before) < 0.16 * math.log(max(rungs) / min(rungs))
+        names.append("\n\n" * lower + f"{rungs[u]}\n{u:.0e}".replace("e-0", "e-"))
+        before = u
+    ax.set_xticks(sorted(rungs), names, fontsize=7.5)
+
+
 def _decades(axis: Any) -> None:
     axis.set_major_locator(LogLocator(numticks=8))
     axis.set_minor_locator(NullLocator())
@@ -541,8 +551,7 @@ def level_vs_roundoff(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int |
             for ax in axes[0]:
                 ax.set_xscale("log")
                 roundoffs = good.groupby("unit_roundoff")["dtype"].agg(lambda v: "/".join(dict.fromkeys(v)))
-                ax.set_xticks(roundoffs.index)
-                ax.set_xticklabels([f"{name}\n{u:.0e}".replace("e-0", "e-") for u, name in roundoffs.items()])
+                _rungs(ax, dict(roundoffs.items()))
                 ax.xaxis.set_minor_locator(NullLocator())
                 ends = roundoffs.index.min(), roundoffs.index.max()
                 room = max((ends[1] / ends[0]) ** 0.15, 4)

@@ -35,6 +35,7 @@ from drift.plots import (
     _log_y,
     _name_x,
     _note,
+    _rungs,
     _style,
 )
 
@@ -135,16 +136,6 @@ def _smallest(found: Sequence[ladder.Ladder]) -> list[ladder.Ladder]:
         if key not in best or rank < (-len(best[key].dtypes), best[key].labels["chunk_size"]):
             best[key] = one
     return [best[key] for key in sorted(best)]
-
-
-def _rungs(ax: Axes, rungs: dict[float, str]) -> None:
-    """Name the precisions on the horizontal axis; of two that stand close together, the second one line lower."""
-    names, before, lower = [], 0.0, False
-    for u in sorted(rungs):
-        lower = not lower and bool(before) and math.log(u / before) < 0.16 * math.log(max(rungs) / min(rungs))
-        names.append("\n\n" * lower + f"{rungs[u]}\n{u:.0e}".replace("e-0", "e-"))
-        before = u
-    ax.set_xticks(sorted(rungs), names, fontsize=7.5)
 
 
 def _measure(measure: str, layer: int | str) -> str:
