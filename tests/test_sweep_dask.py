@@ -151,7 +151,14 @@ def test_ctrl_c_leaves_a_state_to_resume_from(bench: tuple[Path, Path], tmp_path
     out = tmp_path / "out"
     command = [sys.executable, "-m", "drift.sweep", str(config), "--out", str(out), "--engine", "dask", "--json"]
     sweep = subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Where the tests run in the background of a script, Ctrl-C is ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 240
     while time.monotonic() < end and sweep.poll() is None and not list(out.glob("*.nc")):
