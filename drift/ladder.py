@@ -583,7 +583,7 @@ def departure(found: Sequence[Ladder]) -> str:
 
 
 def _span(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    low, high = _number(min(values), 2), _number(max(values), 2)
     return low if low == high else f"{low} to {high}"
 
 
@@ -600,10 +600,8 @@ def headlines(found: Sequence[Ladder]) -> dict[str, str]:
             words = ", ".join(f"{kinds.count(k)} {k.value}" for k in dict.fromkeys(kinds)) + f" of {len(mine)} ladders"
         reasons = dict.fromkeys(s.reason.value for s in mine if s.reason)
         words += f" ({'; '.join(reasons)})" if reasons else ""
-        slopes = sorted(s.interval.value for s in mine if math.isfinite(s.interval.value))
-        if slopes:
-            ends = _number(slopes[0], 2), _number(slopes[-1], 2)
-            words += f"; slope {ends[0]}" + (f" to {ends[1]}" if ends[0] != ends[1] else "")
+        slopes = [s.interval.value for s in mine if math.isfinite(s.interval.value)]
+        words += f"; slope {_span(slopes)}" if slopes else ""
         said[str(protocol)] = f"{protocol}: {words}."
     return said
 
@@ -780,25 +778,14 @@ def attribution_sentences(found: Sequence[Attribution]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- command line
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def as_dict(one: Ladder) -> dict[str, Any]:
     """Return plain values for JSON."""
+    from drift.plateau.verdict import plain
 
     def of(s: Slope) -> dict[str, Any]:
         return {**vars(s), "interval": vars(s.interval)}
 
-    return _plain(
+    return plain(
         {
             **one.labels,
             "dtypes": one.dtypes,
@@ -879,6 +866,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from drift import controls
         from drift.dataset import open_sweep
+        from drift.plateau.verdict import plain
 
         layer: int | str = int(args.layer) if args.layer.lstrip("-").isdigit() else args.layer
         sweep = open_sweep(args.sweep)
@@ -899,7 +887,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = [{**one.labels, "documents": one.documents, "total": one.total, "parts": one.parts,
                      "shares": {k: vars(v) for k, v in one.shares.items()}} for one in parts]  # fmt: skip
             body = {"ladders": [as_dict(one) for one in found], "attribution": rows, "controls": checked.as_dict()}
-            print(json.dumps(_plain(body), indent=1, allow_nan=False))
+            print(json.dumps(plain(body), indent=1, allow_nan=False))
         elif args.csv:
             frame(found).to_csv(sys.stdout, index=False)
         else:

@@ -25,7 +25,7 @@ import pandas as pd
 import xarray as xr
 import yaml
 
-from drift import dataset, labels
+from drift import dataset, labels, ladder
 from drift.dataset import SCALARS, VARIABLES, Sweep
 from drift.errors import DatasetError
 from drift.plateau import late_start, plateau
@@ -68,9 +68,9 @@ __all__ = [
 ]
 
 #: Log-log slope of level against unit roundoff above which drift is said to scale with rounding ...
-ROUNDING_SLOPE = 0.8
+ROUNDING_SLOPE = 1 - ladder.ROUNDING_MARGIN
 #: ... and the absolute value below which it is said not to.
-STRUCTURAL_SLOPE = 0.05
+STRUCTURAL_SLOPE = ladder.STRUCTURAL_MARGIN
 
 _GROUP = ("model", "protocol")
 _EXTRA = ("attn_implementation", "device", "tokens", "documents")
@@ -422,10 +422,10 @@ def thresholds() -> str:
     return (
         "How the words are chosen: the level is the geometric mean past the first quarter of the chain. Its log-log "
         "slope against the unit roundoff is 1 for pure rounding and 0 for an error that rounding did not make. It is "
-        f"rounding where the slope's 90 % interval lies within 1 ± {1 - ROUNDING_SLOPE:g}, structural where it lies "
-        f"within ± {STRUCTURAL_SLOPE:g} of 0; sentences on single levels describe the slope itself by the same bounds. "
-        "What a curve does along the chain is a verdict: two one-sided tests, growth per doubling of depth with its "
-        "90 % interval."
+        f"rounding where the slope's 90 % interval lies within 1 ± {ladder.ROUNDING_MARGIN:g}, structural where it "
+        f"lies within ± {STRUCTURAL_SLOPE:g} of 0; sentences on single levels describe the slope itself by the same "
+        "bounds. What a curve does along the chain is a verdict: two one-sided tests, growth per doubling of depth "
+        "with its 90 % interval."
     )
 
 
@@ -468,12 +468,12 @@ def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     dict of str to str
         Protocol to sentence.
     """
-    from drift import ladder
     from drift.plateau import curves
 
     if not _believed(sweep):
         return {str(p): f"{p}: {_WITHHELD}" for p in sweep.values("protocol")}
-    table(sweep, measure, layer)  # says what is wrong with a measure or layer
+    for ds in sweep:
+        dataset.curve(ds, measure, layer)  # says what is wrong with a measure or layer
     ladders = ladder.ladders(sweep, measure, layer) if measure in curves.MEASURES else []
     found: dict[str, str] = {}
     for protocol in map(str, sweep.values("protocol")):

@@ -30,7 +30,7 @@ from drift.dataset import Sweep, curve
 from drift.errors import ConfigError, DatasetError
 from drift.plateau import Plateau, curves, plateaus
 from drift.plateau.kernel import DOCUMENTS, ZEROS, Estimate, late_start, window_mean
-from drift.plateau.verdict import percent
+from drift.plateau.verdict import percent, plain
 
 __all__ = [
     "BOUNDED",
@@ -214,7 +214,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return _plain(dict(vars(self)))
+        return plain(dict(vars(self)))
 
 
 @dataclass(frozen=True)
@@ -293,19 +293,7 @@ class Audit:
             for s in self.summaries
         ]
         body = {"setting": vars(self.setting), "controls": self.controls, "withheld": self.withheld or None}
-        return _plain({**body, "claims": rows, "findings": [f.as_dict() for f in self.findings]})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return plain({**body, "claims": rows, "findings": [f.as_dict() for f in self.findings]})
 
 
 def holm(p: Sequence[float]) -> list[float]:

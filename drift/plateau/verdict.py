@@ -173,14 +173,28 @@ class Plateau:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: names for enumerations, ``None`` for what is not a number or not finite."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Make a value fit for JSON: names for enumerations, ``None`` for what is not a number or not finite.
+
+    Parameters
+    ----------
+    value : Any
+        Numbers, words, enumerations, and dicts, lists and tuples of them.
+
+    Returns
+    -------
+    Any
+        The same with lists for tuples; ``json.dumps(..., allow_nan=False)`` takes it.
+    """
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
