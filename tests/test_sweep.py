@@ -850,6 +850,35 @@ def test_progress_in_lines_and_as_a_bar() -> None:
     lines.group_done("over")
     assert plain.getvalue().splitlines() == ["group", "    document 1 of 2", "    document 2 of 2", "    over"]
 
+    # Two at once: each is known by its place.
+    both = io.StringIO()
+    lines = Lines(both)
+    lines.group("first", 6, 2, "[1/2]")
+    lines.group("second", 4, 1, "[2/2]")
+    lines.fraction(0.5, "[1/2]")
+    lines.fraction(1.0, "[2/2]")
+    lines.group_done("second is over", "[2/2]")
+    lines.fraction(1.0, "[1/2]")
+    lines.fraction(1.0, "[2/2]")
+    assert both.getvalue().splitlines() == [
+        "first", "second", "    [1/2] document 1 of 2", "    [2/2] document 1 of 1", "    second is over",
+        "    [1/2] document 2 of 2",
+    ]  # fmt: skip
+
+    parallel = io.StringIO()
+    bar = Bar(parallel)
+    bar.begin(10)
+    bar.group("first", 6, 2, "[1/2]")
+    bar.group("second", 4, 1, "[2/2]")
+    bar.fraction(0.5, "[1/2]")
+    bar.fraction(0.25, "[2/2]")
+    assert bar._bar.n == pytest.approx(4)
+    bar.group_done("second is over", "[2/2]")
+    assert bar._bar.n == pytest.approx(7)
+    bar.group_done("first is over", "[1/2]")
+    assert bar._bar.n == pytest.approx(10)
+    bar.end()
+
     drawn = io.StringIO()
     bar = Bar(drawn)
     bar.begin(10)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,12 +42,16 @@ os.replace = replace
 class Said(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.parts: dict[str, float] = {}
 
     def line(self, text: str) -> None:
         self.lines.append(text)
 
-    def group(self, title: str, seconds: float, documents: int) -> None:
+    def group(self, title: str, seconds: float, documents: int, place: str = "") -> None:
         self.lines.append(title)
+
+    def fraction(self, done: float, place: str = "") -> None:
+        self.parts[place] = max(done, self.parts.get(place, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,7 @@ def test_a_worker_killed_in_the_middle_of_a_cell(
     assert sorted(Path(file).name for file in summary.files) == sorted(cells(undisturbed)), "each of them once"
     assert same(out, undisturbed)
     assert [line for line in said.lines if "begun again" in line]
+    assert said.parts == {"[1/2]": 1.0, "[2/2]": 1.0}
     assert not list(out.glob(".*.tmp")), "the half-written file of the killed worker"
     record = json.loads((out / "sweep.json").read_text())
     assert [cell["state"] for cell in record["cells"]] == ["done"] * 4
@@ -214,8 +220,10 @@ def task(todo: Plan, **given: Any) -> engine.Receipt:
 def test_a_task_computes_what_is_missing_and_nothing_else(planned: Plan) -> None:
     folder, group = planned.folder, planned.groups()[0]
     begun: list[int] = []
-    first = task(planned, begun=lambda: begun.append(1))
+    parts: list[float] = []
+    first = task(planned, begun=lambda: begun.append(1), fraction=parts.append)
     assert begun == [1]
+    assert parts[-1] == 1
     assert [Path(path).name for path, _ in first.cells] == [cell.file for cell in group.cells]
     assert first.computing > 0
     before = cells(folder.path)
@@ -302,11 +310,14 @@ def test_bad_engines_are_explained(bench: tuple[Path, Path], tmp_path: Path, mon
 def test_an_engine_of_ones_own(bench: tuple[Path, Path], tmp_path: Path) -> None:
     from drift.sweep.running import compute_group
 
-    def mine(todo: Plan, groups: Any, *, fail_fast: bool, begin: Any, go_on: Any) -> Any:
+    def mine(todo: Plan, groups: Any, *, fail_fast: bool, begin: Any, fraction: Any, go_on: Any) -> Any:
         for group in groups:
             if go_on():
                 begin(group)
-                yield group, compute_group(todo, group, fail_fast=fail_fast)
+                yield (
+                    group,
+                    compute_group(todo, group, fail_fast=fail_fast, fraction=partial(fraction, group)),
+                )
 
     summary = run(bench[0], tmp_path / "out", engine=mine)
     assert (summary.done, len(summary.files)) == (4, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
 
 from drift import dataset
 from drift.sweep import gpus, run, running, workers
+from drift.sweep.progress import Lines
 from drift.sweep.workers import Turns, automatic_jobs
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -41,7 +43,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_give_the_same_bits_as_one(config: Path, tmp_path: Path) -> None:
-    one, two = run(config, tmp_path / "one"), run(config, tmp_path / "two", jobs=2)
+    shown = io.StringIO()
+    one, two = run(config, tmp_path / "one"), run(config, tmp_path / "two", jobs=2, report=Lines(shown))
+    said = shown.getvalue().splitlines()
+    assert {"    [1/2] document 1 of 1", "    [2/2] document 1 of 1"} <= set(said), "no word from the workers"
     assert (one.done, two.done, two.failed, two.left) == (4, 4, 0, 0)
     cells = {path.name: dataset.read(path) for path in (tmp_path / "two").glob("*.nc")}
     assert len(cells) == 4
@@ -143,6 +148,20 @@ def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch
     assert seen == ["1", "0,1"]
 
 
+def test_how_far_a_group_is_comes_through_sparingly() -> None:
+    told: list[float] = []
+    tell = workers.Sparingly(told.append)
+    for number in range(10_001):
+        tell(number / 10_000)
+    assert len(told) <= 101
+    assert told == sorted(told)
+    assert told[-1] == 1
+    tell(1.0)
+    tell(0.3)  # a group whose folds are tried again one at a time
+    assert told.count(1.0) == 1
+    assert told[-1] == 1
+
+
 def test_what_breaks_off_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     monkeypatch.setattr(workers, "_watch_parent", lambda parent: None)
@@ -168,7 +187,7 @@ def test_what_breaks_off_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cell_of_before_does_not_count_where_it_was_to_be_computed_again(config: Path, tmp_path: Path) -> None:
     assert run(config, tmp_path / "out").failed == 0
 
-    def dying(todo: Any, groups: Any, *, fail_fast: bool, begin: Any, go_on: Any) -> Any:
+    def dying(todo: Any, groups: Any, *, fail_fast: bool, begin: Any, go_on: Any, **_: Any) -> Any:
         for group in groups:
             begin(group)
             yield group, workers.Outcome(died="its process was killed by SIGKILL")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from drift.errors import ConfigError, DriftError
 from drift.sweep.cost import cores
 from drift.sweep.state import Folder, Survey
-from drift.sweep.workers import Outcome
+from drift.sweep.workers import Outcome, Sparingly
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -80,6 +80,7 @@ def compute(
     threads: int | None,
     here: str,
     begun: Callable[[], None],
+    fraction: Callable[[float], None] = lambda done: None,
 ) -> Receipt:
     """Compute what is missing of a group, in this process.
 
@@ -99,6 +100,8 @@ def compute(
         Where names of files begin that are not absolute; the worker's own place is kept where there is no such folder.
     begun : callable
         Told when the turn of this group has come.
+    fraction : callable
+        Told how much of it is done, 0 to 1.
 
     Returns
     -------
@@ -123,7 +126,7 @@ def compute(
 
                 if threads is not None:
                     torch.set_num_threads(threads)
-                outcome = compute_group(todo, replace(group, cells=missing), fail_fast=fail_fast)
+                outcome = compute_group(todo, replace(group, cells=missing), fail_fast=fail_fast, fraction=fraction)
                 written, receipt.failures, receipt.stopped = outcome.files, outcome.failures, outcome.stopped
                 receipt.computing = 0.0 if there else outcome.computing
         receipt.cells = [(str(folder.cell(file)), _sha256(folder.cell(file))) for file in (*sorted(there), *written)]
@@ -171,7 +174,8 @@ def _task(todo: Plan, group: Group, topic: str, number: int, threads: int | None
                 todo,
                 group,
                 threads=threads or worker.state.nthreads,
-                begun=lambda: worker.log_event(topic, number),
+                begun=lambda: worker.log_event(topic, (number, 0.0)),
+                fraction=Sparingly(lambda done: worker.log_event(topic, (number, done))),
                 **given,
             )
     except Exception as error:
@@ -275,6 +279,7 @@ class Dask:
         *,
         fail_fast: bool,
         begin: Callable[[Group], None],
+        fraction: Callable[[Group, float], None],
         go_on: Callable[[], bool],
     ) -> Generator[tuple[Group, Outcome], None, None]:
         """See :class:`~drift.sweep.workers.Engine`."""
@@ -294,10 +299,15 @@ class Dask:
                 "start one worker for each GPU (docs/many_machines.md)"
             )
         topic = f"drift-{secrets.token_hex(8)}"
-        events: SimpleQueue[tuple[str, int]] = SimpleQueue()
+        events: SimpleQueue[tuple[str, int, float]] = SimpleQueue()
+
+        def heard(event: tuple[float, tuple[int, float]]) -> None:
+            number, done = event[1]
+            events.put(("under way" if done else "begun", number, done))
+
         began: dict[int, float] = {}
         with self._client(gpu) as client:
-            client.subscribe_topic(topic, lambda event: events.put(("begun", event[1])))
+            client.subscribe_topic(topic, heard)
             left: dict[int, Future] = {}
             try:
                 for number, group in enumerate(groups):
@@ -316,11 +326,11 @@ class Dask:
                         priority=-number,
                         pure=False,
                     )
-                    left[number].add_done_callback(lambda _, number=number: events.put(("ended", number)))
+                    left[number].add_done_callback(lambda _, number=number: events.put(("ended", number, 1.0)))
                 asked, wondered = time.monotonic(), False
                 while left:
                     try:
-                        what, number = events.get(timeout=1.0)
+                        what, number, done = events.get(timeout=1.0)
                     except Empty:
                         if not (began or wondered) and time.monotonic() > asked + _WONDER_SECONDS:
                             wondered = True
@@ -335,7 +345,9 @@ class Dask:
                         self.say(f"    {group.title.split(',')[0]}: begun again: its worker was lost")
                     if what == "begun" or number not in began:
                         began[number] = time.monotonic()
-                    if what == "begun":
+                    if what == "under way":
+                        fraction(group, done)
+                    if what != "ended":
                         continue
                     outcome = self._outcome(left.pop(number), folder, group)
                     outcome.seconds = time.monotonic() - began[number]

@@ -1,4 +1,7 @@
-"""What a person sees while a sweep runs: a bar on a terminal, plain lines elsewhere; all of it on stderr."""
+"""What a person sees while a sweep runs: a bar on a terminal, plain lines elsewhere; all of it on stderr.
+
+Several groups may be under way at once: each is known by its place, as in ``[2/7]``; one alone needs none.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ class Silent:
     def begin(self, seconds: float) -> None:
         """All groups together are expected to take this long."""
 
-    def group(self, title: str, seconds: float, documents: int) -> None:
+    def group(self, title: str, seconds: float, documents: int, place: str = "") -> None:
         """A group begins; it is expected to take this long."""
 
-    def fraction(self, done: float) -> None:
+    def fraction(self, done: float, place: str = "") -> None:
         """Take note that so much of the group is done, 0 to 1."""
 
-    def group_done(self, text: str) -> None:
+    def group_done(self, text: str, place: str = "") -> None:
         """The group is over."""
 
     def end(self) -> None:
@@ -35,27 +38,28 @@ class Lines(Silent):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._documents = 0
-        self._told = 0
+        self._under_way: dict[str, tuple[int, int]] = {}  # of each group its documents, and how many are told of
 
     def line(self, text: str) -> None:
         """Print it."""
         print(text, file=self._stream, flush=True)
 
-    def group(self, title: str, seconds: float, documents: int) -> None:
+    def group(self, title: str, seconds: float, documents: int, place: str = "") -> None:
         """Say what begins."""
-        self._documents, self._told = documents, 0
+        self._under_way[place] = documents, 0
         self.line(title)
 
-    def fraction(self, done: float) -> None:
+    def fraction(self, done: float, place: str = "") -> None:
         """Show how far it is."""
-        finished = min(int(done * self._documents + 1e-9), self._documents)
-        if finished > self._told:
-            self._told = finished
-            self.line(f"    document {finished} of {self._documents}")
+        documents, told = self._under_way.get(place, (0, 0))
+        finished = min(int(done * documents + 1e-9), documents)
+        if finished > told:
+            self._under_way[place] = documents, finished
+            self.line(f"    {place}{' ' * bool(place)}document {finished} of {documents}")
 
-    def group_done(self, text: str) -> None:
+    def group_done(self, text: str, place: str = "") -> None:
         """Say how it went."""
+        self._under_way.pop(place, None)
         self.line(f"    {text}")
 
 
@@ -65,8 +69,8 @@ class Bar(Silent):
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._bar: Any = None
-        self._before = 0.0
-        self._share = 0.0
+        self._over = 0.0
+        self._under_way: dict[str, tuple[float, float]] = {}  # of each group its seconds, and the part that is done
 
     def line(self, text: str) -> None:
         """Print it."""
@@ -87,20 +91,23 @@ class Bar(Silent):
             leave=False,
         )
 
-    def group(self, title: str, seconds: float, documents: int) -> None:
+    def group(self, title: str, seconds: float, documents: int, place: str = "") -> None:
         """Say what begins."""
-        self._share = seconds
+        self._under_way[place] = seconds, 0.0
         self.line(title)
 
-    def fraction(self, done: float) -> None:
+    def fraction(self, done: float, place: str = "") -> None:
         """Show how far it is."""
+        if place in self._under_way:
+            self._under_way[place] = self._under_way[place][0], done
         if self._bar is not None:
-            self._bar.update(min(self._before + done * self._share, self._bar.total) - self._bar.n)
+            so_far = self._over + sum(seconds * part for seconds, part in self._under_way.values())
+            self._bar.update(min(so_far, self._bar.total) - self._bar.n)
 
-    def group_done(self, text: str) -> None:
+    def group_done(self, text: str, place: str = "") -> None:
         """Say how it went."""
-        self.fraction(1.0)
-        self._before += self._share
+        self._over += self._under_way.pop(place, (0.0, 0.0))[0]
+        self.fraction(1.0, place)
         self.line(f"    {text}")
 
     def end(self) -> None:

@@ -235,19 +235,21 @@ class _Run:
     def _elsewhere(self, groups: Sequence[Group], engine: Engine) -> None:
         """Have groups computed elsewhere, the longest first, so that none is left over at the end."""
         order = sorted(groups, key=lambda group: -self._expected(group))
+        places = {group.cells[0].file: f"[{number}/{len(order)}]" for number, group in enumerate(order, 1)}
         outcomes = engine(
             self.plan,
             order,
             fail_fast=self.fail_fast,
-            begin=lambda group: self._begin(group, order),
+            begin=lambda group: self._begin(group, order, places[group.cells[0].file]),
+            fraction=lambda group, done: self.report.fraction(done, places[group.cells[0].file]),
             go_on=lambda: not self.stopped,
         )
         # Workers must have ended before anybody looks into the folder, also when this is interrupted.
         with closing(outcomes) as ended:
             for group, outcome in ended:
-                self._take(group, outcome)
+                self._take(group, outcome, places[group.cells[0].file])
 
-    def _take(self, group: Group, outcome: Outcome) -> None:
+    def _take(self, group: Group, outcome: Outcome, place: str) -> None:
         """Take note of what became of a group elsewhere."""
         self.files += outcome.files
         self.done |= set(outcome.files)
@@ -274,22 +276,23 @@ class _Run:
         self.stopped = self.stopped or outcome.stopped
         if self.at_work_on == group.title:
             self.at_work_on = ""
-        self._end(group, len(outcome.files) + len(written), len(outcome.failures), outcome.computing, outcome.seconds)
+        computed = len(outcome.files) + len(written)
+        self._end(group, computed, len(outcome.failures), outcome.computing, outcome.seconds, place)
 
     def _expected(self, group: Group) -> float:
         """Estimated seconds of a group, refined by what groups took here before."""
         cost, first = group.cost(), group.cells[0]
         return cost.seconds * correction(self.timings, device=first.device, dtype=first.dtype) if cost else 0.0
 
-    def _begin(self, group: Group, groups: Sequence[Group]) -> None:
+    def _begin(self, group: Group, groups: Sequence[Group], place: str = "") -> None:
         expected = self._expected(group)
         self.at_work_on = group.title
         self.save()
         hint = f" (about {show_seconds(expected)})" if expected else ""
-        place = f"[{list(groups).index(group) + 1}/{len(groups)}]"
-        self.report.group(f"{place} {group.title}{hint}", expected, group.cells[0].documents)
+        number = f"[{list(groups).index(group) + 1}/{len(groups)}]"
+        self.report.group(f"{number} {group.title}{hint}", expected, group.cells[0].documents, place)
 
-    def _end(self, group: Group, computed: int, failed: int, computing: float, seconds: float) -> None:
+    def _end(self, group: Group, computed: int, failed: int, computing: float, seconds: float, place: str = "") -> None:
         cost, first = group.cost(), group.cells[0]
         if computed == len(group.cells) and computing:
             self.timings.append(
@@ -307,7 +310,8 @@ class _Run:
         self.save()
         self.report.group_done(
             f"{group.title.split(',')[0]}: {computed} of {len(group.cells)} cells done in {show_seconds(seconds)}"
-            + (f", {failed} failed" if failed > 0 else "")
+            + (f", {failed} failed" if failed > 0 else ""),
+            place,
         )
 
     def _group(self, group: Group) -> float:
@@ -435,9 +439,38 @@ def _too_large(way: Footprint, budget: float, device: str) -> Failure:
     )
 
 
-def compute_group(todo: Plan, group: Group, *, fail_fast: bool) -> Outcome:
-    """Compute one group in this process; the sweep's state is left to the caller."""
-    run_ = _Run(todo, Silent(), fail_fast=fail_fast)
+class _Relay(Silent):
+    """Passes on how much is done, and nothing else."""
+
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        self._tell = tell
+
+    def fraction(self, done: float, place: str = "") -> None:
+        """Pass it on."""
+        self._tell(done)
+
+
+def compute_group(
+    todo: Plan, group: Group, *, fail_fast: bool, fraction: Callable[[float], None] = lambda done: None
+) -> Outcome:
+    """Compute one group in this process; the sweep's state is left to the caller.
+
+    Parameters
+    ----------
+    todo : Plan
+        The plan that the group belongs to.
+    group : Group
+        What to compute.
+    fail_fast : bool
+        Whether to stop at the first failure.
+    fraction : callable
+        Told how much of it is done, 0 to 1.
+
+    Returns
+    -------
+    Outcome
+    """
+    run_ = _Run(todo, _Relay(fraction), fail_fast=fail_fast)
     outcome = Outcome()
     try:
         outcome.computing = run_._group(group)

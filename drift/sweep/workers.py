@@ -64,6 +64,7 @@ class Engine(Protocol):
         *,
         fail_fast: bool,
         begin: Callable[[Group], None],
+        fraction: Callable[[Group, float], None],
         go_on: Callable[[], bool],
     ) -> Generator[tuple[Group, Outcome], None, None]:
         """Compute groups; yield each with its outcome as it ends, each of them once.
@@ -78,6 +79,8 @@ class Engine(Protocol):
             Whether a group ends at its first failure.
         begin : callable
             Told of each group as it is begun.
+        fraction : callable
+            Told, from time to time, how much of a group that is under way is done, 0 to 1.
         go_on : callable
             Once it says no, only what is under way is finished.
         """
@@ -133,8 +136,28 @@ def _watch_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class Sparingly:
+    """Pass on how much is done, but only what a person would notice: a hundred times at most.
+
+    Parameters
+    ----------
+    tell : callable
+        Told the part that is done, 0 to 1.
+    """
+
+    def __init__(self, tell: Callable[[float], object]) -> None:
+        self._tell = tell
+        self._told = 0.0
+
+    def __call__(self, done: float) -> None:
+        """Pass it on, or not."""
+        if done >= self._told + 0.01 or (done >= 1 and done > self._told):
+            self._told = done
+            self._tell(done)
+
+
 def _work(todo: Plan, group: Group, fail_fast: bool, threads: int, gpu: str, parent: int, pipe: Connection) -> None:
-    """Compute one group in this process, on the GPU named if any, and send what became of it."""
+    """Compute one group in this process, on the GPU named if any; send how far it is, then what became of it."""
     if gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before torch asks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its workers
@@ -145,7 +168,7 @@ def _work(todo: Plan, group: Group, fail_fast: bool, threads: int, gpu: str, par
 
     torch.set_num_threads(threads)
     try:
-        outcome = compute_group(todo, group, fail_fast=fail_fast)
+        outcome = compute_group(todo, group, fail_fast=fail_fast, fraction=Sparingly(pipe.send))
     except Exception as error:
         outcome = Outcome(died=f"its process broke off: {type(error).__name__}: {error}")
     pipe.send(outcome)
@@ -159,13 +182,14 @@ def in_processes(
     jobs: int,
     fail_fast: bool,
     begin: Callable[[Group], None],
+    fraction: Callable[[Group, float], None],
     go_on: Callable[[], bool],
 ) -> Generator[tuple[Group, Outcome], None, None]:
     """Compute groups in at most `jobs` processes at once: the :class:`Engine` of one machine.
 
     Parameters
     ----------
-    todo, groups, fail_fast, begin, go_on
+    todo, groups, fail_fast, begin, fraction, go_on
         See :class:`Engine`.
     jobs : int
         Processes at once; they share the cores evenly.
@@ -190,12 +214,17 @@ def in_processes(
                 begin(group)
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
-                group, process, began, gpu = running.pop(ready)
+                group, process, began, gpu = running[ready]
                 try:
-                    outcome: Outcome = ready.recv()
-                except (EOFError, OSError):  # it closed its end without a word, or in the middle of one
+                    message: float | Outcome = ready.recv()
+                except (EOFError, OSError):  # it closed its end without a last word, or in the middle of one
                     process.join()
-                    outcome = Outcome(died=_cause(process.exitcode))
+                    message = Outcome(died=_cause(process.exitcode))
+                if not isinstance(message, Outcome):
+                    fraction(group, message)
+                    continue
+                outcome = message
+                del running[ready]
                 process.join()
                 ready.close()
                 gpus.leave(gpu)
