@@ -315,7 +315,9 @@ def _number(x: float) -> str:
 
 def in_floors(sweep: Sweep, found: Summary, layer: int | str = "last") -> pd.DataFrame:
     """Write every fold's level in units of the floor as a table: one row per fold, one column per precision."""
+    from drift.dataset import curve
     from drift.labels import is_fold
+    from drift.plateau import late_start
 
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for ds in sorted(filter(is_fold, sweep), key=lambda ds: str(ds["protocol"].item())):
@@ -326,7 +328,12 @@ def in_floors(sweep: Sweep, found: Summary, layer: int | str = "last") -> pd.Dat
                  "attn_implementation": "attention"}  # fmt: skip
         key = tuple(ds[n].item() for n in names)
         row = rows.setdefault(key, dict(zip(names.values(), key, strict=True)))
-        row[ds["dtype"].item()] = "the floor is exactly 0" if math.isinf(floors) else _number(floors)
+        values = curve(ds, found.measure, layer)
+        values = values[:, late_start(values.shape[1]) :]
+        bad = int((~np.isfinite(values)).sum())
+        row[ds["dtype"].item()] = ("the floor is exactly 0" if math.isinf(floors) else _number(floors)) + (
+            f" ({bad} of {values.size} values are NaN or Inf and were left out)" if bad else ""
+        )
     return pd.DataFrame(list(rows.values()))
 
 

@@ -210,7 +210,10 @@ class Gain:
         return "{fold}, {model}, {dtype}, chunk {chunk_size}, step {step}, size {size:g}".format(**self.labels)
 
     def band(self, alpha: float = ALPHA) -> tuple[Float, Float, Float]:
-        """Geometric mean over documents, and the band around it, each [k]; the band is NaN with one document."""
+        """Geometric mean over documents, and the band around it, each [k]; the band is NaN with one document.
+
+        Documents whose gain is exactly 0 have no logarithm and are left out of both.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(self.values)
         found = [mean_interval(column, alpha) for column in np.where(np.isfinite(logs), logs, np.nan).T]
@@ -257,7 +260,8 @@ def by_step(found: Sequence[Gain]) -> pd.DataFrame:
     pandas.DataFrame
         One row per fold, model, precision, chunk size and size of noise that was put in at two steps or more:
         ``steps``, ``after`` (how many steps later gains are compared: the most that all have), ``gain`` at each, and
-        the log-log slope of that gain on the step number counted from 1, with its ``low`` and ``high`` over documents.
+        the log-log slope of that gain on the step number counted from 1, with its ``low`` and ``high`` over documents,
+        ``zeros`` (gains that are exactly 0 there, which have no logarithm; their documents are left out of the slope).
     """
     groups: dict[tuple[Any, ...], list[Gain]] = {}
     for one in found:
@@ -274,7 +278,9 @@ def by_step(found: Sequence[Gain]) -> pd.DataFrame:
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(at)
         interval = mean_interval(x @ logs / (x @ x))
-        middle = [math.exp(mean_interval(row[np.isfinite(row)]).value) for row in logs]
+        middle = [
+            0.0 if not row.any() else math.exp(mean_interval(log).value) for row, log in zip(at, logs, strict=True)
+        ]
         rows.append(
             {
                 **dict(zip(_SAME, key, strict=True)),
@@ -284,9 +290,10 @@ def by_step(found: Sequence[Gain]) -> pd.DataFrame:
                 "slope": interval.value,
                 "low": interval.low,
                 "high": interval.high,
+                "zeros": int((at == 0).sum()),
             }
         )
-    return pd.DataFrame(rows, columns=[*_SAME, "steps", "after", "gain", "slope", "low", "high"])
+    return pd.DataFrame(rows, columns=[*_SAME, "steps", "after", "gain", "slope", "low", "high", "zeros"])
 
 
 def frame(found: Sequence[Gain]) -> pd.DataFrame:
@@ -371,5 +378,6 @@ def sentences(found: Sequence[Gain]) -> list[str]:
         said.append(
             f"{cell}: {row['after']} steps on, the gain of noise that was put in is {values}; log-log slope on the "
             f"step {row['slope']:.2f}{interval}: {kind}."
+            + (f" Exactly 0 there, and left out: {row['zeros']}." if row["zeros"] else "")
         )
     return said

@@ -47,8 +47,9 @@ def side_by_side(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str 
     pandas.DataFrame
         The columns of :func:`drift.summary.table` (levels of the measure itself), ``floors`` (the level in units of the
         floor, see :mod:`drift.controls`; NaN where none was measured), ``nll_full``, ``nll_fold``, ``nll_gap`` with
-        ``gap_low`` and ``gap_high`` (smallest and largest document), and ``token_agreement`` where the chain is one of
-        generated tokens.
+        ``gap_low`` and ``gap_high`` (smallest and largest document), ``nll_nonfinite`` (values of NLL past the first
+        quarter that are NaN or Inf, which those leave out), and ``token_agreement`` where the chain is one of generated
+        tokens.
     """
     part = chains(sweep)
     table = summary.table(part, measure, layer)
@@ -68,6 +69,7 @@ def side_by_side(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str 
                 "nll_gap": float(known.mean()) if known.size else math.nan,
                 "gap_low": float(known.min()) if known.size else math.nan,
                 "gap_high": float(known.max()) if known.size else math.nan,
+                "nll_nonfinite": summary._late_nonfinite(ds, "nll_full", "nll_fold"),
                 "token_agreement": agreement,
             }
         )
@@ -93,6 +95,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         "NLL, full": table["nll_full"].map(lambda v: "–" if math.isnan(v) else f"{v:.3f}"),
         "NLL, fold": table["nll_fold"].map(lambda v: "–" if math.isnan(v) else f"{v:.3f}"),
         "change of NLL": signed,
+        "non-finite": table["nonfinite"] + table["nll_nonfinite"],
     }  # fmt: skip
     if table["token_agreement"].notna().any():
         columns["same token [%]"] = table["token_agreement"].map(lambda v: "–" if math.isnan(v) else f"{100 * v:.1f}")
@@ -107,9 +110,11 @@ def sentences(table: pd.DataFrame) -> list[str]:
         counted = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
         parts = [f"{summary._range(group['level'])} in {dtype}" for dtype, group in rows.groupby("dtype", sort=False)]
         chains = f"{len(rows)} chain{'s' * (len(rows) != 1)}"
+        bad = int(rows["nonfinite"].sum() + rows["nll_nonfinite"].sum())
         said.append(
             f"{protocol}: level {', '.join(parts)}; of {chains} {counted}; change of NLL "
             f"{summary._range(rows['nll_gap'], write=summary._signed)} nat per token."
+            + (f" {bad:,} values are NaN or Inf and were left out." if bad else "")
         )
     return said or ["There are no cells to describe."]
 

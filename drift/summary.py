@@ -617,9 +617,10 @@ def logit_sentences(sweep: Sweep) -> list[str]:
     """Say what the drift does to the next-token distribution, past the first quarter of the chain."""
     rows = []
     for ds in sweep:
-        kl, top, fold, full = (_late(ds, n) for n in ("logit_kl", "top1_agreement", "nll_fold", "nll_full"))
+        names = ("logit_kl", "top1_agreement", "nll_fold", "nll_full")
+        kl, top, fold, full = (_late(ds, n) for n in names)
         rows.append({**_identity(ds), "documents": ds.sizes["document"], "kl": kl, "top": 100 * (1 - top),
-                     "fold": fold, "full": full, "gap": fold - full})  # fmt: skip
+                     "fold": fold, "full": full, "gap": fold - full, "bad": _late_nonfinite(ds, *names)})  # fmt: skip
     said = []
     if not rows:
         return ["There are no cells to describe."]
@@ -631,6 +632,7 @@ def logit_sentences(sweep: Sweep) -> list[str]:
             f"{label}: KL(full ‖ fold) {_range(group['kl'])} nat per token, another most likely token for "
             f"{_range(group['top'])} % of tokens, NLL {_range(group['full'], 3)} → {_range(group['fold'], 3)} nat "
             f"(change {_range(group['gap'], write=_signed)}; {_chunks(group['chunk_size'])})."
+            + (f" {group['bad'].sum():,} values are NaN or Inf and were left out." if group["bad"].sum() else "")
         )
     return said
 
@@ -644,6 +646,16 @@ def _late(ds: xr.Dataset, measure: str) -> float:
     late = values[:, late_start(values.shape[1]) :]
     late = late[np.isfinite(late)]
     return float(late.mean()) if late.size else math.nan
+
+
+def _late_nonfinite(ds: xr.Dataset, *measures: str) -> int:
+    """Count the late values of measures of logits that are NaN or Inf although tokens were compared."""
+    count = 0
+    for measure in measures:
+        tokens = dataset.curve(ds, "target_count" if measure.startswith("nll_") else "logit_count")
+        bad = ~np.isfinite(dataset.curve(ds, measure)) & (tokens > 0)
+        count += int(bad[:, late_start(bad.shape[1]) :].sum())
+    return count
 
 
 def depth_sentences(sweep: Sweep) -> list[str]:

@@ -130,6 +130,10 @@ def test_the_floor_is_a_unit_of_drift() -> None:
     assert found.in_floors(ds) == pytest.approx(top / bottom)
     assert len(controls.in_floors(s, found)) == 4
     assert math.isnan(evaluate(Sweep(s.cells)).in_floors(ds))
+    broken = ds["hidden_rel_l2"].copy()
+    broken[{"layer": -1, "document": 0, "step": -1}] = math.nan
+    shown = controls.in_floors(Sweep([ds.assign(hidden_rel_l2=broken)]), found)
+    assert "values are NaN or Inf and were left out" in shown["fp32"].item()
 
 
 def test_the_bound_on_rounding_holds_for_rounding() -> None:

@@ -122,3 +122,20 @@ def test_the_step_matters_where_it_does() -> None:
     assert row["low"] <= 1 <= row["high"]
     assert row["slope"] == pytest.approx(1, abs=0.02)
     assert "the less is forgotten" in gain.sentences(gain.gains(Sweep(cells)))[-1]
+
+
+def test_gains_of_exactly_zero_are_counted_and_said() -> None:
+    """One of four documents has forgotten the noise to the last bit: it has no logarithm, and that is not hidden."""
+    cells = [made.disturbed(lambda k: 0.9**k, step=s, noise=0.01) for s in (3, 7, 15)]
+    whole = gain.by_step(gain.gains(Sweep(cells))).iloc[0]
+    assert whole["zeros"] == 0
+    assert "exactly 0" not in gain.sentences(gain.gains(Sweep(cells)))[-1]
+    drift = cells[0]["hidden_rel_l2"].copy()
+    drift[{"document": 1, "step": slice(10, None)}] = 0.0
+    found = gain.gains(Sweep([cells[0].assign(hidden_rel_l2=drift), *cells[1:]]))
+    assert gain.by_step(found).iloc[0]["zeros"] == 1
+    assert gain.sentences(found)[-1].endswith("Exactly 0 there, and left out: 1.")
+    drift[{"step": slice(10, None)}] = 0.0
+    found = gain.gains(Sweep([cells[0].assign(hidden_rel_l2=drift), *cells[1:]]))
+    assert gain.by_step(found).iloc[0]["gain"][0] == 0
+    assert "0 after step 3" in gain.sentences(found)[-1]

@@ -11,7 +11,7 @@ import pytest
 import synthetic_controls as made
 
 import drift
-from drift import claims, controls, gain, ladder, plots, plots_precision, readings, report
+from drift import claims, controls, gain, ladder, plots, plots_precision, readings, report, summary
 from drift.claims.__main__ import main as claims_main
 from drift.dataset import Sweep, write
 
@@ -50,6 +50,23 @@ def test_every_reading_has_its_row(many: Sweep) -> None:
     spoken = made.make(np.full((2, 8), 0.1), protocol="decode(append,tokens=8)", token_agreement=np.full((2, 8), 0.75))
     table = readings.shown(readings.side_by_side(Sweep([*many.cells[:4], spoken])))
     assert "75.0" in set(table["same token [%]"])
+
+
+def test_nll_that_is_not_finite_is_counted(many: Sweep) -> None:
+    ds = many.cells[0]
+    assert set(readings.side_by_side(Sweep([ds]))["nll_nonfinite"]) == {0}
+    nll = ds["nll_fold"].copy()
+    nll[{"document": 0, "step": slice(-2, None)}] = np.inf
+    bad = Sweep([ds.assign(nll_fold=nll)])
+    table = readings.side_by_side(bad)
+    assert table["nll_nonfinite"].item() == 2
+    assert readings.shown(table)["non-finite"].item() == 2
+    assert "2 values are NaN or Inf and were left out" in readings.sentences(table)[0]
+    assert "2 values are NaN or Inf and were left out" in summary.logit_sentences(bad)[0]
+    # Where no token was compared there is nothing to miss.
+    counts = ds["target_count"].copy()
+    counts[{"document": 0, "step": slice(-2, None)}] = 0
+    assert readings.side_by_side(Sweep([ds.assign(nll_fold=nll, target_count=counts)]))["nll_nonfinite"].item() == 0
 
 
 def test_what_reproduces_what(many: Sweep) -> None:
