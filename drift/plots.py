@@ -944,7 +944,7 @@ def _fit_title(ds: Any, p: Plateau, believed: bool = True) -> str:
         status, words = claims.Status.WITHHELD, "no verdict: controls failed"
     lines = [
         "{model}, chunk {chunk_size}".format(**summary._identity(ds)),
-        *textwrap.wrap(f"{claims.SIGNS[status]} {words}", 44),
+        *textwrap.wrap(f"{claims.SIGNS[status]} {words}", 38),
     ]
     if math.isfinite(p.growth_per_doubling):
         low, high = (percent(x) for x in p.growth_interval)
