@@ -31,7 +31,7 @@ from drift.dataset import VARIABLES, Sweep
 from drift.errors import DatasetError
 from drift.plateau import Plateau, Verdict, late_start
 from drift.plateau.kernel import windows
-from drift.plateau.verdict import percent
+from drift.plateau.verdict import certificate, percent
 
 __all__ = [
     "choose",
@@ -949,6 +949,8 @@ def _fit_title(ds: Any, p: Plateau, believed: bool = True) -> str:
     if math.isfinite(p.growth_per_doubling):
         low, high = (percent(x) for x in p.growth_interval)
         lines.append(f"{percent(p.growth_per_doubling)} per doubling ({low.rstrip(' %')} to {high})")
+        if believed and (said := certificate(p)):
+            lines += textwrap.wrap(said, 44)
     lines.append(f"{p.steps - 1} transitions, {p.documents} document{'s' * (p.documents != 1)}")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from drift.dataset import open_sweep
 from drift.errors import DatasetError
 from drift.plateau import Plateau, Reason, Verdict, curves, plateau, plateaus
 from drift.plateau.__main__ import main
+from drift.plateau.verdict import certificate
 
 T = np.arange(1, 64.0)
 PLATEAUS = {Verdict.SATURATED_PLATEAU, Verdict.FLAT, Verdict.PLATEAU_RISE_UNRESOLVED}
@@ -383,6 +384,27 @@ def test_a_plateau_is_certified_where_the_data_resolve_it(curve, verdict):
     assert all(p.p_equivalence < 0.05 for p in found if p.verdict.is_plateau)
 
 
+def test_what_certifies_a_plateau_lies_within_the_margin_and_is_said_where_the_judging_window_does_not():
+    """The interval that is reported decides: equivalence is its lying within the margin, on every curve."""
+    rng = np.random.default_rng(5)
+    t = np.arange(1, 128.0)
+    found = [
+        plateau(noisy((t / 127) ** power, sd, 4, 0.3, int(rng.integers(1 << 30))))
+        for power in (-0.09, -0.05, 0.0, 0.03, 0.06, 0.09) for sd in (0.02, 0.06, 0.1, 0.16) for _ in range(8)
+    ]  # fmt: skip
+    wider = said = 0
+    for p in found:
+        low, high = p.certified_interval
+        assert (low > 1 / (1 + p.margin) - 1 and high < p.margin) == (p.p_equivalence < p.alpha)
+        assert p.certified_from in {9, 17, 33}
+        inside = p.growth_interval[0] >= 1 / (1 + p.margin) - 1 and p.growth_interval[1] <= p.margin
+        assert ("certified from step" in str(p)) == (p.verdict.is_plateau and not inside)
+        assert certificate(p) in str(p)
+        said += p.verdict.is_plateau and not inside
+        wider += p.verdict.is_plateau
+    assert 0 < said < wider, "both kinds must be there for this to test anything"
+
+
 # ------------------------------------------------------------------------------------------ CSV
 def write(path, values, *, name=None, first=0, header="document,step,value"):
     """Write [document, step] as CSV; several curves with a leading column `curve`."""
@@ -536,10 +558,10 @@ def test_command_line_prints_a_table(two_curves, capsys):
 
 KEYS = {
     "curve", "verdict", "reason", "explanation", "documents", "steps", "growth_per_doubling", "growth_interval",
-    "certified_growth", "certified_interval", "p_equivalence", "p_growth", "p_decay", "level", "level_interval",
-    "onset_step", "onset_range", "rise_factor", "rise_interval", "autocorrelation", "design_effect", "noise_sd",
-    "effective_points", "best_model", "model_lead", "documents_needed", "steps_needed", "zeros", "nonfinite", "margin",
-    "alpha", "caveats",
+    "certified_growth", "certified_interval", "certified_from", "p_equivalence", "p_growth", "p_decay", "level",
+    "level_interval", "onset_step", "onset_range", "rise_factor", "rise_interval", "autocorrelation", "design_effect",
+    "noise_sd", "effective_points", "best_model", "model_lead", "documents_needed", "steps_needed", "zeros",
+    "nonfinite", "margin", "alpha", "caveats",
 }  # fmt: skip
 
 

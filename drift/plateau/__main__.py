@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def table(curves: Sequence[Curve], found: Sequence[Plateau]) -> str:
     """Lay verdicts out as text: one line per curve, then what the verdicts mean and what to know about them."""
-    from drift.plateau.verdict import percent
+    from drift.plateau.verdict import certificate, percent
 
     rows = [("curve", "verdict", "growth per doubling", "level", "documents x steps")]
     for curve, p in zip(curves, found, strict=True):
@@ -105,6 +105,7 @@ def table(curves: Sequence[Curve], found: Sequence[Plateau]) -> str:
     lines += [f"{c.name}: {p.explanation}" for c, p in undecided[:20]]
     if len(undecided) > 20:
         lines.append(f"... and {len(undecided) - 20} more undetermined (--json has all)")
+    lines += [f"{c.name}: {said}." for c, p in zip(curves, found, strict=True) if (said := certificate(p))]
     caveats: dict[str, list[str]] = {}
     for c, p in zip(curves, found, strict=True):
         for caveat in p.caveats:

@@ -105,7 +105,8 @@ class Analysis:
     certified_window : int64
         Index into the distinct windows of the one with the smallest equivalence p-value.
     certified_slope, certified_low, certified_high : float64
-        The same on that window.
+        The same on that window, but with coverage 1 - 2 alpha / windows: it lies within the margin just where
+        `p_equivalence` is below alpha.
     p_equivalence : float64
         Of "the growth is beyond the margin, one way or the other", all windows taken into account.
     p_growth, p_decay : float64
@@ -621,7 +622,7 @@ def analyse(
         np.where(from_zero, np.inf, climb.estimate + side * rise_half) for side in (0.0, -1.0, 1.0)
     )
     slope_half = judge.slope.half_width(alpha)
-    certified_half = np.stack([f.slope.half_width(alpha) for f in fits], axis=1)
+    certified_half = np.stack([f.slope.half_width(alpha / len(fits)) for f in fits], axis=1)
     certified_estimate = np.stack([f.slope.estimate for f in fits], axis=1)
     pick = np.arange(curves), certified
 

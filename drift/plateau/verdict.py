@@ -22,9 +22,10 @@ from drift.plateau.kernel import (
     as_stack,
     least_steps,
     model_names,
+    windows,
 )
 
-__all__ = ["Plateau", "Reason", "Verdict", "plateau", "plateaus"]
+__all__ = ["Plateau", "Reason", "Verdict", "certificate", "percent", "plain", "plateau", "plateaus"]
 
 
 class Verdict(Enum):
@@ -99,7 +100,10 @@ class Plateau:
     growth_interval : tuple of float
         Its interval, of coverage 1 - 2 alpha (90 %).
     certified_growth, certified_interval : float, tuple of float
-        The same on the window with the smallest equivalence p-value.
+        The same on the window with the smallest equivalence p-value, of coverage 1 - 2 alpha / windows (96.7 %): a
+        plateau has this interval within the margin.
+    certified_from : int
+        First step, counted from 1, of that window.
     p_equivalence : float
         Two one-sided tests: of "growth or decay beyond the margin". A plateau needs it below alpha.
     p_growth, p_decay : float
@@ -143,6 +147,7 @@ class Plateau:
     growth_interval: tuple[float, float]
     certified_growth: float
     certified_interval: tuple[float, float]
+    certified_from: int
     p_equivalence: float
     p_growth: float
     p_decay: float
@@ -299,6 +304,7 @@ def _result(analysis: Analysis, row: int, documents: int, steps: int, margin: fl
         growth_interval=(growth["slope_low"], growth["slope_high"]),
         certified_growth=certified["certified_slope"],
         certified_interval=(certified["certified_low"], certified["certified_high"]),
+        certified_from=windows(steps)[a["certified_window"]] + 1,
         p_equivalence=a["p_equivalence"],
         p_growth=a["p_growth"],
         p_decay=a["p_decay"],
@@ -361,13 +367,27 @@ def _growth(result: Plateau) -> str:
     )
 
 
+def certificate(result: Plateau) -> str:
+    """Say what certifies a plateau whose growth on the judging window does not; empty for any other curve."""
+    low, high = result.growth_interval
+    if not result.verdict.is_plateau or (low >= 1 / (1 + result.margin) - 1 and high <= result.margin):
+        return ""
+    coverage = 100 * (1 - 2 * result.alpha / len(windows(result.steps)))
+    low, high = result.certified_interval
+    return (
+        f"certified from step {result.certified_from} on: {percent(result.certified_growth)} "
+        f"({coverage:.3g} % interval {percent(low)} to {percent(high)})"
+    )
+
+
 def _explain(result: Plateau, code: Code, a: dict[str, Any]) -> str:
     """Sentence of one result."""
     margin = f"margin {100 * result.margin:g} %"
     depth = f"{result.steps - 1} transitions, {result.documents} document{'s' * (result.documents != 1)}"
     within = " (within these documents only)" if result.documents < DOCUMENTS else ""
     if result.verdict is not Verdict.UNDETERMINED:
-        return f"{result.verdict}; {_growth(result)}, {margin}, {depth}{within}."
+        certified = certificate(result)
+        return f"{result.verdict}; {_growth(result)}{'; ' * bool(certified)}{certified}, {margin}, {depth}{within}."
     growth = _growth(result) if math.isfinite(result.growth_per_doubling) else ""
     late = f"{percent(_expm1(a['late_slope']))} per doubling over the last half"
     late += f"; {percent(_expm1(a['late_step']))} in the last fifth" if math.isfinite(a["late_step"]) else ""
