@@ -494,9 +494,9 @@ def _response(found: Sequence[Response], setting: _Setting) -> Control:
         left = int((~r.used).sum())
         aside = f"; {left} of {len(r.sizes)} sizes left out: drowned in rounding, or beyond the linear range"
         if math.isfinite(r.slope.value):
-            ends = "" if math.isnan(r.slope.low) else f" ({r.slope.low:.3f} to {r.slope.high:.3f})"
+            ends = "" if math.isnan(r.slope.low) else f" ({r.slope.low:z.3f} to {r.slope.high:z.3f})"
             words.append(
-                f"response to the power {r.slope.value:.3f}{ends} of the noise ({r.protocol}), 1 ± {TOLERANCE:g} "
+                f"response to the power {r.slope.value:z.3f}{ends} of the noise ({r.protocol}), 1 ± {TOLERANCE:g} "
                 "wanted" + (aside if left else "")
             )
             if abs(r.slope.value - 1) > TOLERANCE:
@@ -555,7 +555,7 @@ def _shifted(
         }
         tilt = _tilt(rungs)
         if math.isfinite(tilt):
-            words.append(f"log-log slope of its level on the unit roundoff {tilt:.3f}")
+            words.append(f"log-log slope of its level on the unit roundoff {tilt:z.3f}")
             if abs(tilt) > ladder.STRUCTURAL_MARGIN:
                 state = State.FAILED
                 words[-1] += f", where one within {ladder.STRUCTURAL_MARGIN:g} of 0 was planted"

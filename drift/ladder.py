@@ -228,7 +228,7 @@ class Slope:
 
 
 def _number(x: float, digits: int = 3) -> str:
-    return "–" if math.isnan(x) else f"{x:.{digits}f}".replace("-0." + "0" * digits, "0." + "0" * digits)
+    return "–" if math.isnan(x) else f"{x:z.{digits}f}"
 
 
 def _pair(interval: Interval, digits: int = 3) -> str:
@@ -749,7 +749,7 @@ def attribution_frame(found: Sequence[Attribution]) -> pd.DataFrame:
 
 
 def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.1f}".replace("-0.0", "0.0")
+    return "–" if math.isnan(share) else f"{100 * share:z.1f}"
 
 
 def attribution_sentences(found: Sequence[Attribution]) -> list[str]:

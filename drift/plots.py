@@ -577,7 +577,7 @@ def _roundoff_title(data: pd.DataFrame) -> str:
     for protocol, here in data.groupby("protocol", sort=False):
         found = summary.slopes(here)["slope"].dropna()
         if len(found):
-            slope = summary._range(found, write=lambda v: f"{v:.2f}".replace("-0.00", "0.00"))
+            slope = summary._range(found, write=lambda v: f"{v:z.2f}")
             parts.append(f"to the power {slope} under {protocol}")
     if not parts:
         return "Level of drift and unit roundoff: one precision only, or no level above 0"

@@ -438,7 +438,7 @@ def verdict(found: Sequence[float]) -> tuple[str, str]:
     words : str
     """
     good = [s for s in found if math.isfinite(s)]
-    slope = _range(good, write=lambda v: f"{v:.2f}".replace("-0.00", "0.00"))
+    slope = _range(good, write=lambda v: f"{v:z.2f}")
     if not good:
         return "unknown", "whether it scales with the unit roundoff cannot be said"
     if min(good) > ROUNDING_SLOPE:
@@ -936,7 +936,7 @@ def shown_slopes(found: pd.DataFrame) -> pd.DataFrame:
             "protocol": found["protocol"],
             "chunk size": found["chunk_size"],
             **{k: found[k] for k in ("attn_implementation", "device", "tokens") if found[k].nunique() > 1},
-            "slope": found["slope"].map(lambda v: "–" if math.isnan(v) else f"{v:.2f}".replace("-0.00", "0.00")),
+            "slope": found["slope"].map(lambda v: "–" if math.isnan(v) else f"{v:z.2f}"),
             "precisions": found["dtypes"],
             "left out (zero or not finite)": found["left_out"],
         }

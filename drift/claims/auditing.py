@@ -527,7 +527,7 @@ def _c2(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
             else "undetermined"
         )  # fmt: skip
         words = (
-            f"{kind}: slope {slope:.3f} ({_interval(slope, half, '.3f', setting)}), that is a factor "
+            f"{kind}: slope {slope:z.3f} ({_interval(slope, half, setting)}), that is a factor "
             f"{math.exp(slope * ratio):.3g} from {cells[-1]['dtype'].item()} to {cells[0]['dtype'].item()}, over "
             f"{math.exp(ratio):,.0f}x in unit roundoff (published: slope {PUBLISHED_SLOPE:.4f}); "
             f"{_documents(axes['documents'])}{_zeros(*values)}"
@@ -540,8 +540,8 @@ def _c2(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Itera
         )  # fmt: skip
 
 
-def _interval(estimate: float, half: float, how: str, setting: Setting) -> str:
-    return f"{100 * (1 - 2 * setting.alpha):g} % interval {estimate - half:{how}} to {estimate + half:{how}}"
+def _interval(estimate: float, half: float, setting: Setting) -> str:
+    return f"{100 * (1 - 2 * setting.alpha):g} % interval {estimate - half:z.3f} to {estimate + half:z.3f}"
 
 
 # ---------------------------------------------------------------------------------------------- C3
@@ -815,7 +815,7 @@ def writer(claim: Claim) -> Callable[[float], str]:
     """How an estimate of a claim is written."""
     if claim.name in ("C1 plateau", "C3 chunk size"):
         return percent
-    return lambda v: f"{v:.3g}" if abs(v) >= 0.0005 else f"{v:.4f}".replace("-0.0000", "0.0000")
+    return lambda v: f"{v:.3g}" if abs(v) >= 0.0005 else f"{v:z.4f}"
 
 
 def audit(
