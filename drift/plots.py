@@ -1095,7 +1095,14 @@ def equivalence(found: claims.Audit, claim: str = "C1") -> Figure | None:
     title = f"{effect.question.format(**(vars(setting) | shares))} {claims.by_protocol(summaries).capitalize()}"
     limits = _reach(effect, [f for s in groups for f in s.findings], setting)
     labels = [["\n".join(textwrap.wrap(f.scope, 42)) for f in s.findings] for s in groups]
-    heights = [sum(0.27 + 0.14 * label.count("\n") for label in column) + 0.42 for column in labels]
+    heights = [
+        sum(
+            0.27 + 0.14 * max(label.count("\n"), "certified" in f.detail)
+            for label, f in zip(c, s.findings, strict=True)
+        )
+        + 0.42
+        for c, s in zip(labels, groups, strict=True)
+    ]
     with _style():
         figure = Figure(figsize=(10.6, sum(heights) + 1.75), dpi=DPI, layout="constrained")
         axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -1112,8 +1119,9 @@ def equivalence(found: claims.Audit, claim: str = "C1") -> Figure | None:
         )
         if claim == "C1":
             caption += (
-                " Bars are of the judging window; a plateau may be certified on a longer one, and a change late in the "
-                "chain can take it away."
+                " Bars are of the judging window; a plateau may be certified on a longer one, which thin bars show "
+                "where it decides (intervals at the level of that test), and a change late in the chain can take it "
+                "away."
             )
         return _finish(figure, title, caption, _forest_legends(claim, found))
 
@@ -1225,6 +1233,12 @@ def _interval(ax: Axes, y: int, f: claims.Finding, scale: float, limits: tuple[f
     if low <= at <= high:
         ax.plot([at], [y], linestyle="none", zorder=5, **_sign(f.status))
     words = claims.estimate(f)
+    if certified := f.detail.get("certified"):
+        ends = [min(max(scale * x, low), high) for x in certified["interval"]]
+        ax.plot(ends, [y + 0.28] * 2, color=colour, linewidth=0.9, marker="|", markersize=4, zorder=3)
+        ax.plot([scale * certified["growth"]], [y + 0.28], color=colour, marker="|", markersize=6, zorder=3)
+        pair = f"{percent(certified['growth'])} ({' to '.join(percent(x) for x in certified['interval'])})"
+        words += f"\nfrom step {certified['from_step']}: {pair}"
     ax.text(1.012, y, words, color="0.15", **beside)
 
 

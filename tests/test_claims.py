@@ -288,6 +288,21 @@ def test_c1_knows_a_plateau_from_growth_and_decay(
     assert first.estimate == pytest.approx(math.exp(level - np.log(amplitude(ds)[:, 0]).mean()), rel=0.01)
 
 
+def test_c1_shows_what_certifies_a_plateau_where_the_judging_window_does_not() -> None:
+    rows = [only([cell(noise=0.17, documents=8, seed=seed)], "C1 plateau") for seed in range(40)]
+    shown = 0
+    for row in rows:
+        low, high = row.margin
+        inside = low <= row.interval[0] and row.interval[1] <= high
+        assert ("certified" in row.detail) == (row.status is SUPPORTED and not inside)
+        if "certified" in row.detail:
+            shown += 1
+            certified = row.detail["certified"]["interval"]
+            assert low < certified[0] < certified[1] < high
+            assert f"certified from step {row.detail['certified']['from_step']} on" in row.words
+    assert 0 < shown < len(rows)
+
+
 def test_c1_sees_the_root_of_a_divergence() -> None:
     ds = cell(power(0.5))
     rows = [only([ds], "C1 plateau", m) for m in MEASURES]

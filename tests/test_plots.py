@@ -302,6 +302,21 @@ def test_forests_have_a_row_per_finding_and_say_its_verdict(deep: Sweep, claim: 
         assert (shade.min(), shade.max()) == pytest.approx(tuple(scale * m for m in s.findings[0].margin))
 
 
+def test_what_certifies_a_plateau_is_drawn_where_the_judging_window_does_not() -> None:
+    detail = {"certified": {"from_step": 33, "growth": 0.008, "interval": (-0.02, 0.036)}}
+    row = claims.Finding(
+        "C1", "plateau", "append", "hidden_rel_l2", "a", claims.Status.SUPPORTED, "growth", -0.011, (-0.056, 0.036),
+        (-0.048, 0.05), 0.01, 1.0, "", detail=detail,
+    )  # fmt: skip
+    summary_ = claims.Summary(claims.CLAIMS[0], "append", claims.Status.SUPPORTED, "", (row,))
+    figure = plots.equivalence(claims.Audit((summary_,), "hidden_rel_l2", "last", claims.Setting(), (row,)), "C1")
+    assert figure is not None
+    ax = figure.axes[0]
+    thin = [line for line in ax.lines if line.get_marker() == "|"]
+    assert [list(line.get_xdata()) for line in thin] == [pytest.approx([-2, 3.6]), pytest.approx([0.8])]
+    assert ax.texts[0].get_text().endswith("from step 33: +0.8 % (-2.0 % to +3.6 %)")
+
+
 def test_wide_intervals_are_cut_off_with_an_arrow() -> None:
     def finding(cell: str, estimate: float, *interval: float) -> claims.Finding:
         return claims.Finding(

@@ -30,7 +30,7 @@ from drift.dataset import Sweep, curve
 from drift.errors import ConfigError, DatasetError
 from drift.plateau import Plateau, curves, plateaus
 from drift.plateau.kernel import DOCUMENTS, ZEROS, Estimate, late_start, window_mean
-from drift.plateau.verdict import percent, plain
+from drift.plateau.verdict import certificate, percent, plain
 
 __all__ = [
     "BOUNDED",
@@ -434,7 +434,9 @@ def _c1_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) 
             words, _needed(p), (_file(ds),),
             {"verdict": p.verdict.value, "transitions": p.steps - 1, "documents": p.documents, "level": p.level,
              "level_interval": p.level_interval, "unit_roundoff": ds["unit_roundoff"].item(),
-             "documents_needed": p.documents_needed, "steps_needed": p.steps_needed},
+             "documents_needed": p.documents_needed, "steps_needed": p.steps_needed,
+             **({"certified": {"from_step": p.certified_from, "growth": p.certified_growth,
+                               "interval": p.certified_interval}} if certificate(p) else {})},
         )  # fmt: skip
 
 
