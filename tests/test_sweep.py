@@ -27,7 +27,7 @@ from drift.sweep import Config, load_config, plan, presets, run
 from drift.sweep.__main__ import main
 from drift.sweep.cost import correction, group_cost, show_bytes, show_seconds
 from drift.sweep.gpus import cuda_problem
-from drift.sweep.progress import Bar, Lines
+from drift.sweep.progress import Bar, Lines, reporter
 
 no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="this machine has a GPU")
 
@@ -890,6 +890,20 @@ def test_progress_in_lines_and_as_a_bar() -> None:
     bar.end()
     assert "first" in drawn.getvalue()
     assert "%" in drawn.getvalue()
+
+
+def test_a_bar_is_drawn_only_where_it_has_room(tmp_path: Path) -> None:
+    import fcntl
+    import struct
+    import termios
+
+    for columns, kind in ((100, Bar), (0, Lines)):  # terminals of some containers have no size
+        ours, theirs = os.openpty()
+        with open(ours, "rb", buffering=0), open(theirs, "w") as terminal:
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+            assert type(reporter(terminal)) is kind
+    with open(tmp_path / "log", "w") as file:
+        assert type(reporter(file)) is Lines
 
 
 def test_a_configuration_can_be_written_down_and_read_back(here: Path, tiny: Path) -> None:

@@ -5,6 +5,7 @@ Several groups may be under way at once: each is known by its place, as in ``[2/
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, TextIO
 
@@ -120,4 +121,12 @@ class Bar(Silent):
 def reporter(stream: TextIO | None = None) -> Silent:
     """A bar where a person looks on, lines where a file does."""
     stream = stream or sys.stderr
-    return Bar(stream) if stream.isatty() else Lines(stream)
+    return Bar(stream) if _has_room(stream) else Lines(stream)
+
+
+def _has_room(stream: TextIO) -> bool:
+    """Whether it is a terminal that knows its width: one of no columns would show no bar, and no lines instead."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:
+        return False
