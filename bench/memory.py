@@ -1,7 +1,7 @@
 """Peak memory of sweeps on the CPU: what ``--dry-run`` predicts, and what is then measured.
 
-Each case is a sweep of one model in a process of its own; its peak is what the system says of that process once it has
-ended (`ru_maxrss`).
+Each case is a sweep of one model in a process of its own; its peak is what the system says of that process while it
+runs (`VmHWM`).
 """
 
 from __future__ import annotations

@@ -317,7 +317,7 @@ def in_floors(sweep: Sweep, found: Summary, layer: int | str = "last") -> pd.Dat
     """Write every fold's level in units of the floor as a table: one row per fold, one column per precision."""
     from drift.dataset import curve
     from drift.labels import is_fold
-    from drift.plateau import late_start
+    from drift.plateau import late_part
 
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for ds in sorted(filter(is_fold, sweep), key=lambda ds: str(ds["protocol"].item())):
@@ -328,8 +328,7 @@ def in_floors(sweep: Sweep, found: Summary, layer: int | str = "last") -> pd.Dat
                  "attn_implementation": "attention"}  # fmt: skip
         key = tuple(ds[n].item() for n in names)
         row = rows.setdefault(key, dict(zip(names.values(), key, strict=True)))
-        values = curve(ds, found.measure, layer)
-        values = values[:, late_start(values.shape[1]) :]
+        values = late_part(curve(ds, found.measure, layer))
         bad = int((~np.isfinite(values)).sum())
         row[ds["dtype"].item()] = ("the floor is exactly 0" if math.isinf(floors) else _number(floors)) + (
             f" ({bad} of {values.size} values are NaN or Inf and were left out)" if bad else ""

@@ -174,6 +174,15 @@ def mean_interval(values: ArrayLike, alpha: float = ALPHA) -> Interval:
     return Interval(value, error, df, value - half, value + half)
 
 
+def finite_means(values: Float) -> Float:
+    """Return means [document] of what is finite of values [document, step]; NaN where nothing is."""
+    import numpy as np
+
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
 def judge(interval: Interval) -> tuple[Verdict, Reason | None]:
     """Decide what a slope says; the whole interval must lie where the verdict says that it does."""
     low, high = interval.pair
@@ -259,13 +268,13 @@ def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> 
     """
     import numpy as np
 
-    from drift.plateau import late_start
+    from drift.plateau import late_part
     from drift.plateau.kernel import ZEROS
 
     u, drift = np.asarray(unit_roundoff, dtype=float), np.asarray(values, dtype=float)
     if drift.ndim != 3 or u.shape != drift.shape[:1]:
         raise ValueError(f"values are [rung, document, step] with one unit roundoff a rung, not {drift.shape}")
-    late = drift[:, :, late_start(drift.shape[2]) :]
+    late = late_part(drift)
     points = late[0].size
 
     def nothing(reason: Reason, zeros: int = 0) -> Slope:
@@ -687,7 +696,7 @@ def attributions(sweep: Sweep, layer: int | str = "last") -> list[Attribution]:
     from drift import controls, dataset, summary
     from drift.dataset import SCALARS
     from drift.labels import DISTURBED, parse
-    from drift.plateau import late_start
+    from drift.plateau import late_part
 
     found, believed = [], controls.evaluate(sweep).ok
     for ds in sweep:
@@ -696,17 +705,14 @@ def attributions(sweep: Sweep, layer: int | str = "last") -> list[Attribution]:
         if ds["reference"].item() != "gold" or parse(ds["protocol"].item()).name in DISTURBED:
             continue
         check_shares(ds)
-        late = slice(late_start(ds.sizes["step"]), None)
         shares = {}
-        unknown = int(sum((~np.isfinite(dataset.curve(ds, f"hidden_rel_l2{p}", layer)[:, late])).sum() for p in _ENDS))
+        errors = [late_part(dataset.curve(ds, f"hidden_rel_l2{end}", layer)) for end in _ENDS]
+        unknown = not np.isfinite(errors).all()
         for part in PARTS:
-            values = dataset.curve(ds, f"hidden_share_{part}", layer)[:, late]
-            known = np.isfinite(values)
-            sums = np.where(known, values, 0.0).sum(axis=1)
-            counts = known.sum(axis=1)
-            shares[part] = mean_interval([] if unknown else np.where(counts > 0, sums / np.maximum(counts, 1), np.nan))
+            means = finite_means(late_part(dataset.curve(ds, f"hidden_share_{part}", layer)))
+            shares[part] = mean_interval([] if unknown else means)
 
-        def level(name: str, ds: xr.Dataset = ds, unknown: int = unknown) -> float:
+        def level(name: str, ds: xr.Dataset = ds, unknown: bool = unknown) -> float:
             return math.nan if unknown else summary._geometric(summary.level(dataset.curve(ds, name, layer)))
 
         found.append(

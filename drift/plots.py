@@ -13,7 +13,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -1095,14 +1095,12 @@ def equivalence(found: claims.Audit, claim: str = "C1") -> Figure | None:
     title = f"{effect.question.format(**(vars(setting) | shares))} {claims.by_protocol(summaries).capitalize()}"
     limits = _reach(effect, [f for s in groups for f in s.findings], setting)
     labels = [["\n".join(textwrap.wrap(f.scope, 42)) for f in s.findings] for s in groups]
-    heights = [
-        sum(
-            0.27 + 0.14 * max(label.count("\n"), "certified" in f.detail)
-            for label, f in zip(c, s.findings, strict=True)
-        )
-        + 0.42
-        for c, s in zip(labels, groups, strict=True)
+    # A second line stands on the left, of a long name, or on the right, of what certifies a plateau.
+    extra = [
+        [max(label.count("\n"), "certified" in f.detail) for label, f in zip(column, s.findings, strict=True)]
+        for column, s in zip(labels, groups, strict=True)
     ]
+    heights = [sum(0.27 + 0.14 * lines for lines in column) + 0.42 for column in extra]
     with _style():
         figure = Figure(figsize=(10.6, sum(heights) + 1.75), dpi=DPI, layout="constrained")
         axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -1237,8 +1235,8 @@ def _interval(ax: Axes, y: int, f: claims.Finding, scale: float, limits: tuple[f
         ends = [min(max(scale * x, low), high) for x in certified["interval"]]
         ax.plot(ends, [y + 0.28] * 2, color=colour, linewidth=0.9, marker="|", markersize=4, zorder=3)
         ax.plot([scale * certified["growth"]], [y + 0.28], color=colour, marker="|", markersize=6, zorder=3)
-        pair = f"{percent(certified['growth'])} ({' to '.join(percent(x) for x in certified['interval'])})"
-        words += f"\nfrom step {certified['from_step']}: {pair}"
+        longer = replace(f, estimate=certified["growth"], interval=certified["interval"])
+        words += f"\nfrom step {certified['from_step']}: {claims.estimate(longer)}"
     ax.text(1.012, y, words, color="0.15", **beside)
 
 

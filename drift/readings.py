@@ -16,7 +16,8 @@ import xarray as xr
 
 from drift import claims, controls, dataset, labels, summary
 from drift.dataset import Sweep
-from drift.plateau import late_start
+from drift.ladder import finite_means
+from drift.plateau import late_part
 from drift.plateau.verdict import percent
 
 __all__ = ["chains", "reproduced", "sentences", "shown", "side_by_side"]
@@ -31,12 +32,7 @@ def chains(sweep: Sweep) -> Sweep:
 
 def _gap(ds: xr.Dataset) -> np.ndarray:
     """Change of NLL past the first quarter of the chain: [document], NaN where none was measured."""
-    gap = dataset.curve(ds, "nll_fold") - dataset.curve(ds, "nll_full")
-    late = gap[:, late_start(gap.shape[1]) :]
-    known = np.isfinite(late)
-    sums = np.where(known, late, 0.0).sum(axis=1)
-    counts = known.sum(axis=1)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return finite_means(late_part(dataset.curve(ds, "nll_fold") - dataset.curve(ds, "nll_full")))
 
 
 def side_by_side(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> pd.DataFrame:
@@ -113,8 +109,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
         bad = int(rows["nonfinite"].sum() + rows["nll_nonfinite"].sum())
         said.append(
             f"{protocol}: level {', '.join(parts)}; of {chains} {counted}; change of NLL "
-            f"{summary._range(rows['nll_gap'], write=summary._signed)} nat per token."
-            + (f" {bad:,} values are NaN or Inf and were left out." if bad else "")
+            f"{summary._range(rows['nll_gap'], write=summary._signed)} nat per token." + summary._lost(bad)
         )
     return said or ["There are no cells to describe."]
 

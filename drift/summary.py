@@ -28,7 +28,7 @@ import yaml
 from drift import dataset, labels, ladder
 from drift.dataset import SCALARS, VARIABLES, Sweep
 from drift.errors import DatasetError
-from drift.plateau import late_start, plateau
+from drift.plateau import late_part, plateau
 from drift.plateau.verdict import percent
 
 __all__ = [
@@ -141,8 +141,7 @@ def level(values: np.ndarray) -> np.ndarray:
         Geometric mean past the first quarter of the chain; 0 where all of it is exactly zero, NaN where nothing is
         finite.
     """
-    late = values[:, late_start(values.shape[1]) :]
-    return np.array([_geometric(row) for row in late])
+    return np.array([_geometric(row) for row in late_part(values)])
 
 
 def figures(values: np.ndarray) -> Figures:
@@ -313,7 +312,7 @@ def depth(sweep: Sweep, measure: str = "hidden_rel_l2") -> pd.DataFrame:
         values = array.transpose("document", dim, "step").values
         late = np.stack([level(values[:, k, :]) for k in range(values.shape[1])], axis=1)
         frame = _collapse(late)
-        late_values = values[..., late_start(values.shape[-1]) :]
+        late_values = late_part(values)
         frame["zeros"] = (late_values == 0).sum(axis=(0, 2))
         frame["nonfinite"] = (~np.isfinite(late_values)).sum(axis=(0, 2))
         frame.insert(0, "layer", ds[dim].values)
@@ -343,7 +342,7 @@ def tokens(sweep: Sweep, by: str = "step") -> pd.DataFrame:
             if by == "step":
                 frame = _collapse(array[:, -1, :, k])
             else:
-                late = array[:, :, late_start(array.shape[2]) :, k]
+                late = late_part(array[..., k])
                 frame = _collapse(late.transpose(0, 2, 1).reshape(-1, late.shape[1]))
             frame.insert(0, by, ds[by].values)
             frames.append(frame.assign(quantile=q, **_identity(ds)))
@@ -492,7 +491,7 @@ def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
             text = _HEADLINES[next(iter(alike))[0]]
             text += f", in all {len(per_model)} models" if len(per_model) > 1 else ""
             slopes_ = [one.slope.interval.value for one in mine]
-            text += f" (slope {_range(slopes_, write=lambda v: f'{v:.2f}'.replace('-0.00', '0.00'))})"
+            text += f" (slope {_range(slopes_, write=lambda v: f'{v:z.2f}')})"
         else:
             text = "; ".join(f"{m}: {' or '.join(_HEADLINES[k] for k in kinds)}" for m, kinds in per_model.items())
         found[protocol] = f"{protocol}: {text}"
@@ -632,7 +631,7 @@ def logit_sentences(sweep: Sweep) -> list[str]:
             f"{label}: KL(full ‖ fold) {_range(group['kl'])} nat per token, another most likely token for "
             f"{_range(group['top'])} % of tokens, NLL {_range(group['full'], 3)} → {_range(group['fold'], 3)} nat "
             f"(change {_range(group['gap'], write=_signed)}; {_chunks(group['chunk_size'])})."
-            + (f" {group['bad'].sum():,} values are NaN or Inf and were left out." if group["bad"].sum() else "")
+            + _lost(group["bad"].sum())
         )
     return said
 
@@ -642,10 +641,14 @@ def _signed(value: float) -> str:
 
 
 def _late(ds: xr.Dataset, measure: str) -> float:
-    values = dataset.curve(ds, measure)
-    late = values[:, late_start(values.shape[1]) :]
+    late = late_part(dataset.curve(ds, measure))
     late = late[np.isfinite(late)]
     return float(late.mean()) if late.size else math.nan
+
+
+def _lost(count: int) -> str:
+    """Say how many values a sentence leaves out because they are not finite; empty where none."""
+    return f" {count:,} values are NaN or Inf and were left out." if count else ""
 
 
 def _late_nonfinite(ds: xr.Dataset, *measures: str) -> int:
@@ -654,7 +657,7 @@ def _late_nonfinite(ds: xr.Dataset, *measures: str) -> int:
     for measure in measures:
         tokens = dataset.curve(ds, "target_count" if measure.startswith("nll_") else "logit_count")
         bad = ~np.isfinite(dataset.curve(ds, measure)) & (tokens > 0)
-        count += int(bad[:, late_start(bad.shape[1]) :].sum())
+        count += int(late_part(bad).sum())
     return count
 
 

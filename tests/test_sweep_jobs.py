@@ -127,21 +127,30 @@ def test_jobs_take_turns_on_gpus() -> None:
     assert Turns(()).take() == ""
 
 
-def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+class Pipe:
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, found: Any) -> None:
+        self.sent.append(found)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a worker sends into, when it runs in this very process."""
     monkeypatch.setattr(workers, "_watch_parent", lambda parent: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    return Pipe()
+
+
+def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+    seen: list[str] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(running, "compute_group", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
-
-    class Pipe:
-        def send(self, found: object) -> None: ...
-
-        def close(self) -> None: ...
-
     plan: Any = None
-    pipe: Any = Pipe()
     workers._work(plan, plan, False, 1, "1", os.getpid(), pipe)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     workers._work(plan, plan, False, 1, "", os.getpid(), pipe)
@@ -162,26 +171,14 @@ def test_how_far_a_group_is_comes_through_sparingly() -> None:
     assert told[-1] == 1
 
 
-def test_what_breaks_off_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[Any] = []
-    monkeypatch.setattr(workers, "_watch_parent", lambda parent: None)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-
+def test_what_breaks_off_says_why(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the device is lost")
 
-    class Pipe:
-        def send(self, found: Any) -> None:
-            sent.append(found)
-
-        def close(self) -> None: ...
-
     monkeypatch.setattr(running, "compute_group", broken)
     plan: Any = None
-    pipe: Any = Pipe()
     workers._work(plan, plan, False, 1, "", os.getpid(), pipe)
-    assert sent[0].died == "its process broke off: RuntimeError: the device is lost"
+    assert pipe.sent[0].died == "its process broke off: RuntimeError: the device is lost"
 
 
 def test_a_cell_of_before_does_not_count_where_it_was_to_be_computed_again(config: Path, tmp_path: Path) -> None:

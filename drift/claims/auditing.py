@@ -29,7 +29,7 @@ from drift import labels
 from drift.dataset import Sweep, curve
 from drift.errors import ConfigError, DatasetError
 from drift.plateau import Plateau, curves, plateaus
-from drift.plateau.kernel import DOCUMENTS, ZEROS, Estimate, late_start, window_mean
+from drift.plateau.kernel import DOCUMENTS, ZEROS, Estimate, late_part, window_mean
 from drift.plateau.verdict import certificate, percent, plain
 
 __all__ = [
@@ -360,9 +360,7 @@ def deepest(sweep: Sweep) -> list[xr.Dataset]:
 
 def _log(values: Float) -> Float | None:
     """Log of [document, step]; None where zeros or non-finite values leave none."""
-    steps = values.shape[1]
-    late = values[:, late_start(steps) :]
-    if not np.isfinite(values).all() or (late == 0).mean() > ZEROS:
+    if not np.isfinite(values).all() or (late_part(values) == 0).mean() > ZEROS:
         return None
     positive = values[values > 0]
     return np.log(np.maximum(values, positive.min() / 2)) if positive.size else None

@@ -5,7 +5,18 @@ a sweep, and ``python -m drift.plateau`` for sweeps and for CSV files measured b
 the reasons for them, are in :mod:`drift.plateau.kernel`; ``bench/`` holds their calibration.
 """
 
-from drift.plateau.kernel import Analysis, Code, analyse, late_start
+from drift.plateau.kernel import Analysis, Code, analyse, late_part, late_start
 from drift.plateau.verdict import Plateau, Reason, Verdict, plateau, plateaus
 
-__all__ = ["Analysis", "Code", "Plateau", "Reason", "Verdict", "analyse", "late_start", "plateau", "plateaus"]
+__all__ = [
+    "Analysis",
+    "Code",
+    "Plateau",
+    "Reason",
+    "Verdict",
+    "analyse",
+    "late_part",
+    "late_start",
+    "plateau",
+    "plateaus",
+]

@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
 from math import ceil, log
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -193,6 +194,11 @@ def windows(steps: int) -> list[int]:
 def late_start(steps: int) -> int:
     """First step (counted from 0) of what is called late: the judging window, and half of a very short chain."""
     return min(windows(steps)[-1], steps // 2)
+
+
+def late_part(values: NDArray[Any]) -> NDArray[Any]:
+    """Return what is late of values [..., step]: see :func:`late_start`."""
+    return values[..., late_start(values.shape[-1]) :]
 
 
 def as_stack(values: ArrayLike) -> Float:

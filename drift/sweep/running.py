@@ -215,10 +215,10 @@ class _Run:
         if engine is not None:
             self._elsewhere(groups, engine)
             return
-        for group in groups:
+        for number, group in enumerate(groups, 1):
             if self.stopped:
                 return
-            self._begin(group, groups)
+            self._begin(group, f"[{number}/{len(groups)}]")
             before, began = len(self.files), time.monotonic()
             failed_before = set(self.failures)
             computing = 0.0
@@ -236,18 +236,22 @@ class _Run:
         """Have groups computed elsewhere, the longest first, so that none is left over at the end."""
         order = sorted(groups, key=lambda group: -self._expected(group))
         places = {group.cells[0].file: f"[{number}/{len(order)}]" for number, group in enumerate(order, 1)}
+
+        def place(group: Group) -> str:
+            return places[group.cells[0].file]
+
         outcomes = engine(
             self.plan,
             order,
             fail_fast=self.fail_fast,
-            begin=lambda group: self._begin(group, order, places[group.cells[0].file]),
-            fraction=lambda group, done: self.report.fraction(done, places[group.cells[0].file]),
+            begin=lambda group: self._begin(group, place(group), place(group)),
+            fraction=lambda group, done: self.report.fraction(done, place(group)),
             go_on=lambda: not self.stopped,
         )
         # Workers must have ended before anybody looks into the folder, also when this is interrupted.
         with closing(outcomes) as ended:
             for group, outcome in ended:
-                self._take(group, outcome, places[group.cells[0].file])
+                self._take(group, outcome, place(group))
 
     def _take(self, group: Group, outcome: Outcome, place: str) -> None:
         """Take note of what became of a group elsewhere."""
@@ -284,12 +288,11 @@ class _Run:
         cost, first = group.cost(), group.cells[0]
         return cost.seconds * correction(self.timings, device=first.device, dtype=first.dtype) if cost else 0.0
 
-    def _begin(self, group: Group, groups: Sequence[Group], place: str = "") -> None:
+    def _begin(self, group: Group, number: str, place: str = "") -> None:
         expected = self._expected(group)
         self.at_work_on = group.title
         self.save()
         hint = f" (about {show_seconds(expected)})" if expected else ""
-        number = f"[{list(groups).index(group) + 1}/{len(groups)}]"
         self.report.group(f"{number} {group.title}{hint}", expected, group.cells[0].documents, place)
 
     def _end(self, group: Group, computed: int, failed: int, computing: float, seconds: float, place: str = "") -> None:
