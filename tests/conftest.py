@@ -82,9 +82,10 @@ def half_attention(dtype: str, *, heads: int, tokens: int, features: int) -> Non
     """
     import torch
 
-    x = torch.ones((1, heads, tokens, features), dtype=getattr(torch, dtype))
     try:
-        torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+        for texts in (1, 2):
+            x = torch.ones((texts, heads, tokens, features), dtype=getattr(torch, dtype))
+            torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
     except RuntimeError as error:
         capability = torch.backends.cpu.get_cpu_capability()
         pytest.skip(f"torch's {dtype} attention refuses to run at ATEN_CPU_CAPABILITY={capability}: {error}")

@@ -290,8 +290,8 @@ def test_what_is_read_back_is_within_half_a_level(label: str) -> None:
     dim = -2 if "channel" in label else -1
     high, low = x.amax(dim, keepdim=True), x.amin(dim, keepdim=True)
     if "fp8" in label:
-        # e4m3: three bits of fraction, and below 2**-6 of the scaled range a fixed step of 2**-9. The scale, the quotient
-        # and the product are rounded to float32.
+        # e4m3: three bits of fraction, and below 2**-6 of the scaled range a fixed step of 2**-9. The scale, quotient
+        # and product are rounded to float32.
         half = torch.maximum(x.abs() * 2.0**-4, x.abs().amax(dim, keepdim=True) / 448 * 2.0**-10)
         rounded = gamma(4, U32) * (x.abs() + half)
     else:
