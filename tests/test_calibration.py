@@ -14,6 +14,8 @@ from scipy.stats import binom
 
 from drift.plateau import kernel
 
+pytestmark = pytest.mark.numerical
+
 BENCH = Path(__file__).resolve().parents[1] / "bench" / "calibration.py"
 SEED = 31415
 RUNS = 100

@@ -20,6 +20,8 @@ from drift.capture import capture, main
 from drift.diagnose import Cause, Verdict, diagnose, open_dump
 from drift.errors import ConfigError, DatasetError
 
+pytestmark = pytest.mark.numerical
+
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in folder.iterdir() for name, tensor in load_file(path).items()}

@@ -31,6 +31,8 @@ from drift.errors import ConfigError, DatasetError
 from drift.plateau import late_start
 from drift.plateau.kernel import window_mean
 
+pytestmark = pytest.mark.numerical
+
 SUPPORTED, REFUTED, UNDETERMINED, NOT_TESTED, WITHHELD = Status
 UNIT = synthetic.ROUNDOFF
 

@@ -16,6 +16,8 @@ from drift.descent import LOGIT_ROWS, Lane, Limits, Recorder, descend
 from drift.precision import numerics, rung_of
 from drift.protocols import Chunk, parse
 
+pytestmark = pytest.mark.numerical
+
 TOKENS = 37
 
 

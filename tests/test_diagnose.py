@@ -27,6 +27,8 @@ from drift.diagnose.envelope import ALLOWANCE, ROUNDINGS, derive, roundoff
 from drift.diagnose.tensors import FORMATS, Place, fits, written
 from drift.errors import DatasetError
 
+pytestmark = pytest.mark.numerical
+
 TOKENS, CHUNK = 48, 8
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 MODELS = [(f, d, s) for f in ("llama", "qwen2", "gemma3") for d in ("bf16", "fp32", "fp64") for s in (0, 1)]

@@ -16,6 +16,8 @@ from drift import gain, plots_precision
 from drift.dataset import Sweep
 from drift.gain import Reason, Verdict, rate
 
+pytestmark = pytest.mark.numerical
+
 
 def law(r: float, documents: int = 4, steps: int = 40, noise: float = 0.05, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)

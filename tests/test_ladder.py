@@ -24,6 +24,8 @@ from drift.dataset import Sweep
 from drift.errors import DatasetError
 from drift.ladder import Interval, Reason, Verdict, judge, mean_interval, slope
 
+pytestmark = pytest.mark.numerical
+
 UNIT = synthetic.ROUNDOFF
 
 

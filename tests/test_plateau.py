@@ -22,6 +22,8 @@ from drift.plateau import Plateau, Reason, Verdict, curves, plateau, plateaus
 from drift.plateau.__main__ import main
 from drift.plateau.verdict import certificate
 
+pytestmark = pytest.mark.numerical
+
 T = np.arange(1, 64.0)
 PLATEAUS = {Verdict.SATURATED_PLATEAU, Verdict.FLAT, Verdict.PLATEAU_RISE_UNRESOLVED}
 

@@ -16,6 +16,8 @@ from scipy.signal import lfilter
 
 from drift.plateau import Code, analyse, kernel, plateau
 
+pytestmark = pytest.mark.numerical
+
 FLAT = (Code.SATURATED, Code.FLAT, Code.RISE_UNRESOLVED)
 DELTA = math.log(1.05)
 

@@ -15,6 +15,8 @@ from drift import precision
 from drift.errors import ConfigError, PrecisionError
 from drift.precision import RUNGS, default_half_matmul, numerics, rung, rung_of, widen
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("name", ["bf16", "fp16", "fp32", "fp64"])
 def test_unit_roundoff_is_half_of_torchs_eps(name: str) -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from drift.errors import ConfigError
 from drift.protocols import available, parse
 
+pytestmark = pytest.mark.numerical
+
 # One row per protocol that cuts a text into chunks, one pass each: label, positions of the chunks' first tokens and
 # prefixes for 10 tokens in chunks of 4.
 TABLE = [

@@ -14,6 +14,8 @@ import drift
 from drift import checkpoints, corpus, ladder
 from drift.precision import numerics, rung
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def text(smollm2: str) -> np.ndarray:

@@ -20,6 +20,8 @@ from drift.dataset import same_data
 from drift.errors import ConfigError
 from drift.precision import numerics, rung, widen
 
+pytestmark = pytest.mark.numerical
+
 PARTS = measures.PartRows.names
 
 

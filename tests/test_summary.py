@@ -19,6 +19,8 @@ from drift.dataset import Sweep, open_sweep
 from drift.errors import DatasetError
 from drift.plateau import plateau
 
+pytestmark = pytest.mark.numerical
+
 MODEL = "smollm2-135m-instruct"
 
 

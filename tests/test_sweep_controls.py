@@ -20,6 +20,8 @@ from drift.errors import ConfigError
 from drift.sweep import load_config, plan, run
 from drift.sweep.controls import SIZES, controls
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,6 +19,8 @@ import drift
 from drift.dataset import same_data, validate
 from drift.errors import ConfigError, UnsupportedModelError
 
+pytestmark = pytest.mark.numerical
+
 
 def plain(model: Any, ids: Any, size: int, restart: bool = False) -> dict[str, Any]:
     """Hidden states [layer, token, feature], keys and logits of a plain loop, in float64."""

@@ -20,6 +20,8 @@ from drift.errors import ConfigError, PrecisionError
 from drift.precision import rung, widen
 from drift.weights import Streamed, UnfitForStreamingError, skeleton, weights_of
 
+pytestmark = pytest.mark.numerical
+
 FOLDS: list[tuple[int, str]] = [(8, "append"), (5, "reprime"), (12, "restart")]
 
 
