@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from drift import corpus
 from drift.errors import CorpusError
+from drift.running import corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

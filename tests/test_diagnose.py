@@ -18,12 +18,14 @@ from diagnose_tools import Tensors, lane, random_model, save, text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift.diagnose import Cause, Diagnosis, Verdict, as_dict, diagnose, open_dump, page
-from drift.diagnose.__main__ import main
-from drift.diagnose.compare import compare
-from drift.diagnose.envelope import derive, roundoff
-from drift.diagnose.tensors import FORMATS, Place, fits, written
+from drift.diagnose import main
 from drift.errors import DatasetError
+from drift.reading.diagnose.compare import compare
+from drift.reading.diagnose.envelope import derive, roundoff
+from drift.reading.diagnose.model import Cause, Diagnosis, Verdict
+from drift.reading.diagnose.showing import as_dict, page
+from drift.reading.diagnose.tensors import FORMATS, Place, fits, open_dump, written
+from drift.reading.diagnose.verdict import diagnose
 
 TOKENS, CHUNK = 48, 8
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -613,8 +615,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_needs_neither_torch_nor_transformers() -> None:
     program = (
-        "import sys, drift.diagnose, drift.diagnose.__main__\n"
-        "try: drift.diagnose.__main__.main(['--help'])\n"
+        "import sys, drift.diagnose\n"
+        "try: drift.diagnose.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'pandas', 'xarray'} & set(sys.modules)"
     )
@@ -622,7 +624,7 @@ def test_needs_neither_torch_nor_transformers() -> None:
 
 
 def test_a_large_dump_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drift.diagnose.compare.ROWS", 16)
+    monkeypatch.setattr("drift.reading.diagnose.compare.ROWS", 16)
     model, ids, full = pair()
     pieces = compare(open_dump(save(full, tmp_path / "a")), open_dump(save(lane(model, ids, 24), tmp_path / "b")))
     monkeypatch.undo()

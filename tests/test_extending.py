@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from drift import dataset, protocols
+from drift import dataset
+from drift.running import protocols
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -16,15 +17,15 @@ RECIPES = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 def test_recipes_name_files_and_things_that_exist() -> None:
     named = set(re.findall(r"`((?:drift|data|docs|notebooks|tests)/[\w./]+\.\w+)`", RECIPES))
-    named -= {"drift/protocols/NAME.py"}
+    named -= {"drift/running/protocols/NAME.py"}
     assert len(named) >= 8
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
     for thing, home in (
         ("TABLE", "tests/test_protocols.py"),
-        ("VARIABLES", "drift/dataset.py"),
-        ("DocumentRecorder", "drift/recording.py"),
+        ("VARIABLES", "drift/dataset/contract.py"),
+        ("DocumentRecorder", "drift/running/recording.py"),
         ("NUMERICS_VERSION", "drift/_version.py"),
-        ("CORPORA", "drift/corpus.py"),
+        ("CORPORA", "drift/running/corpus.py"),
     ):
         assert thing in RECIPES
         assert re.search(rf"^(class )?{thing}\b", (ROOT / home).read_text(encoding="utf-8"), re.MULTILINE), thing
@@ -39,7 +40,7 @@ def test_adding_a_protocol_is_adding_a_file(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "halved.py").write_text(
         "from dataclasses import dataclass\n"
         "from typing import ClassVar\n"
-        "from drift.protocols.base import Protocol\n"
+        "from drift.running.protocols.base import Protocol\n"
         "@dataclass(frozen=True)\n"
         "class Halved(Protocol):\n"
         "    name: ClassVar[str] = 'halved'\n"
@@ -52,7 +53,7 @@ def test_adding_a_protocol_is_adding_a_file(tmp_path: Path, monkeypatch: pytest.
         assert [c.first_position for c in protocols.parse("halved").chunks(12, 4)] == [0, 2, 4]
     finally:
         protocols._registry.cache_clear()
-        sys.modules.pop("drift.protocols.halved", None)
+        sys.modules.pop("drift.running.protocols.halved", None)
 
 
 def test_the_documentation_has_a_section_for_every_protocol() -> None:

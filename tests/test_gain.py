@@ -11,9 +11,9 @@ import synthetic_controls as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift import gain, plots_precision
-from drift.dataset import Sweep
-from drift.gain import Reason, Verdict, rate
+from drift.dataset.sweep import Sweep
+from drift.reading import figures, gain
+from drift.reading.statistics.rate import Reason, Verdict, rate
 
 
 def law(r: float, documents: int = 4, steps: int = 40, noise: float = 0.05, seed: int = 0) -> np.ndarray:
@@ -107,10 +107,10 @@ def test_gains_of_a_sweep() -> None:
     layers = gain.by_layer(sweep)
     assert len(layers) == 6
     assert "rate, final norm" in layers.columns
-    figure = plots_precision.gains(found)
+    figure = figures.gains(found)
     assert figure is not None
     assert "6 contraction of 6 cells" in " ".join(figure.get_suptitle().split())
-    assert plots_precision.gains([]) is None
+    assert figures.gains([]) is None
 
 
 def test_the_step_matters_where_it_does() -> None:

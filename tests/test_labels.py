@@ -9,11 +9,13 @@ import synthetic_controls as made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift import claims, summary
-from drift.dataset import Sweep
+from drift.dataset.choosing import folds, left_out
+from drift.dataset.labels import Label, parse
+from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
-from drift.labels import Label, folds, left_out, parse
-from drift.plateau import curves
+from drift.reading import summary
+from drift.reading.claims import auditing
+from drift.reading.plateau import curves
 
 
 @pytest.mark.parametrize(
@@ -65,9 +67,9 @@ def test_folds_and_what_is_left_out() -> None:
     with pytest.raises(DatasetError, match=r"reference 'gold'.*append against full"):
         folds(sweep, "gold")
     assert len(folds(Sweep([]))) == 0
-    found = claims.audit(sweep, others=())
+    found = auditing.audit(sweep, others=())
     assert found.scope == said
-    assert [f.words for f in found.findings] == [f.words for f in claims.audit(kept, others=()).findings]
+    assert [f.words for f in found.findings] == [f.words for f in auditing.audit(kept, others=()).findings]
 
 
 def test_the_first_step_against_the_previous_one_is_no_finding() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.special import log_softmax, rel_entr, softmax
 
-from drift import measures
-from drift.measures import (
+from drift.running import measures
+from drift.running.measures import (
     LogitReference,
     compare_logits,
     compare_states,

@@ -13,7 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import lfilter
 
-from drift.plateau import Code, analyse, kernel, plateau
+from drift.reading.plateau.deciding import plateau
+from drift.reading.statistics import models as statistics_models
+from drift.reading.statistics import noise as statistics_noise
+from drift.reading.statistics import plateau as statistics_plateau
+from drift.reading.statistics import windows
+from drift.reading.statistics.plateau import Code, analyse
 
 FLAT = (Code.SATURATED, Code.FLAT, Code.RISE_UNRESOLVED)
 DELTA = math.log(1.05)
@@ -48,11 +53,11 @@ REGRESSORS = {
 def test_traces_are_those_of_the_dense_matrices(x):
     n = len(x)
     weights = np.random.default_rng(n).standard_normal((3, n))
-    noise = kernel._Noise(x, weights)
+    noise = statistics_noise._Noise(x, weights)
     m = residual_maker(x)
     np.testing.assert_allclose(noise.residuals(np.eye(n)), m, atol=1e-11)
     ratios = []
-    for k, rho in enumerate(kernel._RHO):
+    for k, rho in enumerate(statistics_noise._RHO):
         g = correlation(n, rho)
         a = m @ g @ m
         # sums of n^2 terms of size 1: what rounding leaves is below n^2 eps, about 1e-12
@@ -68,16 +73,16 @@ def test_traces_are_those_of_the_dense_matrices(x):
 
 def test_correlations_are_multiplied_without_their_matrix():
     vectors = np.random.default_rng(0).standard_normal((17, 4))
-    for rho, product in zip(kernel._RHO, kernel._correlate(vectors), strict=True):
+    for rho, product in zip(statistics_noise._RHO, statistics_noise._correlate(vectors), strict=True):
         np.testing.assert_allclose(product, correlation(17, rho) @ vectors, atol=1e-12)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_variance_is_unbiased_and_its_degrees_of_freedom_are_right(rho):
     runs, n = 4000, 45
-    k = int(np.argmin(np.abs(kernel._RHO - rho)))
-    assert kernel._RHO[k] == pytest.approx(rho)
-    noise = kernel._noise(15, 60, 1)[0]
+    k = int(np.argmin(np.abs(statistics_noise._RHO - rho)))
+    assert statistics_noise._RHO[k] == pytest.approx(rho)
+    noise = statistics_noise.noise_of(15, 60, 1)[0]
     squares = (noise.residuals(ar1(np.random.default_rng(11), (runs, n), rho)) ** 2).sum(axis=1) / noise.trace[k]
     # A quadratic form with df degrees of freedom and mean 1 has variance 2 / df; four standard errors of either moment.
     assert squares.mean() == pytest.approx(1, abs=4 * math.sqrt(2 / noise.df[k] / runs))
@@ -89,7 +94,7 @@ def test_variance_is_unbiased_and_its_degrees_of_freedom_are_right(rho):
 def test_autocorrelation_is_an_upper_limit(rho):
     # r + one standard error: the truth is below it in 84 % of runs, were r normal; it is skewed, hence three quarters.
     noise = ar1(np.random.default_rng(5), (400, 4, 48), rho)
-    _, _, found, design, variance, _ = kernel._ar(noise, kernel._noise(15, 63, 1)[0])
+    _, _, found, design, variance, _ = statistics_noise._ar(noise, statistics_noise.noise_of(15, 63, 1)[0])
     assert (found >= rho - 1e-9).mean() > 0.75
     assert np.median(design) == pytest.approx(1, abs=0.3)
     if rho < 0.9:  # detrended, 48 steps at 0.9 cannot be told from a random walk
@@ -126,7 +131,7 @@ def test_standard_error_of_the_slope_is_the_dense_one(rho, documents):
     rng = np.random.default_rng(17)
     x = np.log2(np.arange(17, 64.0))
     z = 0.2 * ar1(rng, (5, documents, len(x)), rho) + 0.3 * x
-    fit = kernel._fit(z, 16, 63)
+    fit = statistics_noise.fit_window(z, 16, 63)
     for k in range(5):
         error, found = dense_slope_error(z[k], x)
         # The kernel interpolates between autocorrelations at most 0.02 apart.
@@ -138,8 +143,8 @@ def test_standard_error_of_the_slope_is_the_dense_one(rho, documents):
 @settings(max_examples=20, deadline=None)
 def test_slope_and_level_are_polyfit_and_geometric_mean(steps, documents, seed):
     y = np.exp(np.random.default_rng(seed).normal(0, 0.1, (documents, steps)))
-    first = kernel.windows(steps)[-1]
-    clipped = kernel._clip(np.log(y)[None, :, 3:])[0]
+    first = windows.windows(steps)[-1]
+    clipped = statistics_plateau._clip(np.log(y)[None, :, 3:])[0]
     z = clipped[:, first - 3 :].mean(axis=0)
     found = analyse(y)
     assert found.slope[0] == pytest.approx(np.polyfit(np.log2(np.arange(first + 1, steps + 1)), z, 1)[0], abs=1e-11)
@@ -154,7 +159,7 @@ def test_equivalence_is_two_one_sided_t_tests_over_documents():
     found = analyse(t ** (powers[:, None] / math.log(2)))
     below = scipy.stats.ttest_1samp(powers, DELTA, alternative="less").pvalue
     above = scipy.stats.ttest_1samp(powers, -DELTA, alternative="greater").pvalue
-    assert len(kernel.windows(63)) == 3
+    assert len(windows.windows(63)) == 3
     assert found.p_equivalence[0] == pytest.approx(3 * max(below, above), rel=1e-6)
     up, down = (
         analyse(t ** ((powers[:, None] + 0.06) / math.log(2))),
@@ -173,13 +178,13 @@ def test_equivalence_is_two_one_sided_t_tests_over_documents():
 def test_the_least_favourable_standard_error_counts():
     estimate = np.array([0.02])
     small, large = (np.array([0.01]), np.array([40.0])), (np.array([0.012]), np.array([3.0]))
-    both = kernel.Estimate(estimate, [small, large])
+    both = statistics_noise.Estimate(estimate, [small, large])
     t = scipy.stats.t
     assert both.half_width(0.05)[0] == pytest.approx(max(t.ppf(0.95, 40) * 0.01, t.ppf(0.95, 3) * 0.012))
     assert both.p_below(0.05)[0] == pytest.approx(max(t.sf(0.03 / 0.01, 40), t.sf(0.03 / 0.012, 3)))
     assert both.p_above(0.05)[0] == pytest.approx(max(t.sf(-0.03 / 0.01, 40), t.sf(-0.03 / 0.012, 3)))
-    assert kernel.Estimate(estimate, [small]).p_below(0.05)[0] < both.p_below(0.05)[0]
-    exact = kernel.Estimate(estimate, [(np.zeros(1), np.array([5.0]))])
+    assert statistics_noise.Estimate(estimate, [small]).p_below(0.05)[0] < both.p_below(0.05)[0]
+    exact = statistics_noise.Estimate(estimate, [(np.zeros(1), np.array([5.0]))])
     assert (exact.p_below(0.05)[0], exact.p_above(0.05)[0], exact.p_above(0.02)[0]) == (0.0, 1.0, 1.0)
 
 
@@ -196,7 +201,7 @@ def test_rise_is_students_over_documents():
 
 def test_late_figures_are_those_of_the_last_half_and_the_last_fifth():
     y = np.exp(np.random.default_rng(9).normal(0, 0.1, (5, 63)))
-    z = kernel._clip(np.log(y)[None, :, 3:])[0].mean(axis=0)  # of steps 4 to 63
+    z = statistics_plateau._clip(np.log(y)[None, :, 3:])[0].mean(axis=0)  # of steps 4 to 63
     found = analyse(y)
     assert found.late_slope[0] == pytest.approx(np.polyfit(np.log2(np.arange(33, 64)), z[29:], 1)[0])
     assert found.late_step[0] == pytest.approx(z[-9:].mean() - z[13:-9].mean())  # 9 of the 47 steps that judge
@@ -255,7 +260,7 @@ def test_models_are_compared_as_by_dense_generalised_least_squares(rho):
     t = np.arange(first + 1, steps + 1.0)
     shapes = [0 * t, 0.2 * np.log2(t), 2 * t / steps, -np.exp(-(t - 1) / 2), 3 * np.maximum(0, t / steps - 0.7)]
     z = np.stack(shapes) + 0.15 * ar1(np.random.default_rng(4), (len(shapes), len(t)), rho)
-    lead, model = kernel._compare_models(z, first, steps, DELTA)
+    lead, model = statistics_models.compare_models(z, first, steps, DELTA)
     for k in range(len(shapes)):
         truth, name = dense_lead(z[k], first, steps)
         if math.isfinite(truth):
@@ -263,13 +268,13 @@ def test_models_are_compared_as_by_dense_generalised_least_squares(rho):
             assert lead[k] == pytest.approx(truth, abs=1e-7)
         else:
             assert lead[k] == -np.inf
-        assert kernel.model_names()[model[k]] == name
+        assert statistics_models.model_names()[model[k]] == name
     assert lead[2] > lead[0]
 
 
 def test_whitening_is_that_of_the_dense_covariance():
     rho, n = 0.6, 12
-    w = kernel._whiten(np.eye(n), rho).T
+    w = statistics_models._whiten(np.eye(n), rho).T
     covariance = correlation(n, rho) / (1 - rho**2)
     np.testing.assert_allclose(w @ covariance @ w.T, np.eye(n), atol=1e-13)
 
@@ -280,13 +285,13 @@ def test_whitening_is_that_of_the_dense_covariance():
     [(16, [3, 4]), (31, [3, 4, 8]), (63, [4, 8, 16]), (127, [8, 16, 32]), (511, [32, 64, 128]), (12, [3]), (1, [3])],
 )
 def test_windows_are_fixed_by_the_number_of_steps(steps, first):
-    assert kernel.windows(steps) == first
+    assert windows.windows(steps) == first
 
 
 def test_least_steps_leave_points_enough():
-    least = kernel.least_steps()
-    assert least - kernel.windows(least)[-1] == kernel.LEAST_POINTS
-    assert least - 1 - kernel.windows(least - 1)[-1] < kernel.LEAST_POINTS
+    least = windows.least_steps()
+    assert least - windows.windows(least)[-1] == windows.LEAST_POINTS
+    assert least - 1 - windows.windows(least - 1)[-1] < windows.LEAST_POINTS
 
 
 QUIET = np.random.default_rng(2).uniform(-0.01, 0.01, (1, 2, 60))
@@ -297,7 +302,7 @@ QUIET = np.random.default_rng(2).uniform(-0.01, 0.01, (1, 2, 60))
 def test_an_isolated_spike_is_clipped_wherever_it_is(place, height):
     z = QUIET.copy()
     z[0, 1, place] += height
-    clipped = kernel._clip(z)
+    clipped = statistics_plateau._clip(z)
     # MAD of uniform noise is half its half-width; 5 x 1.4826 of it on top of the neighbourhood's own spread
     assert abs(clipped[0, 1, place]) < 0.01 + 5 * 1.4826 * 0.01
     assert math.copysign(1, clipped[0, 1, place]) == math.copysign(1, height)
@@ -310,24 +315,24 @@ def test_an_isolated_spike_is_clipped_wherever_it_is(place, height):
 def test_a_run_is_a_finding_and_stays(place, length):
     z = QUIET.copy()
     z[0, 0, place : place + length] += 1.0
-    np.testing.assert_allclose(kernel._clip(z), z, atol=1e-15)
+    np.testing.assert_allclose(statistics_plateau._clip(z), z, atol=1e-15)
 
 
 def test_the_last_three_points_stay_if_they_agree():
     # A median of seven mirrored at the end sees three points five times: the last steps are evidence of late growth.
     z = QUIET.copy()
     z[0, 0, -3:] += 1.0
-    np.testing.assert_allclose(kernel._clip(z), z, atol=1e-15)
+    np.testing.assert_allclose(statistics_plateau._clip(z), z, atol=1e-15)
 
 
 def test_clipping_knows_no_units_and_leaves_curves_without_noise_alone():
     z = QUIET.copy()
     z[0, 0, 10] = 4.0
-    np.testing.assert_allclose(kernel._clip(z + 7.0), kernel._clip(z) + 7.0, atol=1e-13)
-    np.testing.assert_allclose(kernel._clip(-z), -kernel._clip(z), atol=1e-15)
+    np.testing.assert_allclose(statistics_plateau._clip(z + 7.0), statistics_plateau._clip(z) + 7.0, atol=1e-13)
+    np.testing.assert_allclose(statistics_plateau._clip(-z), -statistics_plateau._clip(z), atol=1e-15)
     ramp = np.linspace(0, 3, 40)[None, None]
-    assert (kernel._clip(ramp) == ramp).all()
-    assert kernel._clip(QUIET[:, :, :1]).shape == (1, 2, 1)
+    assert (statistics_plateau._clip(ramp) == ramp).all()
+    assert statistics_plateau._clip(QUIET[:, :, :1]).shape == (1, 2, 1)
 
 
 @pytest.mark.parametrize("steps", [63, 127])
@@ -392,7 +397,7 @@ def test_a_curve_knows_nothing_of_those_beside_it(seed, steps, documents, neighb
     stack = np.exp(rng.choice([0.03, 0.3]) * ar1(rng, (4, documents, steps), 0.4))
     stack[1] *= {"another": 1.0, "NaN": np.nan, "zero": 0.0, "huge": 1e250, "Inf": np.inf}[neighbour]
     together = analyse(stack)
-    alone = kernel.Analysis.concatenate([analyse(stack[k]) for k in range(4)])
+    alone = statistics_plateau.Analysis.concatenate([analyse(stack[k]) for k in range(4)])
     for f in fields(together):
         one, other = getattr(together, f.name), getattr(alone, f.name)
         if f.name == "lead":  # matrix times matrix and matrix times vector round differently
@@ -427,13 +432,13 @@ def test_every_curve_has_a_verdict(kind, seed, documents, steps):
 
 def test_the_mean_of_a_window_is_the_level_with_its_interval():
     z = np.random.default_rng(6).uniform(-0.2, 0.2, (3, 5, 63))
-    found, mean = analyse(np.exp(z)), kernel.window_mean(z)
+    found, mean = analyse(np.exp(z)), statistics_noise.window_mean(z)
     np.testing.assert_allclose(mean.estimate, found.level, atol=1e-12)
     np.testing.assert_allclose(mean.half_width(0.025), found.level_high - found.level, rtol=1e-9)
-    short = kernel.window_mean(z[:, :, :6])
+    short = statistics_noise.window_mean(z[:, :, :6])
     means = z[:, :, 3:6].mean(axis=2)
     np.testing.assert_allclose(short.estimate, means.mean(axis=1))
     np.testing.assert_allclose(
         short.half_width(0.05), scipy.stats.t.ppf(0.95, 4) * scipy.stats.sem(means, axis=1), rtol=1e-9
     )
-    assert kernel.window_mean(z[:, :3, :6]) is None
+    assert statistics_noise.window_mean(z[:, :3, :6]) is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drift.errors import ConfigError
-from drift.protocols import available, parse
+from drift.running.protocols import available, parse
 
 # One row per protocol that cuts a text into chunks, one pass each: label, positions of the chunks' first tokens and
 # prefixes for 10 tokens in chunks of 4.
@@ -145,7 +145,7 @@ def test_references_that_a_protocol_does_not_have() -> None:
 
 
 def test_protocols_need_no_torch() -> None:
-    code = "import sys, drift.protocols as p; p.parse('append').chunks(8, 2); sys.exit('torch' in sys.modules)"
+    code = "import sys, drift.running.protocols as p; p.parse('append').chunks(8, 2); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -14,10 +14,12 @@ from test_descent import Everything
 from transformers import DynamicCache
 
 import drift
-from drift.descent import Lane, descend
 from drift.errors import UnsupportedModelError
-from drift.precision import numerics, rung_of
-from drift.protocols import parse
+from drift.running.descent.blocks import DescendingLane
+from drift.running.descent.descending import descend
+from drift.running.descent.lanes import Lane
+from drift.running.model.numerics import numerics, rung_of
+from drift.running.protocols import parse
 
 TOKENS, SIZE = 37, 8
 Loop = Callable[[Any, torch.Tensor], tuple[list[torch.Tensor], torch.Tensor]]
@@ -251,7 +253,6 @@ def test_a_window_that_holds_everything_is_append(family: str) -> None:
 
 def test_moved_keys_are_keys_computed_there() -> None:
     """Rotating from one position to another is what the model would have done, up to rounding."""
-    from drift.descent import _Descending
 
     model = make_model("llama", "float64")
     text = text_of(model)
@@ -262,7 +263,7 @@ def test_moved_keys_are_keys_computed_there() -> None:
             cache = DynamicCache(config=model.config)
             forward(model, text, cache, first)
             caches.append(cache.layers[0].keys)
-        d = _Descending(lane, model)
+        d = DescendingLane(lane, model)
         there = d.rotate(0, caches[0], torch.full((TOKENS,), 20))
         back = d.rotate(0, caches[1], torch.full((TOKENS,), -20))
     torch.testing.assert_close(there, caches[1], rtol=0, atol=5e-6)

@@ -10,14 +10,16 @@ import torch
 from transformers import DynamicCache
 
 import drift
-from drift import checkpoints, corpus
-from drift.precision import numerics, rung
+from drift.dataset.rungs import rung
+from drift.running import corpus
+from drift.running.checkpoints import loading
+from drift.running.model.numerics import numerics
 
 
 @pytest.fixture(scope="module")
 def text(smollm2: str) -> np.ndarray:
     """One document of 300 tokens."""
-    tokenizer = checkpoints.load(smollm2, "fp32").tokenizer
+    tokenizer = loading.load(smollm2, "fp32").tokenizer
     return corpus.documents("pydoc", tokenizer, documents=1, tokens=300)
 
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from test_trace import plain
 
 import drift
-from drift import measures
-from drift.dataset import same_data
+from drift.dataset.comparing import same_data
+from drift.dataset.rungs import rung
 from drift.errors import ConfigError
-from drift.precision import numerics, rung, widen
+from drift.running import measures
+from drift.running.model.numerics import numerics
+from drift.running.model.widening import widen
 
 PARTS = measures.PartRows.names
 

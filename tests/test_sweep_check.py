@@ -17,9 +17,10 @@ from sweep_tools import REPOSITORY, cells, text_file, tiny_checkpoint, write_con
 
 from drift import dataset
 from drift.errors import ConfigError
-from drift.sweep import checking, run
-from drift.sweep.__main__ import main
-from drift.sweep.checking import FINDINGS, check
+from drift.running.sweep import checking
+from drift.running.sweep.checking import FINDINGS, check
+from drift.running.sweep.running import run
+from drift.sweep import main
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +252,7 @@ def test_a_sweep_that_is_not_complete_is_not_wrong(bench: tuple[Path, Path], tmp
 def test_it_needs_neither_torch_nor_dask(out: Path) -> None:
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None, dask=None, distributed=None); "
-        f"from drift.sweep.__main__ import main; sys.exit(main(['--check', {str(out)!r}]))"
+        f"from drift.sweep import main; sys.exit(main(['--check', {str(out)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

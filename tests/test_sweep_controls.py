@@ -12,8 +12,10 @@ from sweep_tools import text_file, tiny_checkpoint, write_config
 
 from drift import dataset
 from drift.errors import ConfigError
-from drift.sweep import load_config, plan, run
-from drift.sweep.controls import SIZES, controls
+from drift.running.sweep.config import load_config
+from drift.running.sweep.control_cells import SIZES, controls
+from drift.running.sweep.planning import plan
+from drift.running.sweep.running import run
 
 
 @pytest.fixture(scope="module")

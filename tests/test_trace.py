@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 import drift
-from drift.dataset import same_data, validate
+from drift.dataset.comparing import same_data
+from drift.dataset.validating import validate
 from drift.errors import ConfigError, UnsupportedModelError
 
 

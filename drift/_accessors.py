@@ -1,0 +1,73 @@
+"""``ds.drift`` and ``sweep.drift``: there after ``import drift``, loaded when first used.
+
+The room with the datasets does not know who reads them, and importing drift must not import xarray. So readers are
+named here, and attached to :class:`xarray.Dataset` when xarray is imported: at once, or by whoever imports it later.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["attach", "cell_accessor", "sweep_accessor"]
+
+_NAME = "drift"
+_HOME = "drift.reading.accessor"
+
+
+def cell_accessor(ds: Any) -> Any:
+    """Return the reader of a cell (xarray.Dataset): :class:`drift.reading.accessor.CellAccessor`."""
+    return import_module(_HOME).CellAccessor(ds)
+
+
+def sweep_accessor(sweep: Any) -> Any:
+    """Return the reader of a sweep: :class:`drift.reading.accessor.SweepAccessor`."""
+    return import_module(_HOME).SweepAccessor(sweep)
+
+
+def _register(xarray: ModuleType) -> None:
+    if not hasattr(xarray.Dataset, _NAME):
+        xarray.register_dataset_accessor(_NAME)(cell_accessor)
+
+
+class _Registering(Loader):
+    """Load xarray as its own loader does, then register."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _register(module)
+
+    def __getattr__(self, name: str) -> Any:  # resources and sources of xarray are found by its own loader
+        return getattr(self._loader, name)
+
+
+class _UntilXarray(MetaPathFinder):
+    """Wait for the first import of xarray; steps aside for it and for ever after."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != "xarray":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Registering(spec.loader)
+        return spec
+
+
+def attach() -> None:
+    """Attach ``ds.drift``: now where xarray is loaded, else as soon as it is."""
+    if "xarray" in sys.modules:
+        _register(sys.modules["xarray"])
+    elif not any(isinstance(finder, _UntilXarray) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _UntilXarray())

@@ -1,0 +1,4 @@
+"""Lanes descend the network together, layer by layer.
+
+The only folder that touches the layers and caches of transformers.
+"""
