@@ -96,7 +96,8 @@ class Zygote:
     _PROGRAM = """
 import json, os, signal, sys
 import torch, transformers
-import drift.checkpoints, drift.corpus, drift.dataset, drift.sweep.__main__ as sweep, drift.tracing
+import drift.running.checkpoints.loading, drift.running.corpus, drift.dataset.files, drift.running.tracing
+import drift.sweep as sweep
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 - imported lazily
 for line in sys.stdin:
     request = json.loads(line)

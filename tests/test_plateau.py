@@ -733,7 +733,10 @@ def test_derived_measures_are_distances(sweep_folder):
 
 # ------------------------------------------------------------------------------------------ processes
 def test_plateau_needs_no_torch():
-    code = "import sys, drift.plateau, drift.plateau.curves; print([m for m in sys.modules if m.startswith('torch')])"
+    code = (
+        "import sys, drift.plateau, drift.reading.plateau.curves; "
+        "print([m for m in sys.modules if m.startswith('torch')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -14,10 +14,11 @@ import drift
 from drift.claims import main as claims_main
 from drift.dataset.files import write
 from drift.dataset.sweep import Sweep
-from drift.reading import controls, gain, ladder, report, side_by_side, summary
+from drift.reading import controls, gain, ladder, side_by_side, summary
 from drift.reading import figures as reading_figures
 from drift.reading.claims import auditing
 from drift.reading.claims import page as claims_page
+from drift.reading.report import rendering
 
 PROTOCOLS = (
     "append", "restart", "reprime(token=1)", "isolated", "isolated(probe=1)", "streaming(sinks=4,window=512)",
@@ -126,7 +127,7 @@ def test_figures_of_many_readings_fit(many: Sweep) -> None:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("everything")
     made.whole(home / "good")
-    report.render(home / "good", ["claims", "precision", "readings"], home / "pages", report=lambda line: None)
+    rendering.render(home / "good", ["claims", "precision", "readings"], home / "pages", report=lambda line: None)
     return home
 
 
@@ -161,7 +162,7 @@ def test_the_readings_page_says_what_the_cells_say(pages: Path) -> None:
 
 def test_a_sweep_with_nothing_special_is_told_what_would_measure_it(tmp_path: Path) -> None:
     write(made.make(np.full((1, 8), 0.1)), tmp_path / "one.nc")
-    report.render(tmp_path, ["precision", "readings"], tmp_path / "pages", report=lambda line: None)
+    rendering.render(tmp_path, ["precision", "readings"], tmp_path / "pages", report=lambda line: None)
     text = text_of(tmp_path / "pages" / "precision.html")
     assert text.count("not measured in this sweep; python -m drift.sweep") == 3
     assert "one precision only" in text
@@ -172,7 +173,7 @@ def test_a_sweep_with_nothing_special_is_told_what_would_measure_it(tmp_path: Pa
 def test_pages_of_failed_controls_say_so_first_and_conclude_nothing(tmp_path: Path) -> None:
     made.whole(tmp_path / "bad", broken=True)
     said: list[str] = []
-    report.render(tmp_path / "bad", ["claims", "precision"], tmp_path / "pages", report=said.append)
+    rendering.render(tmp_path / "bad", ["claims", "precision"], tmp_path / "pages", report=said.append)
     assert "controls of the instrument failed" in said[0]
     for page in ("index", "claims", "precision"):
         raw = (tmp_path / "pages" / f"{page}.html").read_text()
