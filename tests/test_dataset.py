@@ -335,9 +335,9 @@ def test_killed_while_writing_the_target_is_whole_or_absent(small: xr.Dataset, t
         "import sys, pathlib\n"
         "from drift import dataset\n"
         "ds = dataset.read(sys.argv[1])\n"
-        "print('ready', flush=True)\n"
         "for k in range(10**6):\n"
         "    dataset.write(ds, pathlib.Path(sys.argv[2]) / f'cell{k}.nc')\n"
+        "    print('written', flush=True)\n"
     )
     source = dataset.write(small, tmp_path / "source.nc")
     root = Path(dataset.__file__).parents[2]
@@ -350,9 +350,9 @@ def test_killed_while_writing_the_target_is_whole_or_absent(small: xr.Dataset, t
         env=os.environ | {"PYTHONPATH": str(root)},
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        assert process.stdout.readline() == b"written\n"  # one is whole, however slow the machine is
         try:
-            process.wait(timeout=1.0 + float(rng.random()))
+            process.wait(timeout=float(rng.random()))
         except subprocess.TimeoutExpired:
             process.kill()
     for path in out.glob("*.nc"):

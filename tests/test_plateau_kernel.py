@@ -18,7 +18,8 @@ from drift.reading.statistics import models as statistics_models
 from drift.reading.statistics import noise as statistics_noise
 from drift.reading.statistics import plateau as statistics_plateau
 from drift.reading.statistics import windows
-from drift.reading.statistics.plateau import Code, analyse
+from drift.reading.statistics.analysis import Analysis, Code
+from drift.reading.statistics.plateau import analyse
 
 FLAT = (Code.SATURATED, Code.FLAT, Code.RISE_UNRESOLVED)
 DELTA = math.log(1.05)
@@ -397,7 +398,7 @@ def test_a_curve_knows_nothing_of_those_beside_it(seed, steps, documents, neighb
     stack = np.exp(rng.choice([0.03, 0.3]) * ar1(rng, (4, documents, steps), 0.4))
     stack[1] *= {"another": 1.0, "NaN": np.nan, "zero": 0.0, "huge": 1e250, "Inf": np.inf}[neighbour]
     together = analyse(stack)
-    alone = statistics_plateau.Analysis.concatenate([analyse(stack[k]) for k in range(4)])
+    alone = Analysis.concatenate([analyse(stack[k]) for k in range(4)])
     for f in fields(together):
         one, other = getattr(together, f.name), getattr(alone, f.name)
         if f.name == "lead":  # matrix times matrix and matrix times vector round differently
