@@ -96,8 +96,7 @@ class Zygote:
     _PROGRAM = """
 import json, os, signal, sys
 import torch, transformers
-import drift.running.checkpoints.loading, drift.running.corpus, drift.dataset.files, drift.running.tracing
-import drift.sweep as sweep
+import drift.dataset, drift.sweep as sweep, drift.running.checkpoints.loading, drift.running.tracing
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 - imported lazily
 for line in sys.stdin:
     request = json.loads(line)
