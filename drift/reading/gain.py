@@ -22,7 +22,7 @@ import pandas as pd
 
 from drift import dataset
 from drift.dataset.contract import SCALARS
-from drift.dataset.labels import parse
+from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep
 from drift.reading import controls
 from drift.reading.statistics.arrays import Float
@@ -82,7 +82,7 @@ def gains(sweep: Sweep, layer: int | str = "last") -> list[Gain]:
 
 def _gains(sweep: Sweep, layer: int | str, withheld: bool) -> Iterator[Gain]:
     for ds in sweep:
-        label = parse(ds["protocol"].item())
+        label = parse_label(ds["protocol"].item())
         if ds["reference"].item() != "unperturbed" or label.name != "perturbed":
             continue
         step = int(label.number("step"))

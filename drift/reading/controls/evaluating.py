@@ -28,7 +28,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from drift.dataset.labels import parse
+from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep
 from drift.reading.controls.firing import WHERE_SHIFTED, all_responses, response_control, shifted_control
 from drift.reading.controls.floor import floor_control, floors
@@ -103,7 +103,7 @@ def _evaluate(sweep: Sweep, settings: Sequence[Instrument], measure: str, layer:
         return Summary((), (), (), False, measure)
     by: dict[str, list[xr.Dataset]] = {}
     for ds in sweep.controls:
-        name = parse(ds["protocol"].item()).name
+        name = parse_label(ds["protocol"].item()).name
         kind = str(ds.attrs["control"])
         kind = {"perturbed": "response", "shifted": "shifted"}.get(name, "") if kind == "fires" else kind
         by.setdefault(kind, []).append(ds)
