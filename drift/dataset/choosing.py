@@ -33,15 +33,7 @@ _REFERENCES = {
 
 def keep(sweep: Sweep, wanted: Callable[[xr.Dataset], bool]) -> Sweep:
     """Keep the cells for which `wanted` holds; unlike :meth:`Sweep.sel`, none at all is no error."""
-    return Sweep(
-        [ds for ds in sweep if wanted(ds)],
-        controls=sweep.controls,
-        plan=sweep.plan,
-        failures=sweep.failures,
-        problems=sweep.problems,
-        left_out=sweep.left_out,
-        folder=sweep.folder,
-    )
+    return sweep.derive(ds for ds in sweep if wanted(ds))
 
 
 def is_fold(ds: xr.Dataset, reference: str = "full", generating: bool = False) -> bool:

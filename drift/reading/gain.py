@@ -187,7 +187,7 @@ def by_layer(sweep: Sweep) -> pd.DataFrame:
         depth = np.array([(n - 1) / max(numbers[-1] - 1, 1) for n in numbers])
         for place in sorted({int(np.argmin(np.abs(depth - k / 3))) for k in range(4)}):
             last = place == len(numbers) - 1
-            for one in _gains(Sweep([ds]), numbers[place], False):
+            for one in _gains(sweep.derive([ds]), numbers[place], False):
                 names = ("fold", "model", "dtype", "chunk_size", "step", "size")
                 first = {n.replace("_", " "): one.labels[n] for n in names}
                 row = rows.setdefault(one.name + one.labels["text"] + str(id(ds)), first)
