@@ -15,7 +15,7 @@ import synthetic_controls as made
 from drift import dataset
 from drift import ladder as drift_ladder
 from drift.claims import main as claims_main
-from drift.dataset.labels import parse
+from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep
 from drift.plateau import main as plateau_main
 from drift.reading import controls, figures, gain, ladder, side_by_side, summary
@@ -188,7 +188,7 @@ def test_noise_at_one_size_decides_nothing_and_nan_before_it_fails() -> None:
     assert [c.state for c in evaluate(found).controls if c.kind == "response"] == [State.UNDECIDED, State.PASSED]
     hit = max(
         (ds for ds in found.controls if ds["protocol"].item().startswith("perturbed") and ds["dtype"].item() == "fp32"),
-        key=lambda ds: parse(ds["protocol"].item()).number("size"),
+        key=lambda ds: parse_label(ds["protocol"].item()).number("size"),
     )
     hit["hidden_rel_l2"].values[0, 0, 0] = math.nan
     spoilt = evaluate(Sweep(list(found), controls=found.controls))

@@ -19,7 +19,7 @@ from drift.running.model import weights
 from drift.running.sweep import config as sweep_config
 from drift.running.sweep import groups
 from drift.running.sweep.engines.processes import automatic_jobs
-from drift.running.sweep.memory import _control_group, choose, footprint, free, parse
+from drift.running.sweep.memory import _control_group, choose, footprint, free, parse_size
 from drift.running.sweep.planning import plan
 from drift.running.sweep.running import run
 from drift.sweep import main
@@ -42,13 +42,13 @@ LONG: dict[str, Any] = {
     [("24GiB", 24 * 2**30), ("500MB", 500_000_000), ("500 mb", 500_000_000), ("8e9", 8_000_000_000), ("1.5kB", 1500)],
 )
 def test_amounts_of_memory(text: str, size: int) -> None:
-    assert parse(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "much", "24 apples", "0", "-3GB", "1.2.3GB", "1e999"])
 def test_no_amounts_of_memory(text: str) -> None:
     with pytest.raises(ConfigError, match="is no amount of memory; write 24GiB"):
-        parse(text)
+        parse_size(text)
 
 
 def test_the_machine_says_what_is_free() -> None:

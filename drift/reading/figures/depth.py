@@ -137,7 +137,7 @@ def depth_growth(sweep: Sweep, measure: str = "hidden_rel_l2", chunk_size: int |
             part = part.sel(chunk_size=chunk_size or min(part.values("chunk_size")))
             zeros = bad = 0
             for ds in part:
-                frame = summary.depth(Sweep([ds]), measure)
+                frame = summary.depth(sweep.derive([ds]), measure)
                 frame["at"] = frame["layer"]
                 zeros, bad = zeros + int(frame["zeros"].sum()), bad + int(frame["nonfinite"].sum())
                 key, how = ds["dtype"].item(), ds["protocol"].item()
@@ -189,7 +189,7 @@ def keys_values(sweep: Sweep, chunk_size: int | None = None) -> Figure:
                 for ds in (ds for ds in cells if ds["chunk_size"].item() == (chunk_size or smallest)):
                     levels = {}
                     for name in quantities:
-                        frame = summary.depth(Sweep([ds]), name)
+                        frame = summary.depth(sweep.derive([ds]), name)
                         frame = frame[(frame["layer"] >= 1) & (frame["layer"] <= ds["block"].values[-1])]
                         frame = frame.assign(at=frame["layer"])
                         zeros, bad = zeros + int(frame["zeros"].sum()), bad + int(frame["nonfinite"].sum())
@@ -237,7 +237,7 @@ def worst_tokens(
         for column, ds in enumerate(chosen):
             for row, by in enumerate(("step", "layer")):
                 ax = axes[row][column]
-                data = summary.tokens(Sweep([ds]), by)
+                data = summary.tokens(sweep.derive([ds]), by)
                 data = data[data["quantile"].isin(list(names))].assign(at=lambda f, by=by: f[by] + (by == "step"))
                 for q in names:
                     frame = data[data["quantile"] == q]

@@ -262,7 +262,7 @@ def choose(
         part = part.sel(dtype=dtype or dtypes_of(part)[0])
         part = part.sel(chunk_size=chunk_size or min(part.values("chunk_size")))
         cells.append(max(part.cells, key=lambda ds: ds.sizes["step"]))
-    return Sweep(cells, folder=sweep.folder)
+    return sweep.derive(cells)
 
 
 def groups(sweep: Sweep, name: str, size: int = 4) -> Iterator[tuple[str, Sweep]]:
