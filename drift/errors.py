@@ -13,6 +13,7 @@ __all__ = [
     "DatasetError",
     "DriftError",
     "PrecisionError",
+    "ProtocolError",
     "ReportError",
     "UnsupportedModelError",
 ]
@@ -24,6 +25,10 @@ class DriftError(Exception):
 
 class ConfigError(DriftError):
     """A configuration, command line or argument that cannot be carried out as written."""
+
+
+class ProtocolError(ConfigError):
+    """A reading of the fold whose code contradicts itself: what it says of its cache is not what it leaves."""
 
 
 class CheckpointError(DriftError):
