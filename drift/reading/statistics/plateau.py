@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import median_filter
 from scipy.special import stdtrit
 
+from drift.reading.statistics import intervals
 from drift.reading.statistics.arrays import Bool, Float
 from drift.reading.statistics.models import AICC_LEAD, LATE_MODEL, compare_models
 from drift.reading.statistics.noise import Estimate, WindowFit, fit_window, noise_of
@@ -89,7 +90,8 @@ class Analysis:
     p_growth, p_decay : float64
         Of "the growth is at most the margin" and "the decay is at most the margin", on the judging window.
     level, level_low, level_high : float64
-        Log of the geometric mean over documents and steps of the judging window; interval with coverage 0.95.
+        Log of the geometric mean over documents and steps of the judging window; interval with coverage
+        1 - 2 `LEVEL_ALPHA`.
     rise, rise_low, rise_high : float64
         Level less the first step, log; interval with coverage 1 - 2 alpha. Infinite where the first step is exactly 0.
     p_rise, p_no_rise : float64
@@ -302,7 +304,7 @@ def analyse(
     # A certified curve that a veto stopped is stopped by its shape: more of the same would not decide it.
     more_helps = (code > Code.ZEROS) & ~flat | (code == Code.TOO_SHORT)
     onset, onset_low, onset_high = _onset(z, judging, delta)
-    level_half = judge.mean.half_width(0.025)
+    level_half = judge.mean.half_width(intervals.LEVEL_ALPHA)
     sxx = noise_of(judging, steps, 1)[0].sxx
     largest = np.max([se for se, _ in judge.slope.errors], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
