@@ -72,7 +72,8 @@ class Analysis:
     model : int64
         Index of the best model in :func:`model_names`.
     late_slope, late_step : float64
-        Slope of the last half; mean of the last fifth of the judging window less that of the rest.
+        Slope from :func:`~drift.reading.statistics.windows.last_start` on; mean of the last share
+        :data:`~drift.reading.statistics.windows.LATE_STEP` of the judging window less that of the rest.
     onset, onset_low, onset_high : float64
         First step (counted from 1) at which a document has come within the margin of its level: median over documents
         and the smallest and largest.

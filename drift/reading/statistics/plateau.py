@@ -32,7 +32,16 @@ from drift.reading.statistics.analysis import Analysis, Code
 from drift.reading.statistics.arrays import Bool, Float
 from drift.reading.statistics.models import AICC_LEAD, LATE_MODEL, compare_models
 from drift.reading.statistics.noise import Estimate, WindowFit, fit_window, noise_of
-from drift.reading.statistics.windows import DOCUMENTS, FEW_STEPS, FIRST, LEAST_POINTS, ZEROS, least_steps, windows
+from drift.reading.statistics.windows import (
+    DOCUMENTS,
+    FEW_STEPS,
+    FIRST,
+    LEAST_POINTS,
+    ZEROS,
+    last_start,
+    least_steps,
+    windows,
+)
 
 __all__ = ["analyse", "as_stack"]
 
@@ -213,8 +222,8 @@ def _late(prepared: _Prepared, judge: WindowFit, starts: Sequence[int], question
         significant = 2 * np.minimum(late.p_above(0), late.p_below(0)) < question.alpha
         return (np.abs(late.estimate) > question.delta) & significant
 
-    half = max(starts[-1], steps - max(LEAST_POINTS, steps // 2))
-    slope = fit_window(z[:, :, half:], half, steps).slope
+    end = last_start(steps)
+    slope = fit_window(z[:, :, end:], end, steps).slope
     lead, model = compare_models(z[:, :, starts[0] :].mean(axis=1), starts[0], steps, question.delta)
     return _Late(slope.estimate, changes(slope), judge.late.estimate, changes(judge.late), lead, model)
 
