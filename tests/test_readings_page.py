@@ -47,8 +47,11 @@ def test_every_reading_has_its_row(many: Sweep) -> None:
     assert len(table) == len(PROTOCOLS) * 4
     assert set(table["chunk_size"]) == {16}, "the deepest chain"
     row = table[(table["protocol"] == "restart") & (table["dtype"] == "fp32")].iloc[0]
-    assert row["level"] == pytest.approx(0.05, rel=0.05)
-    assert row["nll_gap"] == pytest.approx(0.05**2, rel=0.1)
+    # Noise of 0.03 on four documents of 24 late steps: four standard errors; the gap is made the square of drift, and a
+    # mean of log-normal squares is too large by twice their variance.
+    error = 4 * 0.03 / np.sqrt(4 * 24)
+    assert row["level"] == pytest.approx(0.05, rel=error)
+    assert row["nll_gap"] == pytest.approx(0.05**2, rel=2 * error + 2 * 0.03**2)
     assert row["gap_low"] <= row["nll_gap"] <= row["gap_high"]
     assert len(side_by_side.sentences(table)) == len(PROTOCOLS)
     assert "same token [%]" not in side_by_side.shown(table)

@@ -213,7 +213,7 @@ def keys_values(sweep: Sweep, chunk_size: int | None = None) -> Figure:
             some = False
             for column, model in enumerate(models):
                 cells = _blocks_of(sweep, model, protocol, ends, chunk_size)
-                some |= _block_panel(axes[row][column], cells, style, ratios)
+                some |= _block_panel(axes[row][column], sweep, cells, style, ratios)
                 drawn += cells
             axes[row][0].set_ylabel(f"{protocol}\nrelative L2 drift")
             if some:
@@ -248,7 +248,9 @@ def _blocks_of(
     return [ds for ds in cells if ds["chunk_size"].item() == size]
 
 
-def _block_panel(ax: Axes, cells: Sequence[xr.Dataset], style: dict[str, Any], ratios: list[float]) -> bool:
+def _block_panel(
+    ax: Axes, sweep: Sweep, cells: Sequence[xr.Dataset], style: dict[str, Any], ratios: list[float]
+) -> bool:
     """Draw keys, values and states of some cells and note how values compare with keys; whether anything is drawn."""
     colour, marker = colours_of(list(_QUANTITIES)), cycle_styles(list(_QUANTITIES), MARKERS)
     zeros, bad, some = 0, 0, False
