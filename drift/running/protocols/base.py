@@ -102,11 +102,13 @@ class Carried:
 class Protocol(ABC):
     """One reading of the fold.
 
-    A subclass lives in a module of its own in this package, sets ``name``, and overrides what differs from appending.
-    Its dataclass fields are its options, written in parentheses in a label: ``reprime(token=1)``.
+    A subclass lives in a module of its own in this package, sets ``name`` and ``summary``, and overrides what differs
+    from appending. Its dataclass fields are its options, written in parentheses in a label: ``reprime(token=1)``.
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str] = ""
+    """What it does, in one line: pages show it beside the label."""
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Options that take one of a few words."""
     references: ClassVar[tuple[str, ...]] = ("full", "gold", "fold64", "previous")
@@ -140,6 +142,11 @@ class Protocol(ABC):
             elif value != f.default:
                 options.append(f"{f.name}={number(value) if isinstance(value, int | float) else value}")
         return f"{self.name}({','.join(options)})" if options else self.name
+
+    @property
+    def in_words(self) -> str:
+        """What it does, in one line; empty where its file does not say."""
+        return self.summary
 
     @property
     def attn_implementation(self) -> str | None:
@@ -309,6 +316,11 @@ class Variation(Protocol):
             self.protocol.continuation() == 0,
             f"{self.protocol.label} generates text after the fold, so it must stand outside: put {self.name} into it",
         )
+
+    @property
+    def in_words(self) -> str:
+        """What the protocol inside does, then what this one does to it."""
+        return "; ".join(words for words in (self.protocol.in_words, self.summary) if words)
 
     @property
     def attn_implementation(self) -> str | None:

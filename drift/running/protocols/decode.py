@@ -33,6 +33,7 @@ class Decode(Variation):
     """
 
     name: ClassVar[str] = "decode"
+    summary: ClassVar[str] = "tokens are then generated after the text, and compared one by one"
 
     tokens: int = 32
     temperature: float = 0.0

@@ -29,6 +29,7 @@ class Evict(Protocol):
     """
 
     name: ClassVar[str] = "evict"
+    summary: ClassVar[str] = "between chunks the most recent slots stay, and those that received most attention"
 
     budget: int = 512
     recent: int = 0

@@ -27,6 +27,7 @@ class Merge(Protocol):
     """
 
     name: ClassVar[str] = "merge"
+    summary: ClassVar[str] = "after every step the cache is brought down to few slots, each the mean of neighbours"
 
     budget: int = 512
 

@@ -32,6 +32,7 @@ class Perturbed(Variation):
     """
 
     name: ClassVar[str] = "perturbed"
+    summary: ClassVar[str] = "after one chain step the cache is multiplied by 1 + size x Gaussian noise"
     references: ClassVar[tuple[str, ...]] = (*Variation.references, "unperturbed")
 
     step: int

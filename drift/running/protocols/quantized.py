@@ -34,6 +34,7 @@ class Quantized(Protocol):
     """
 
     name: ClassVar[str] = "quantized"
+    summary: ClassVar[str] = "keys and values are stored in few bits, and dequantised for use"
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "format": ("int8", "int4", "fp8"),
         "axis": ("token", "channel"),

@@ -32,6 +32,7 @@ class Streaming(Protocol):
     """
 
     name: ClassVar[str] = "streaming"
+    summary: ClassVar[str] = "between chunks the first tokens and the most recent ones stay in the cache"
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"positions": ("text", "cache")}
 
     sinks: int = 4
