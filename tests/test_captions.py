@@ -147,10 +147,10 @@ def test_depth_growth(cut: tuple[float, ...], steps: int) -> None:
 def test_keys_values(cut: tuple[float, ...], steps: int) -> None:
     cells = [cell(d, steps=steps, chunk_size=c) for d in ("bf16", "fp16", "fp32") for c in (16, 32)]
     sweep = Sweep(cells)
-    for size, said in ((None, "smallest chunk size"), (32, "chunk size 32")):
+    for size, said in ((None, "Smallest chunk size of each model and protocol."), (32, "Chunk size 32.")):
         figure = figures.keys_values(sweep, size)
         words = caption(figure)
-        assert f", {said}. " in words
+        assert said in words
         assert words.endswith("Of the precisions the coarsest and the finest.")
         ax = figure.axes[0]
         assert len(ax.lines) == 2 * 3
@@ -158,6 +158,23 @@ def test_keys_values(cut: tuple[float, ...], steps: int) -> None:
         expected = [level(ds["key_rel_l2"].values[:, k, :], words) for k in range(ds.sizes["block"])]
         np.testing.assert_allclose(ax.lines[0].get_ydata(), expected)
     assert "Of the precisions" not in caption(figures.keys_values(sweep.sel(dtype=["bf16", "fp32"])))
+
+
+def test_every_protocol_of_the_legend_is_drawn_at_the_chunk_size_that_is_named() -> None:
+    sweep = Sweep([cell(), cell(chunk_size=32), cell(protocol="restart", chunk_size=32)])
+    for draw in (figures.depth_growth, figures.logits_per_step):
+        figure = draw(sweep)
+        assert figure.axes[0].get_title().endswith(", chunks 16 to 32")
+        assert "Smallest chunk size of each model and protocol." in caption(figure)
+        names = [t.get_text() for t in figure.legends[0].get_texts()]
+        assert {"append", "restart"} <= set(names)
+        assert len(figure.axes[0].lines) == 2
+        figure = draw(sweep, chunk_size=16)
+        assert figure.axes[0].get_title().endswith(", chunk 16")
+        assert "Chunk size 16." in caption(figure)
+        assert "restart" not in [t.get_text() for t in figure.legends[0].get_texts()]
+    assert "under restart" in title(figures.logits_per_step(sweep))
+    assert "under restart" not in title(figures.logits_per_step(sweep, chunk_size=16))
 
 
 @holds("worst_tokens")
