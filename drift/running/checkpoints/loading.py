@@ -153,7 +153,7 @@ def _device(name: str, device: str) -> str:
 def _from_folder(
     folder: Path, config: Mapping[str, Any], published: str, attn_implementation: str, *, streamed: bool
 ) -> tuple[Any, Any]:
-    """Have transformers make the model, or its skeleton, and the tokenizer of a folder; say in words where it cannot."""
+    """Have transformers make the model, or its skeleton, and the tokenizer of a folder; words where it cannot."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
