@@ -29,7 +29,7 @@ help:
 	@echo "make test-cpus            the numerical tests under every instruction set that this CPU has"
 	@echo "make lab                  JupyterLab on notebooks/"
 	@echo "make sweep PRESET=quick   one sweep (presets: quick, default, deep, paper)"
-	@echo "make lint | format        ruff and mypy | ruff, rewriting files"
+	@echo "make lint | format        ruff, mypy, import-linter | ruff, rewriting files"
 	@echo "make clean | distclean    local reports and tool caches | the virtual environment as well"
 
 # The interpreter is checked first, so that a wrong one is one line and not a page of resolver output.
@@ -81,6 +81,7 @@ test-cpus: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .

@@ -18,22 +18,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import drift
+from drift.running import corpus
+from drift.running.descent import caches
+
 
 @contextmanager
 def growing() -> Iterator[None]:
     """Within it, caches grow by concatenation."""
-    from drift import descent
 
-    plain = descent._Tape.__init__
+    plain = caches.TapeCache.__init__
 
     def without_room(self: Any, config: Any, index: int = 0, slots: int | None = None) -> None:
         plain(self, config, index, None)
 
-    descent._Tape.__init__ = without_room  # type: ignore[method-assign]
+    caches.TapeCache.__init__ = without_room  # type: ignore[method-assign]
     try:
         yield
     finally:
-        descent._Tape.__init__ = plain  # type: ignore[method-assign]
+        caches.TapeCache.__init__ = plain  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -46,9 +49,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cache.json")
     arguments = parser.parse_args()
     import torch
-
-    import drift
-    from drift import corpus
 
     torch.set_num_threads(1)
     model, tokenizer = drift.load_model(arguments.model, dtype=arguments.dtype, device="cpu")

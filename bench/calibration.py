@@ -25,8 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from drift.plateau import Code, analyse
-from drift.plateau.kernel import windows
+from drift.dataset.opening import open_sweep
+from drift.reading.plateau import curves
+from drift.reading.statistics.analysis import Code
+from drift.reading.statistics.plateau import analyse
+from drift.reading.statistics.windows import windows
 
 Float = NDArray[np.float64]
 RESULTS = Path(__file__).resolve().parent / "results" / "calibration.csv"
@@ -91,8 +94,6 @@ def residuals(sweep: Path, measure: str) -> Float:
 
     The first steps of a chain are its rise, so the first sixteenth is filled up with noise of the rest.
     """
-    from drift.dataset import open_sweep
-    from drift.plateau import curves
 
     found = [c.values for c in curves.from_sweep(open_sweep(sweep), [measure])]
     longest = max(v.shape[1] for v in found)

@@ -27,10 +27,12 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import drift
-from drift.descent import Limits, blocks_of
-from drift.precision import rung, widen
-from drift.sweep.memory import footprint
-from drift.weights import Streamed, skeleton
+from drift.dataset.rungs import rung
+from drift.running.descent.lanes import Limits
+from drift.running.descent.taps import blocks_of
+from drift.running.model.weights import Streamed, skeleton
+from drift.running.model.widening import widen
+from drift.running.sweep.memory import footprint
 
 
 @dataclass(frozen=True)

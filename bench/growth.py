@@ -23,6 +23,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+import drift
+from drift.running import corpus
+from drift.running.model.numerics import numerics, rung_of
+
 STRIDE = 4  # logits of every fourth token
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,10 +50,6 @@ def size_of(series: str, point: tuple[int, int]) -> int:
 def measure(model: Any, tokenizer: Any, point: tuple[int, int], runs: int) -> tuple[float, float]:
     """CPU seconds of a bare forward pass, and of the fold beside it: medians over runs that alternate."""
     import torch
-
-    import drift
-    from drift import corpus
-    from drift.precision import numerics, rung_of
 
     tokens, chunk = point
     ids = corpus.documents("pydoc", tokenizer, 1, tokens, 0)
@@ -111,8 +111,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of growth.json and growth.png")
     arguments = parser.parse_args()
     import torch
-
-    import drift
 
     torch.set_num_threads(1)
     model, tokenizer = drift.load_model(arguments.model, dtype=arguments.dtype, device="cpu")

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from drift.sweep import plan
+from drift.running.sweep.planning import plan
 
 CASES: dict[str, dict[str, Any]] = {
     "long text": {"model": "smollm2-135m-instruct", "dtype": "fp32", "tokens": 4096, "chunk_size": 512},

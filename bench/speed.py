@@ -31,6 +31,13 @@ from typing import Any
 
 import numpy as np
 
+import drift
+from drift.dataset.rungs import rung
+from drift.running import corpus
+from drift.running.model.numerics import default_half_matmul, numerics
+from drift.running.recording import Comparison, DocumentRecorder
+from drift.running.sweep.memory import give_back, resident_bytes
+
 WAYS = ("bare", "naive", "drift")
 Arrays = dict[str, Any]
 
@@ -82,8 +89,6 @@ def _naive(model: Any, ids: Any, sizes: list[int], stride: int) -> dict[int, Arr
     """The numbers of each chunk size, from whole passes held in memory, by drift's own measures."""
     import torch
 
-    from drift.recording import Comparison, DocumentRecorder
-
     found = {}
     for size in sizes:
         lanes = [_Noted(), _Noted()]
@@ -107,7 +112,6 @@ def _naive(model: Any, ids: Any, sizes: list[int], stride: int) -> dict[int, Arr
 
 
 def _drift(model: Any, ids: Any, sizes: list[int], stride: int, half_matmul: str) -> dict[int, Arrays]:
-    import drift
 
     cells = drift.trace_folds(
         model,
@@ -126,11 +130,6 @@ def _peak() -> int:
 def child(arguments: argparse.Namespace) -> None:
     """Run one way and leave its figures and numbers in a file."""
     import torch
-
-    import drift
-    from drift import corpus
-    from drift.precision import default_half_matmul, numerics, rung
-    from drift.sweep.memory import give_back, resident_bytes
 
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)

@@ -8,26 +8,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from drift._accessors import attach
 from drift._version import __version__
 
 if TYPE_CHECKING:
-    from drift.checkpoints import load_model
-    from drift.dataset import open_sweep
-    from drift.tracing import trace, trace_folds
+    from drift.dataset.opening import open_sweep
+    from drift.running.checkpoints.loading import load_model
+    from drift.running.tracing import trace, trace_folds
 
 __all__ = ["__version__", "load_model", "open_sweep", "trace", "trace_folds"]
 
 _HOMES = {
-    "load_model": "drift.checkpoints",
-    "open_sweep": "drift.dataset",
-    "trace": "drift.tracing",
-    "trace_folds": "drift.tracing",
+    "load_model": "drift.running.checkpoints.loading",
+    "open_sweep": "drift.dataset.opening",
+    "trace": "drift.running.tracing",
+    "trace_folds": "drift.running.tracing",
 }
+
+attach()
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        # A function may bear its module's name: bind it here, or the submodule would shadow it on the next access.
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
         return value

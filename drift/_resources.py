@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import DriftError
+from drift.errors import DriftError
 
 __all__ = ["resource"]
 

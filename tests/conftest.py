@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from drift.running.checkpoints import fetching
+
 # Shared machines stall now and then: a slow example is no failure. In CI the same examples are tried every time.
 settings.register_profile("drift", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("drift")
@@ -111,8 +113,7 @@ def token_ids() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     """The embedded Llama checkpoint, fetched once into the cache."""
-    from drift import checkpoints
 
     name = "smollm2-135m-instruct"
-    checkpoints.fetch(name, report=lambda message: None)
+    fetching.fetch(name, report=lambda message: None)
     return name

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from drift import dataset
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = (
     "the",
@@ -94,7 +96,7 @@ class Zygote:
     _PROGRAM = """
 import json, os, signal, sys
 import torch, transformers
-import drift.checkpoints, drift.corpus, drift.dataset, drift.sweep.__main__ as sweep, drift.tracing
+import drift.dataset, drift.sweep as sweep, drift.running.checkpoints.loading, drift.running.tracing
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 - imported lazily
 for line in sys.stdin:
     request = json.loads(line)
@@ -215,7 +217,6 @@ def differences(a: Path, b: Path, names: Sequence[str]) -> list[str]:
 
     The state of the source tree is left out: somebody may edit or commit while the tests run.
     """
-    from drift import dataset
 
     found = (d for name in names for d in dataset.same_data(dataset.read(a / name), dataset.read(b / name)))
     return [d for d in found if not d.startswith(("attribute git_commit", "attribute git_dirty"))]

@@ -12,7 +12,8 @@ import pytest
 from rounding import linear
 from scipy.stats import binom
 
-from drift.plateau import kernel
+from drift.reading.statistics import noise as statistics_noise
+from drift.reading.statistics import plateau
 
 pytestmark = pytest.mark.numerical
 
@@ -204,7 +205,7 @@ def white(honest, z, noise):
 def test_white_noise_taken_for_granted_is_found_out(bench, monkeypatch):
     cell = (0.02, 0.9, 63, 3, 200, SEED, [BOUNDARY])
     (right,) = bench.cell(*cell)
-    monkeypatch.setattr(kernel, "_ar", functools.partial(white, kernel._ar))
+    monkeypatch.setattr(statistics_noise, "_ar", functools.partial(white, statistics_noise._ar))
     (wrong,) = bench.cell(*cell)
     assert right["plateau"] <= most(200) < wrong["plateau"]
     bound = binom.ppf(0.0001, 200, 0.9)
@@ -220,9 +221,9 @@ def test_a_margin_of_one_half_is_found_out(bench, monkeypatch):
 def test_a_trend_that_is_not_significant_is_found_out(bench, monkeypatch):
     # What is often done instead: no evidence of growth, taken for evidence of none.
     def analyse(values):
-        found = kernel.analyse(values)
+        found = plateau.analyse(values)
         quiet = (found.slope_low < 0) & (found.slope_high > 0)
-        found.code[quiet] = kernel.Code.FLAT
+        found.code[quiet] = plateau.Code.FLAT
         return found
 
     monkeypatch.setattr(bench, "analyse", analyse)

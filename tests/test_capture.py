@@ -16,9 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sweep_tools import text_file, tiny_checkpoint
 
-from drift.capture import capture, main
-from drift.diagnose import Cause, Verdict, diagnose, open_dump
+from drift.capture import main
 from drift.errors import ConfigError, DatasetError
+from drift.reading.diagnose.model import Cause, Verdict
+from drift.reading.diagnose.tensors import open_dump
+from drift.reading.diagnose.verdict import diagnose
+from drift.running.capturing import capture
 
 pytestmark = pytest.mark.numerical
 

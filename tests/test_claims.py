@@ -23,13 +23,19 @@ from hypothesis import strategies as st
 from rounding import gamma, linear
 from scipy.signal import lfilter
 
-from drift import claims, dataset
-from drift.claims import MEASURES, Finding, Setting, Status, audit, auditing, holm
-from drift.claims.__main__ import main as claims_main
-from drift.dataset import Sweep
+from drift import dataset
+from drift.claims import main as claims_main
+from drift.dataset.sweep import Sweep
 from drift.errors import ConfigError, DatasetError
-from drift.plateau import late_start
-from drift.plateau.kernel import window_mean
+from drift.reading import amplitudes
+from drift.reading.amplitudes import AMPLITUDE_POWERS
+from drift.reading.claims import auditing, chunking, model, page, testing
+from drift.reading.claims import published as claims_published
+from drift.reading.claims.auditing import audit
+from drift.reading.claims.model import Finding, Setting, Status
+from drift.reading.statistics.intervals import holm
+from drift.reading.statistics.noise import window_mean
+from drift.reading.statistics.windows import late_start
 
 pytestmark = pytest.mark.numerical
 
@@ -108,9 +114,9 @@ def pair(ratio: float, *, dtypes: tuple[str, str] = ("bf16", "fp32"), **options:
     return [cell(flat(0.1 * r), dtype=d, **options) for r, d in zip((1.0, ratio), dtypes, strict=True)]
 
 
-def held(cells: Sequence[xr.Dataset], name: str, measure: str = "hidden_rel_l2", **margins: float) -> claims.Summary:
+def held(cells: Sequence[xr.Dataset], name: str, measure: str = "hidden_rel_l2", **margins: float) -> model.Summary:
     """The row on one claim of a sweep with one protocol."""
-    with mock.patch.object(auditing, "CLAIMS", [c for c in claims.CLAIMS if c.name == name]):
+    with mock.patch.object(auditing, "CLAIMS", [c for c in claims_published.CLAIMS if c.name == name]):
         (row,) = audit(Sweep(cells), measure, others=[], setting=Setting(**margins)).summaries
     return row
 
@@ -248,7 +254,7 @@ def test_audit_asks_every_measure_and_shows_which_differ(monkeypatch: pytest.Mon
         asked.append((measure, layer, [ds["protocol"].item() for ds in sweep]))
         yield from answers[measure]
 
-    claim = claims.Claim("C9", "pipes", "x | y", "within {growth}", test, "", "nothing")
+    claim = model.Claim("C9", "pipes", "x | y", "within {growth}", test, "", "nothing")
     monkeypatch.setattr(auditing, "CLAIMS", (claim,))
     sweep = Sweep([cell(steps=4, protocol=p) for p in ("append", "reprime")])
     found = audit(sweep, layer=1, others=list(answers))
@@ -259,12 +265,12 @@ def test_audit_asks_every_measure_and_shows_which_differ(monkeypatch: pytest.Mon
     assert row.findings == tuple(answers["hidden_rel_l2"])
     assert row.others == {"logit_kl": REFUTED, "nll_gap": UNDETERMINED, "key_rel_l2": SUPPORTED}
     assert row.differing == {"logit_kl": REFUTED, "nll_gap": UNDETERMINED}
-    assert claims.differing(row) == "refuted: logits (KL); undetermined: NLL"
+    assert page.differing(row) == "refuted: logits (KL); undetermined: NLL"
     assert len(found.findings) == 2 * sum(map(len, answers.values()))
     table = found.as_dict()["claims"]
     assert table[0]["cells"] == ["a.nc", "b | c.nc"]
     assert (table[0]["verdict"], table[0]["margin"]) == ("supported", "within 5 %")
-    lines = claims.markdown(found).splitlines()
+    lines = page.markdown(found).splitlines()
     assert len(lines) == 2 + len(found.summaries)
     for line in lines:  # six columns: seven bars that are not escaped
         assert line.replace("\\|", "").count("|") == 7
@@ -272,7 +278,7 @@ def test_audit_asks_every_measure_and_shows_which_differ(monkeypatch: pytest.Mon
 
 
 # ------------------------------------------------------------------------------------------ C1
-@pytest.mark.parametrize("measure", list(MEASURES))
+@pytest.mark.parametrize("measure", list(AMPLITUDE_POWERS))
 @pytest.mark.parametrize(
     ("law", "plateau", "rise", "verdict", "growth"),
     [
@@ -320,7 +326,7 @@ def test_c1_shows_what_certifies_a_plateau_where_the_judging_window_does_not() -
 
 def test_c1_sees_the_root_of_a_divergence() -> None:
     ds = cell(power(0.5))
-    rows = [only([ds], "C1 plateau", m) for m in MEASURES]
+    rows = [only([ds], "C1 plateau", m) for m in AMPLITUDE_POWERS]
     for row in rows:  # noise is clipped in units of its own spread, which a power does not change
         assert row.estimate == pytest.approx(rows[0].estimate)
         assert row.interval == pytest.approx(rows[0].interval)
@@ -383,7 +389,7 @@ def test_drift_of_unrelated_states_is_flat_and_says_that_it_means_little() -> No
 
 
 # ------------------------------------------------------------------------------------------ C2
-@pytest.mark.parametrize("measure", list(MEASURES))
+@pytest.mark.parametrize("measure", list(AMPLITUDE_POWERS))
 @pytest.mark.parametrize(
     ("law", "status", "kind"),
     [
@@ -465,7 +471,9 @@ def test_c2_divergences_enter_as_their_root() -> None:
     for ds in cells:
         ds["logit_js"].values[...] = amplitude(ds) ** 2 / 4
         ds["hidden_cosine_distance"].values[:, -1] = amplitude(ds) ** 2 / 2
-    slopes = {m: only(cells, "C2 precision", m).estimate for m in (*MEASURES, "logit_js", "hidden_cosine_distance")}
+    slopes = {
+        m: only(cells, "C2 precision", m).estimate for m in (*AMPLITUDE_POWERS, "logit_js", "hidden_cosine_distance")
+    }
     assert slopes == pytest.approx(dict.fromkeys(slopes, 1.0), abs=errors() * math.sqrt(2) / math.log(2**16))
 
 
@@ -543,10 +551,10 @@ def pooling(tokens: int, measure: str = "hidden_rel_l2") -> tuple[float, float]:
 
 
 def pooled(ds: xr.Dataset, measure: str, size: int, layer: int | str = "last") -> np.ndarray:
-    return auditing._blocks(ds, claims.amplitude(ds, measure, layer), measure, size, layer)
+    return chunking._blocks(ds, amplitudes.amplitude(ds, measure, layer), measure, size, layer)
 
 
-@pytest.mark.parametrize("measure", list(MEASURES))
+@pytest.mark.parametrize("measure", list(AMPLITUDE_POWERS))
 @pytest.mark.parametrize(
     ("tokens", "size", "block"), [(1024, 64, 256), (1000, 50, 200), (1024, 2, 64), (512, 512, 512)]
 )
@@ -567,7 +575,7 @@ def test_blocks_pool_by_the_norm_of_their_own_layer() -> None:
     np.testing.assert_allclose(found, expected, rtol=pooling(128)[0])
 
 
-@pytest.mark.parametrize("measure", list(MEASURES))
+@pytest.mark.parametrize("measure", list(AMPLITUDE_POWERS))
 @pytest.mark.parametrize(("tokens", "size", "block"), [(1024, 64, 96), (4096, 96, 256), (1000, 96, 128), (300, 7, 100)])
 def test_chunks_across_a_border_count_by_their_tokens(measure: str, tokens: int, size: int, block: int) -> None:
     ds = Text(tokens=tokens, documents=3).cell(size)
@@ -579,7 +587,7 @@ def test_chunks_across_a_border_count_by_their_tokens(measure: str, tokens: int,
         weight = ds["hidden_norm"].values[:, -1] ** 2
     elif measure in names:
         weight = ds[names[measure]].values.astype(float)
-    values = claims.amplitude(ds, measure, "last") ** 2
+    values = amplitudes.amplitude(ds, measure, "last") ** 2
     if measure == "nll_gap":
         values = ds["nll_fold"].values - ds["nll_full"].values
     kept = tokens // block * block
@@ -591,7 +599,7 @@ def test_chunks_across_a_border_count_by_their_tokens(measure: str, tokens: int,
     np.testing.assert_allclose(pooled(ds, measure, block), expected, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("measure", list(MEASURES))
+@pytest.mark.parametrize("measure", list(AMPLITUDE_POWERS))
 @pytest.mark.parametrize("sizes", [(32, 64, 128, 256), (64, 96), (32, 96, 64)], ids=str)
 def test_c3_the_same_drift_at_every_token_does_not_depend_on_the_chunks(measure: str, sizes: tuple[int, ...]) -> None:
     text = Text()
@@ -605,7 +613,7 @@ def test_c3_the_same_drift_at_every_token_does_not_depend_on_the_chunks(measure:
     assert found.scope == f"a bf16, chunks {', '.join(map(str, sorted(sizes)))}"
 
 
-@pytest.mark.parametrize("measure", list(MEASURES))
+@pytest.mark.parametrize("measure", list(AMPLITUDE_POWERS))
 @pytest.mark.parametrize(("growth", "status"), [(0.2, REFUTED), (-0.2, REFUTED), (0.02, SUPPORTED)])
 def test_c3_finds_the_change_per_doubling(measure: str, growth: float, status: Status) -> None:
     text, sizes = Text(spread=0.1), (32, 64, 128, 256)
@@ -647,7 +655,7 @@ def test_c3_compares_one_text_and_no_chunk_that_is_larger() -> None:
 
 
 # ------------------------------------------------------------------------------------------ C4
-@pytest.mark.parametrize("measure", list(MEASURES))
+@pytest.mark.parametrize("measure", list(AMPLITUDE_POWERS))
 @pytest.mark.parametrize(("ratio", "status"), [(1.2, SUPPORTED), (5.0, REFUTED), (0.2, REFUTED)])
 def test_c4_compares_levels(measure: str, ratio: float, status: Status) -> None:
     cells = [cell(flat(0.1), model="a"), cell(flat(0.1 / ratio), model="b")]
@@ -724,7 +732,7 @@ def test_refuting_takes_both_sides_into_account() -> None:
     for _ in range(400):
         found = window_mean(0.2 * rng.standard_normal((1, 8, 24)))
         assert found is not None
-        support, refute = auditing._tests(found, -1e-9, 1e-9)
+        support, refute = testing.margin_tests(found, -1e-9, 1e-9)
         assert support > 0.4
         refuted += refute < 0.05
     assert refuted <= 400 * 0.05 + 2.33 * math.sqrt(400 * 0.05 * 0.95)
@@ -785,7 +793,7 @@ def test_zeros_and_nan_are_said_and_never_a_silent_number(how: str) -> None:
     cells = spoilt(how)
     found = audit(Sweep(cells), others=["logit_kl", "nll_gap"])  # warnings are errors
     json.dumps(found.as_dict(), allow_nan=False)
-    claims.markdown(found)
+    page.markdown(found)
     mine = [f for f in found.findings if "the bad one" in f.cells and f"{f.claim} {f.part}" != "C4 plateau"]
     assert {f"{f.claim} {f.part}" for f in mine} == {
         "C1 plateau", "C1 rise", "C2 precision", "C3 chunk size", "C4 level"
@@ -833,10 +841,10 @@ def test_measures_that_disagree_are_named() -> None:
     row = audit(Sweep(cells)).summaries[0]
     assert (row.claim.name, row.status) == ("C1 plateau", SUPPORTED)
     assert row.differing == {"logit_kl": REFUTED}
-    assert claims.differing(row) == "refuted: logits (KL)"
+    assert page.differing(row) == "refuted: logits (KL)"
     turned = audit(Sweep(cells), "logit_kl").summaries[0]
     assert turned.status is REFUTED
-    assert set(turned.differing) == set(MEASURES) - {"logit_kl"}
+    assert set(turned.differing) == set(AMPLITUDE_POWERS) - {"logit_kl"}
     assert set(turned.differing.values()) == {SUPPORTED}
 
 
@@ -928,19 +936,19 @@ def test_json_is_strict_and_complete() -> None:
     found = audit(Sweep(spoilt("all zero")))
     told = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert told["setting"] == vars(Setting())
-    assert [(r["claim"], r["part"]) for r in told["claims"]] == [(c.key, c.part) for c in claims.CLAIMS]
+    assert [(r["claim"], r["part"]) for r in told["claims"]] == [(c.key, c.part) for c in claims_published.CLAIMS]
     assert {r["verdict"] for r in told["claims"]} <= {s.value for s in Status}
     assert len(told["findings"]) == len(found.findings)
-    assert {f["measure"] for f in told["findings"]} == set(MEASURES)
+    assert {f["measure"] for f in told["findings"]} == set(AMPLITUDE_POWERS)
     assert told["claims"][-1]["protocol"] is None
     assert all("{" not in r["margin"] for r in told["claims"])
 
 
 def test_claims_are_data() -> None:
-    assert [c.name for c in claims.CLAIMS] == [
+    assert [c.name for c in claims_published.CLAIMS] == [
         "C1 plateau", "C1 rise", "C2 precision", "C3 chunk size", "C4 level", "C4 plateau", "C5 retrieval", "C6 cost"
     ]  # fmt: skip
-    for c in claims.CLAIMS:
+    for c in claims_published.CLAIMS:
         assert (c.audit is None) == bool(c.not_tested)
         assert c.published
         assert c.changes
@@ -961,7 +969,7 @@ def test_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert claims_main([str(folder)]) == 0
     short = capsys.readouterr()
     assert short.err == ""
-    assert all(c.name in short.out for c in claims.CLAIMS)
+    assert all(c.name in short.out for c in claims_published.CLAIMS)
     assert "REFUTED       2 supported, 2 refuted of 4" in short.out
     assert "a bf16, chunk 64: supported" not in short.out
     assert claims_main([str(folder), "--details"]) == 0
@@ -974,7 +982,7 @@ def test_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_markdown_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert claims_main([str(folder), "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(claims.CLAIMS)
+    assert len(lines) == 2 + len(claims_published.CLAIMS)
     assert all(line.startswith(("| ", "|---")) for line in lines)
     assert "**refuted**" in lines[2]
     assert claims_main([str(folder), "--json", "--measure", "logit_kl", "--layer", "1"]) == 0
@@ -1041,7 +1049,7 @@ def test_help_needs_no_model_and_no_pictures() -> None:
         "import sys, drift.claims\n"
         "heavy = {'torch', 'transformers', 'matplotlib', 'seaborn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "import drift.claims.__main__; drift.claims.__main__.main(['--help'])"
+        "drift.claims.main(['--help'])"
     )
     told = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert (told.returncode, told.stderr) == (0, "")
@@ -1052,7 +1060,7 @@ def test_protocols_that_were_not_tested_share_a_row() -> None:
     cells = [cell(protocol=name) for name in ("append", "restart", "reprime")]
     found = audit(Sweep(cells), others=[])
     assert [s.protocol for s in found.summaries if s.claim.name == "C3 chunk size"] == ["append", "reprime", "restart"]
-    rows = [line for line in claims.markdown(found).splitlines() if line.startswith("| C3")]
+    rows = [line for line in page.markdown(found).splitlines() if line.startswith("| C3")]
     assert len(rows) == 1
     assert "append, reprime, restart" in rows[0]
-    assert claims.html(found).count("no cells to compare") == claims.markdown(found).count("no cells to compare")
+    assert page.html(found).count("no cells to compare") == page.markdown(found).count("no cells to compare")

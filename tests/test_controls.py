@@ -13,11 +13,17 @@ import scipy.stats
 import synthetic
 import synthetic_controls as made
 
-from drift import claims, controls, dataset, gain, ladder, plots_precision, readings, summary
-from drift.claims.__main__ import main as claims_main
-from drift.controls import State, evaluate
-from drift.dataset import Sweep
-from drift.plateau.__main__ import main as plateau_main
+from drift import dataset
+from drift import ladder as drift_ladder
+from drift.claims import main as claims_main
+from drift.dataset.labels import parse_label
+from drift.dataset.sweep import Sweep
+from drift.plateau import main as plateau_main
+from drift.reading import controls, figures, gain, ladder, side_by_side, summary
+from drift.reading.claims import auditing, model
+from drift.reading.controls.evaluating import evaluate
+from drift.reading.controls.model import State
+from drift.reading.statistics import rate, slope
 
 
 def sweep(**options: Any) -> Sweep:
@@ -115,7 +121,7 @@ def test_small_and_large_noise_is_left_out_and_shown() -> None:
     assert coarse.used.tolist() == [False, True]
     assert fine.used.tolist() == [True] * 6
     assert fine.step == 3
-    figure = plots_precision.response(found)
+    figure = figures.response(found)
     assert figure is not None
     hollow = [line for ax in figure.axes for line in ax.lines if line.get_markerfacecolor() == "white"]
     assert sum(len(line.get_xdata()) for line in hollow) == 1
@@ -161,26 +167,26 @@ def test_no_conclusion_is_drawn_where_a_control_failed(tmp_path: Path, capsys: p
     good, bad = sweep(), sweep(quiet=1e-6)
     disturbed = made.disturbed(lambda k: 0.8**k)
     gold = made.gold(made.make(np.full((2, 8), 0.1)), 0.5, 0.1, 0.1)
-    audits = {s: claims.audit(s, others=()) for s in (good, bad)}
-    assert {s.status for s in audits[bad].summaries} == {claims.Status.WITHHELD, claims.Status.NOT_TESTED}
-    assert {f.status for f in audits[bad].findings} == {claims.Status.WITHHELD}
-    assert claims.Status.WITHHELD not in {s.status for s in audits[good].summaries}
+    audits = {s: auditing.audit(s, others=()) for s in (good, bad)}
+    assert {s.status for s in audits[bad].summaries} == {model.Status.WITHHELD, model.Status.NOT_TESTED}
+    assert {f.status for f in audits[bad].findings} == {model.Status.WITHHELD}
+    assert model.Status.WITHHELD not in {s.status for s in audits[good].summaries}
     assert [f.estimate for f in audits[bad].findings] == pytest.approx(
         [f.estimate for f in audits[good].findings], nan_ok=True
     )
-    assert {one.slope.reason for one in ladder.ladders(bad)} == {ladder.Reason.CONTROLS}
+    assert {one.slope.reason for one in ladder.ladders(bad)} == {slope.Reason.CONTROLS}
     assert all("no conclusion is drawn" in text for text in summary.headline(bad).values())
     assert "no conclusion is drawn" in summary.sentences(bad)[0]
     assert set(summary.table(bad)["verdict"]) == {"not drawn"}
     with_more = Sweep([*bad.cells, disturbed, gold], controls=bad.controls)
-    assert gain.gains(with_more)[0].rate.reason is gain.Reason.CONTROLS
+    assert gain.gains(with_more)[0].rate.reason is rate.Reason.CONTROLS
     parts = ladder.attributions(with_more)
     assert "No conclusion" in ladder.attribution_sentences(parts)[0]
-    assert "no conclusion" in plots_precision.attribution(parts).get_suptitle()  # type: ignore[union-attr]
-    assert "No conclusion" in readings.reproduced(audits[bad])[0]
+    assert "no conclusion" in figures.attribution(parts).get_suptitle()  # type: ignore[union-attr]
+    assert "No conclusion" in side_by_side.reproduced(audits[bad])[0]
     for k, ds in enumerate([*bad.cells, *bad.controls]):
         dataset.write(ds, tmp_path / f"{k}.nc")
-    for command in (claims_main, plateau_main, ladder.main):
+    for command in (claims_main, plateau_main, drift_ladder.main):
         assert command([str(tmp_path)]) == 0
         assert "No conclusion is drawn" in capsys.readouterr().err
 
@@ -190,7 +196,7 @@ def test_noise_at_one_size_decides_nothing_and_nan_before_it_fails() -> None:
     assert [c.state for c in evaluate(found).controls if c.kind == "response"] == [State.UNDECIDED, State.PASSED]
     hit = max(
         (ds for ds in found.controls if ds["protocol"].item().startswith("perturbed") and ds["dtype"].item() == "fp32"),
-        key=lambda ds: controls.parse(ds["protocol"].item()).number("size"),
+        key=lambda ds: parse_label(ds["protocol"].item()).number("size"),
     )
     hit["hidden_rel_l2"].values[0, 0, 0] = math.nan
     spoilt = evaluate(Sweep(list(found), controls=found.controls))

@@ -11,10 +11,13 @@ import torch
 from conftest import FAMILIES, make_model
 from transformers import DynamicCache
 
-from drift import descent
-from drift.descent import LOGIT_ROWS, Lane, Limits, Recorder, descend
-from drift.precision import numerics, rung_of
-from drift.protocols import Chunk, parse
+from drift.running.descent import caches
+from drift.running.descent import taps as descent_taps
+from drift.running.descent.descending import descend
+from drift.running.descent.lanes import LOGIT_ROWS, Lane, Limits, Recorder
+from drift.running.model.numerics import numerics, rung_of
+from drift.running.protocols import parse
+from drift.running.protocols.base import Chunk
 
 pytestmark = pytest.mark.numerical
 
@@ -152,13 +155,13 @@ def test_arguments_are_kept_only_within_the_limit(monkeypatch: pytest.MonkeyPatc
     text = torch.arange(3, 35)
     lanes = [Lane(text, parse("append").chunks(32, size)) for size in (8, 4)]
     taps: list[int] = []
-    plain = descent._Taps.run
+    plain = descent_taps._Taps.run
 
     def counted(self: Any, cache: Any, tokens: torch.Tensor, first_position: int) -> Any:
         taps.append(tokens.shape[1])
         return plain(self, cache, tokens, first_position)
 
-    monkeypatch.setattr(descent._Taps, "run", counted)
+    monkeypatch.setattr(descent_taps._Taps, "run", counted)
     counts = {}
     for allowed in (1e9, 3000, 0):
         taps.clear()
@@ -184,7 +187,7 @@ def test_nothing_is_joined_to_a_cache_that_has_room(monkeypatch: pytest.MonkeyPa
     recorder = Everything(1)
     held: list[int] = []
     monkeypatch.setattr(recorder, "cache", lambda block, keys, values: held.append(keys[0].data_ptr()))
-    plain = descent._Roomy.update
+    plain = caches.RoomyLayer.update
     where: set[int] = set()
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -192,7 +195,7 @@ def test_nothing_is_joined_to_a_cache_that_has_room(monkeypatch: pytest.MonkeyPa
         where.add(keys.data_ptr())
         return keys, values
 
-    monkeypatch.setattr(descent._Roomy, "update", watched)
+    monkeypatch.setattr(caches.RoomyLayer, "update", watched)
     with numerics(rung_of(model.dtype)):
         descend(model, [Lane(text, parse("append").chunks(40, 8))], recorder)
     # The recorder is shown the very memory that attention worked on.

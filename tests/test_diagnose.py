@@ -20,12 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rounding import U16, U32
 
-from drift.diagnose import Cause, Diagnosis, Verdict, as_dict, diagnose, open_dump, page
-from drift.diagnose.__main__ import main
-from drift.diagnose.compare import compare
-from drift.diagnose.envelope import ALLOWANCE, ROUNDINGS, derive, roundoff
-from drift.diagnose.tensors import FORMATS, Place, fits, written
+from drift.diagnose import main
 from drift.errors import DatasetError
+from drift.reading.diagnose.compare import compare
+from drift.reading.diagnose.envelope import ALLOWANCE, ROUNDINGS, derive, roundoff
+from drift.reading.diagnose.model import Cause, Diagnosis, Verdict
+from drift.reading.diagnose.showing import as_dict, page
+from drift.reading.diagnose.tensors import FORMATS, Place, fits, open_dump, written
+from drift.reading.diagnose.verdict import diagnose
 
 pytestmark = pytest.mark.numerical
 
@@ -626,8 +628,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_needs_neither_torch_nor_transformers() -> None:
     program = (
-        "import sys, drift.diagnose, drift.diagnose.__main__\n"
-        "try: drift.diagnose.__main__.main(['--help'])\n"
+        "import sys, drift.diagnose\n"
+        "try: drift.diagnose.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'pandas', 'xarray'} & set(sys.modules)"
     )
@@ -635,7 +637,7 @@ def test_needs_neither_torch_nor_transformers() -> None:
 
 
 def test_a_large_dump_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drift.diagnose.compare.ROWS", 16)
+    monkeypatch.setattr("drift.reading.diagnose.compare.ROWS", 16)
     model, ids, full = pair()
     pieces = compare(open_dump(save(full, tmp_path / "a")), open_dump(save(lane(model, ids, 24), tmp_path / "b")))
     monkeypatch.undo()

@@ -10,9 +10,11 @@ import numpy as np
 from sweep_tools import text_file, tiny_checkpoint, write_config
 
 import drift
-from drift import claims, report, summary
-from drift.sweep import run
-from drift.sweep.__main__ import main as sweep_main
+from drift import report
+from drift.reading import summary
+from drift.reading.claims import auditing, model
+from drift.running.sweep.running import run
+from drift.sweep import main as sweep_main
 
 
 def test_a_sweep_becomes_a_report(tmp_path: Path) -> None:
@@ -47,15 +49,15 @@ def test_a_sweep_becomes_a_report(tmp_path: Path) -> None:
     for protocol in ("append", "restart", "reprime"):
         assert re.search(rf"{protocol}:</strong> ", page), protocol
     # The first page is the audit of these very cells.
-    found = claims.audit(sweep)
+    found = auditing.audit(sweep)
     first = (tmp_path / "pages" / "claims.html").read_text(encoding="utf-8")
     said = re.findall(r'<span class="[a-z-]+">. ([a-z ]+)</span>', first)
     expected: list[str] = []
     for claim in dict.fromkeys(s.claim for s in found.summaries):
         mine = [s for s in found.summaries if s.claim is claim]
-        expected += [s.status.value for s in mine if s.status is not claims.Status.NOT_TESTED]
+        expected += [s.status.value for s in mine if s.status is not model.Status.NOT_TESTED]
         # What was not tested for the same reason shares a row.
-        expected += ["not tested"] * len({s.words for s in mine if s.status is claims.Status.NOT_TESTED})
+        expected += ["not tested"] * len({s.words for s in mine if s.status is model.Status.NOT_TESTED})
     assert said == expected
     assert all(s.words in html.unescape(first) for s in found.summaries)
     # The commands that the page gives lead to the very same cells: nothing is left to compute.

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("first", ["drift.trace", "import drift.tracing", "import drift.sweep; drift.open_sweep"])
+@pytest.mark.parametrize(
+    "first", ["drift.trace", "import drift.running.tracing", "import drift.sweep; drift.open_sweep"]
+)
 def test_trace_is_a_function_whatever_was_imported_first(first: str) -> None:
     code = f"import drift; {first}; assert callable(drift.trace) and callable(drift.trace_folds); drift.load_model"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import linear
 
-from drift import gain, plots_precision
-from drift.dataset import Sweep
-from drift.gain import Reason, Verdict, rate
+from drift.dataset.sweep import Sweep
+from drift.reading import figures, gain
+from drift.reading.statistics.rate import Reason, Verdict, rate
 
 pytestmark = pytest.mark.numerical
 
@@ -116,10 +116,10 @@ def test_gains_of_a_sweep() -> None:
     layers = gain.by_layer(sweep)
     assert len(layers) == 6
     assert "rate, final norm" in layers.columns
-    figure = plots_precision.gains(found)
+    figure = figures.gains(found)
     assert figure is not None
     assert "6 contraction of 6 cells" in " ".join(figure.get_suptitle().split())
-    assert plots_precision.gains([]) is None
+    assert figures.gains([]) is None
 
 
 def test_the_step_matters_where_it_does() -> None:

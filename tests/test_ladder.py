@@ -19,10 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import linear
 
-from drift import dataset, ladder, plots_precision
-from drift.dataset import Sweep
+from drift import dataset
+from drift import ladder as drift_ladder
+from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
-from drift.ladder import Interval, Reason, Verdict, judge, mean_interval, slope
+from drift.reading import figures, ladder
+from drift.reading.statistics.intervals import Interval, mean_interval
+from drift.reading.statistics.slope import Reason, Verdict, judge, slope
 
 pytestmark = pytest.mark.numerical
 
@@ -197,9 +200,9 @@ def test_the_accessor_gives_the_table() -> None:
 
 
 def test_reading_needs_no_torch() -> None:
-    names = "labels, ladder, controls, gain, readings, plots_precision"
-    code = f"import sys; from drift import {names}; assert not {{'torch', 'transformers'}} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ladder.__file__).parents[1])
+    names = "accessor, claims, controls, diagnose, figures, gain, ladder, side_by_side, summary"
+    code = f"import sys; from drift.reading import {names}; assert not {{'torch', 'transformers'}} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_divergences_enter_as_their_square_roots() -> None:
@@ -268,7 +271,7 @@ def test_cancelling_parts_have_negative_shares() -> None:
         ds[f"hidden_share_{part}"].values[...] = share
     found = ladder.attributions(Sweep([ds]))[0]
     assert [i.value for i in found.shares.values()] == [-1, 2, 0]
-    figure = plots_precision.attribution([found])
+    figure = figures.attribution([found])
     assert figure is not None
     assert figure.axes[0].get_xlim()[0] < -100
     assert figure.axes[0].get_xlim()[1] > 200
@@ -278,24 +281,24 @@ def test_cancelling_parts_have_negative_shares() -> None:
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for k, ds in enumerate([*rungs(1.0, ("bf16", "fp16", "fp32")), *rungs(0.0, protocol="restart", floor=-0.5)]):
         dataset.write(ds, tmp_path / f"{k}.nc")
-    assert ladder.main([str(tmp_path)]) == 0
+    assert drift_ladder.main([str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "append    tiny   32     bf16/fp16/fp32" in out
     assert "rounding" in out
     assert "not measured in this sweep" in out
     assert "Controls were not run" in err
-    assert ladder.main([str(tmp_path), "--json", "--measure", "all"]) == 0
+    assert drift_ladder.main([str(tmp_path), "--json", "--measure", "all"]) == 0
     body = json.loads(capsys.readouterr().out)
     assert len(body["ladders"]) == 8
     assert body["ladders"][0]["slope"]["verdict"] == "rounding"
     assert len(body["ladders"][0]["pairs"]) == 2
     assert body["controls"]["run"] is False
-    assert ladder.main([str(tmp_path), "--csv"]) == 0
+    assert drift_ladder.main([str(tmp_path), "--csv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
-    assert ladder.main([str(tmp_path), "--reference", "gold"]) == 2
+    assert drift_ladder.main([str(tmp_path), "--reference", "gold"]) == 2
     assert "reference 'gold'" in capsys.readouterr().err
-    assert ladder.main([str(tmp_path / "nowhere")]) == 2
-    assert ladder.main([str(tmp_path), "--layer", "99"]) == 2
+    assert drift_ladder.main([str(tmp_path / "nowhere")]) == 2
+    assert drift_ladder.main([str(tmp_path), "--layer", "99"]) == 2
 
 
 def test_the_departure_from_one_is_told_from_the_levels() -> None:

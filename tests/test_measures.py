@@ -11,8 +11,8 @@ from rounding import U32, U64, Divergences, divergences, gamma, norms
 from scipy.spatial.distance import jensenshannon
 from scipy.special import log_softmax, rel_entr, softmax
 
-from drift import measures
-from drift.measures import (
+from drift.running import measures
+from drift.running.measures import (
     LogitReference,
     compare_logits,
     compare_states,

@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
 
-import drift
 from drift import dataset
-from drift.checkpoints import Shape
-from drift.dataset import same_data
+from drift.dataset.comparing import same_data
 from drift.errors import ConfigError
-from drift.sweep import plan, planning, run
-from drift.sweep.__main__ import main
-from drift.sweep.memory import _control_group, choose, footprint, free, parse
-from drift.sweep.workers import automatic_jobs
+from drift.running.checkpoints import loading
+from drift.running.checkpoints.names import Shape
+from drift.running.model import weights
+from drift.running.sweep import config as sweep_config
+from drift.running.sweep import groups
+from drift.running.sweep.engines.processes import automatic_jobs
+from drift.running.sweep.memory import _control_group, choose, footprint, free, parse_size
+from drift.running.sweep.planning import plan
+from drift.running.sweep.running import run
+from drift.sweep import main
 
 LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128256, 8_030_261_248, 131072, False)
 LLAMA_70B = Shape(80, 8192, 28672, 64, 8, 128, 128256, 70_553_706_496, 131072, False)
@@ -38,13 +42,13 @@ LONG: dict[str, Any] = {
     [("24GiB", 24 * 2**30), ("500MB", 500_000_000), ("500 mb", 500_000_000), ("8e9", 8_000_000_000), ("1.5kB", 1500)],
 )
 def test_amounts_of_memory(text: str, size: int) -> None:
-    assert parse(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "much", "24 apples", "0", "-3GB", "1.2.3GB", "1e999"])
 def test_no_amounts_of_memory(text: str) -> None:
     with pytest.raises(ConfigError, match="is no amount of memory; write 24GiB"):
-        parse(text)
+        parse_size(text)
 
 
 def test_the_machine_says_what_is_free() -> None:
@@ -108,17 +112,16 @@ def budget_between(config: Path) -> int:
 
 
 def test_cells_are_the_same_within_any_budget(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from drift import checkpoints
 
     kept = []
-    plain = checkpoints.load
+    plain = loading.load
 
     def load(*args: Any, **options: Any) -> Any:
         loaded = plain(*args, **options)
         kept.append(loaded.record["weights_kept"])
         return loaded
 
-    monkeypatch.setattr(checkpoints, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     folders = [tmp_path / name for name in ("roomy", "tight", "forced")]
     assert run(config, folders[0], memory=10**12).failed == 0
     assert run(config, folders[1], memory=budget_between(config)).failed == 0
@@ -158,14 +161,13 @@ def test_bad_amounts_are_errors_in_words(config: Path, capsys: pytest.CaptureFix
 def test_a_checkpoint_that_cannot_be_streamed_is_loaded_whole_unless_that_was_asked_for(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from drift import weights
 
     def unfit(*args: Any) -> Any:
         raise weights.UnfitForStreamingError("It has no safetensors.")
 
-    monkeypatch.setattr(weights, "Streamed", unfit)
+    monkeypatch.setattr(loading, "Streamed", unfit)
     assert run(config, tmp_path / "auto", memory=budget_between(config)).done == 2
-    asked = drift.sweep.load_config(config, ["weights=streamed"])
+    asked = sweep_config.load_config(config, ["weights=streamed"])
     summary = run(asked, tmp_path / "asked")
     assert summary.failed == 2
     assert "It has no safetensors" in summary.failures[0]["reason"]
@@ -225,7 +227,7 @@ def test_a_copy_in_float64_is_reckoned_as_it_is_run(tmp_path: Path) -> None:
     assert beside is not None
     way = beside[0]
     cell = one.cells[0]
-    shape = planning._shape(cell.model, cell.checkpoint)
+    shape = groups.shape_of(cell.model, cell.checkpoint)
     wide = footprint(
         shape, dtype="fp64", device="cpu", half_matmul="native", attn_implementation="sdpa", tokens=64, folds=[8],
         logit_stride=cell.logit_stride, weights=way.weights, keeps_calls=way.keeps_calls, logit_rows=way.logit_rows,

@@ -15,12 +15,15 @@ import synthetic
 from rounding import gamma, linear
 from scipy.signal import lfilter
 
-import drift.plateau
-from drift.dataset import open_sweep
+from drift.dataset.opening import open_sweep
 from drift.errors import DatasetError
-from drift.plateau import Plateau, Reason, Verdict, curves, plateau, plateaus
-from drift.plateau.__main__ import main
-from drift.plateau.verdict import certificate
+from drift.plateau import main
+from drift.reading import amplitudes
+from drift.reading.plateau import csv_files, curves
+from drift.reading.plateau.deciding import plateau, plateaus
+from drift.reading.plateau.model import Plateau, Reason, Verdict
+from drift.reading.plateau.wording import certificate
+from drift.reading.statistics import plateau as statistics_plateau
 
 pytestmark = pytest.mark.numerical
 
@@ -277,7 +280,9 @@ def test_verdicts_are_sentences_and_names():
     assert {v.value for v in Verdict if v.is_plateau} == {"saturated_plateau", "flat", "plateau_rise_unresolved"}
     assert all(v.value == v.value.lower().replace(" ", "_") for v in Verdict)
     # every code of the kernel is either a verdict or a reason
-    assert {c.name for c in drift.plateau.Code if c >= drift.plateau.Code.NONFINITE} == {r.name for r in Reason}
+    assert {c.name for c in statistics_plateau.Code if c >= statistics_plateau.Code.NONFINITE} == {
+        r.name for r in Reason
+    }
 
 
 def test_plain_values_are_strict_json_and_complete():
@@ -439,7 +444,7 @@ def csv(tmp_path):
 @pytest.mark.parametrize("first", [0, 1, 17])
 def test_csv_of_one_curve(tmp_path, first):
     values = noisy(T, 0.1, 3)
-    (curve,) = curves.from_csv(write(tmp_path / "mine.csv", values, first=first))
+    (curve,) = csv_files.from_csv(write(tmp_path / "mine.csv", values, first=first))
     assert (curve.name, curve.labels, curve.caveats) == ("mine", {}, ())
     np.testing.assert_array_equal(curve.values, values)  # repr of a float is exact
     assert_same(curves.judge([curve])[0], plateau(values))
@@ -454,7 +459,7 @@ def test_csv_of_several_curves_unsorted_and_with_other_columns(tmp_path):
     table = table.sample(frac=1, random_state=0)[["value", "note", "step", "curve", "document"]]
     table.columns = ["Value ", "note", "STEP", "curve", "document"]
     table.to_csv(path, index=False)
-    found = {curve.name: curve for curve in curves.from_csv(path)}
+    found = {curve.name: curve for curve in csv_files.from_csv(path)}
     assert set(found) == {"up", "level"}
     # rows are shuffled, so documents come in another order
     assert sorted(map(tuple, found["up"].values)) == sorted(map(tuple, up))
@@ -462,14 +467,16 @@ def test_csv_of_several_curves_unsorted_and_with_other_columns(tmp_path):
 
 
 def test_csv_takes_nan_and_inf_for_findings(csv):
-    (curve,) = curves.from_csv(csv("document,step,value\na,0,NaN\na,1,inf\na,2,+Infinity\na,3,1e400\na,4,nan\na,5,0\n"))
+    (curve,) = csv_files.from_csv(
+        csv("document,step,value\na,0,NaN\na,1,inf\na,2,+Infinity\na,3,1e400\na,4,nan\na,5,0\n")
+    )
     np.testing.assert_array_equal(curve.values, [[math.nan, math.inf, math.inf, math.inf, math.nan, 0.0]])
     assert curves.judge([curve])[0].nonfinite == 5
 
 
 def test_csv_of_ragged_documents_is_cut_and_says_so(csv):
     rows = [f"a,{s},1" for s in range(30)] + [f"b,{s},2" for s in range(26)]
-    (curve,) = curves.from_csv(csv("document,step,value\n" + "\n".join(rows)))
+    (curve,) = csv_files.from_csv(csv("document,step,value\n" + "\n".join(rows)))
     assert curve.values.shape == (2, 26)
     assert curve.caveats == ("documents have 26 to 30 steps: the first 26 are used",)
     assert curves.judge([curve])[0].caveats[0] == curve.caveats[0]
@@ -478,7 +485,7 @@ def test_csv_of_ragged_documents_is_cut_and_says_so(csv):
 def test_csv_as_spreadsheets_write_it(csv, tmp_path):
     path = tmp_path / "bom.csv"
     path.write_bytes(b"\xef\xbb\xbfdocument,step,value\r\na , 0, 1.5 \r\n\r\na,1,2.5\r\n,,\r\n")
-    (curve,) = curves.from_csv(path)
+    (curve,) = csv_files.from_csv(path)
     assert curve.values.tolist() == [[1.5, 2.5]]
 
 
@@ -513,7 +520,7 @@ HEAD = "document,step,value\n"
 def test_csv_errors_name_file_and_line(csv, capsys, text, message):
     path = csv(text)
     with pytest.raises(DatasetError) as error:
-        curves.from_csv(path)
+        csv_files.from_csv(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert main([str(path)]) == 2
@@ -526,7 +533,7 @@ def test_csv_that_is_no_text(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_bytes(b"document,step,value\n\xff,0,1\n")
     with pytest.raises(DatasetError, match="not a CSV file"):
-        curves.from_csv(path)
+        csv_files.from_csv(path)
 
 
 # ------------------------------------------------------------------------------------------ command line
@@ -675,7 +682,7 @@ def test_command_line_takes_measures_and_layers(sweep_folder, capsys):
     assert mine == [("logit_kl", "last"), *(("hidden_rel_l2", k) for k in range(4))]
     assert main([str(sweep_folder), "--measure", "all"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in curves.MEASURES)
+    assert all(name in out for name in amplitudes.DISTANCES)
 
 
 @pytest.mark.parametrize(
@@ -702,7 +709,7 @@ def test_cells_judge_themselves(sweep_folder):
     table = cell.drift.plateau(["hidden_rel_l2", "nll_gap"])
     assert table["measure"].tolist() == ["hidden_rel_l2", "nll_gap"]
     assert table["verdict"].iloc[0] == found.verdict.value
-    assert len(cell.drift.plateau("all")) == len(curves.MEASURES)
+    assert len(cell.drift.plateau("all")) == len(amplitudes.DISTANCES)
     assert cell.drift.plateau("key_rel_l2", layer="all")["layer"].tolist() == [1, 2]
     assert cell.drift.plateau("hidden_rel_l2", layer=0).zeros == 4 * 64  # embeddings cannot drift
     with pytest.raises(DatasetError, match="'foo' is not a measure"):
@@ -721,20 +728,23 @@ def test_sweeps_judge_their_cells(sweep_folder):
 
 def test_derived_measures_are_distances(sweep_folder):
     cell = open_sweep(sweep_folder).cells[0]
-    gap = curves.measure_values(cell, "nll_gap")
+    gap = amplitudes.measure_values(cell, "nll_gap")
     np.testing.assert_array_equal(gap, abs(cell["nll_fold"] - cell["nll_full"]).transpose("document", "step"))
-    rest = curves.measure_values(cell, "top1_disagreement")
+    rest = amplitudes.measure_values(cell, "top1_disagreement")
     np.testing.assert_array_equal(rest, 1 - cell["top1_agreement"].transpose("document", "step"))
     below = cell.copy(deep=True)
     below["logit_kl"].values[0, 3] = -1e-12
-    assert curves.measure_values(below, "logit_kl")[0, 3] == 0
-    for measure in curves.MEASURES:
-        assert (curves.measure_values(cell, measure) >= 0).all(), measure
+    assert amplitudes.measure_values(below, "logit_kl")[0, 3] == 0
+    for measure in amplitudes.DISTANCES:
+        assert (amplitudes.measure_values(cell, measure) >= 0).all(), measure
 
 
 # ------------------------------------------------------------------------------------------ processes
 def test_plateau_needs_no_torch():
-    code = "import sys, drift.plateau, drift.plateau.curves; print([m for m in sys.modules if m.startswith('torch')])"
+    code = (
+        "import sys, drift.plateau, drift.reading.plateau.curves; "
+        "print([m for m in sys.modules if m.startswith('torch')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

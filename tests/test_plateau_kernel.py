@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from rounding import U64, gamma, linear
 from scipy.signal import lfilter
 
-from drift.plateau import Code, analyse, kernel, plateau
+from drift.reading.plateau.deciding import plateau
+from drift.reading.statistics import models as statistics_models
+from drift.reading.statistics import noise as statistics_noise
+from drift.reading.statistics import plateau as statistics_plateau
+from drift.reading.statistics import windows
+from drift.reading.statistics.analysis import Analysis, Code
+from drift.reading.statistics.plateau import analyse
 
 pytestmark = pytest.mark.numerical
 
@@ -57,14 +63,14 @@ REGRESSORS = {
 def test_traces_are_those_of_the_dense_matrices(x):
     n = len(x)
     weights = np.random.default_rng(n).standard_normal((3, n))
-    noise = kernel._Noise(x, weights)
+    noise = statistics_noise._Noise(x, weights)
     m = residual_maker(x)
     # A factorisation of n rows and three columns turns the space that they span by this angle at most (Higham, theorem
     # 19.4, with 4 for its small constant), whatever their sizes; here and there.
     angle = 2 * gamma(12 * n) * np.linalg.cond(quadratics(x))
     np.testing.assert_allclose(noise.residuals(np.eye(n)), m, rtol=0, atol=angle)
     ratios, bounds = [], []
-    for k, rho in enumerate(kernel._RHO):
+    for k, rho in enumerate(statistics_noise._RHO):
         g = correlation(n, rho)
         a = m @ g @ m
         # What is subtracted: of three directions, 2 x norm of G x angle each; of their squares, the norm once more.
@@ -87,7 +93,7 @@ def test_traces_are_those_of_the_dense_matrices(x):
 
 def test_correlations_are_multiplied_without_their_matrix():
     vectors = np.random.default_rng(0).standard_normal((17, 4))
-    for rho, product in zip(kernel._RHO, kernel._correlate(vectors), strict=True):
+    for rho, product in zip(statistics_noise._RHO, statistics_noise._correlate(vectors), strict=True):
         # 16 products and sums in a row in either direction, and powers of rho beside them.
         size = correlation(17, rho) @ abs(vectors)
         assert (abs(product - correlation(17, rho) @ vectors) <= 2 * gamma(3 * 17) * size).all()
@@ -96,9 +102,9 @@ def test_correlations_are_multiplied_without_their_matrix():
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_variance_is_unbiased_and_its_degrees_of_freedom_are_right(rho):
     runs, n = 4000, 45
-    k = int(np.argmin(np.abs(kernel._RHO - rho)))
-    assert kernel._RHO[k] == pytest.approx(rho)
-    noise = kernel._noise(15, 60, 1)[0]
+    k = int(np.argmin(np.abs(statistics_noise._RHO - rho)))
+    assert statistics_noise._RHO[k] == pytest.approx(rho)
+    noise = statistics_noise.noise_of(15, 60, 1)[0]
     squares = (noise.residuals(ar1(np.random.default_rng(11), (runs, n), rho)) ** 2).sum(axis=1) / noise.trace[k]
     # A quadratic form with df degrees of freedom and mean 1 has variance 2 / df; four standard errors of either moment,
     # that of the variance by the kurtosis of the form, from its eigenvalues.
@@ -113,7 +119,7 @@ def test_variance_is_unbiased_and_its_degrees_of_freedom_are_right(rho):
 def test_autocorrelation_is_an_upper_limit(rho):
     # r + one standard error: the truth is below it in 84 % of runs, were r normal; it is skewed, hence three quarters.
     noise = ar1(np.random.default_rng(5), (400, 4, 48), rho)
-    _, _, found, design, variance, _ = kernel._ar(noise, kernel._noise(15, 63, 1)[0])
+    _, _, found, design, variance, _ = statistics_noise._ar(noise, statistics_noise.noise_of(15, 63, 1)[0])
     assert (found >= rho * (1 - gamma(4))).mean() > 0.75  # where it is 0, it is found to be exactly that
     # A quotient of sums of squares over one mean and over four documents: a single run scatters by 0.3 and more.
     assert np.median(design) == pytest.approx(1, abs=0.3)
@@ -162,14 +168,14 @@ def interpolation_error(x):
         a = m @ correlation(len(x), rho) @ m
         return np.trace(a, offset=1) / np.trace(a), w @ correlation(len(x), rho) @ w, np.trace(a)
 
-    ratio, form, trace = np.transpose([dense(rho) for rho in kernel._RHO])
-    halfway = (kernel._RHO[1:] + kernel._RHO[:-1]) / 2
+    ratio, form, trace = np.transpose([dense(rho) for rho in statistics_noise._RHO])
+    halfway = (statistics_noise._RHO[1:] + statistics_noise._RHO[:-1]) / 2
     there = np.transpose([dense(rho) for rho in halfway])
-    rho = abs(np.interp(there[0], ratio, kernel._RHO) - halfway).max()
+    rho = abs(np.interp(there[0], ratio, statistics_noise._RHO) - halfway).max()
     error = np.sqrt(form / trace)
     between = np.sqrt((form[1:] + form[:-1]) / (trace[1:] + trace[:-1]))
     share = abs(between / np.sqrt(there[1] / there[2]) - 1).max()
-    steepest = (abs(np.diff(np.log(error))) / np.diff(kernel._RHO)).max()
+    steepest = (abs(np.diff(np.log(error))) / np.diff(statistics_noise._RHO)).max()
     return rho, share + steepest * rho
 
 
@@ -178,7 +184,7 @@ def test_standard_error_of_the_slope_is_the_dense_one(rho, documents):
     rng = np.random.default_rng(17)
     x = np.log2(np.arange(17, 64.0))
     z = 0.2 * ar1(rng, (5, documents, len(x)), rho) + 0.3 * x
-    fit = kernel._fit(z, 16, 63)
+    fit = statistics_noise.fit_window(z, 16, 63)
     of_rho, of_error = interpolation_error(x)
     assert of_error < 0.1, "a bound that says nothing"
     for k in range(5):
@@ -192,8 +198,8 @@ def test_standard_error_of_the_slope_is_the_dense_one(rho, documents):
 @settings(max_examples=20, deadline=None)
 def test_slope_and_level_are_polyfit_and_geometric_mean(steps, documents, seed):
     y = np.exp(np.random.default_rng(seed).normal(0, 0.1, (documents, steps)))
-    first = kernel.windows(steps)[-1]
-    clipped = kernel._clip(np.log(y)[None, :, 3:])[0]
+    first = windows.windows(steps)[-1]
+    clipped = statistics_plateau._clip(np.log(y)[None, :, 3:])[0]
     z = clipped[:, first - 3 :].mean(axis=0)
     found = analyse(y)
     x = np.log2(np.arange(first + 1, steps + 1))
@@ -212,7 +218,7 @@ def test_equivalence_is_two_one_sided_t_tests_over_documents():
     found = analyse(t ** (powers[:, None] / math.log(2)))
     below = scipy.stats.ttest_1samp(powers, DELTA, alternative="less").pvalue
     above = scipy.stats.ttest_1samp(powers, -DELTA, alternative="greater").pvalue
-    assert len(kernel.windows(63)) == 3
+    assert len(windows.windows(63)) == 3
     assert found.p_equivalence[0] == pytest.approx(3 * max(below, above))
     up, down = (
         analyse(t ** ((powers[:, None] + 0.06) / math.log(2))),
@@ -231,13 +237,13 @@ def test_equivalence_is_two_one_sided_t_tests_over_documents():
 def test_the_least_favourable_standard_error_counts():
     estimate = np.array([0.02])
     small, large = (np.array([0.01]), np.array([40.0])), (np.array([0.012]), np.array([3.0]))
-    both = kernel.Estimate(estimate, [small, large])
+    both = statistics_noise.Estimate(estimate, [small, large])
     t = scipy.stats.t
     assert both.half_width(0.05)[0] == pytest.approx(max(t.ppf(0.95, 40) * 0.01, t.ppf(0.95, 3) * 0.012))
     assert both.p_below(0.05)[0] == pytest.approx(max(t.sf(0.03 / 0.01, 40), t.sf(0.03 / 0.012, 3)))
     assert both.p_above(0.05)[0] == pytest.approx(max(t.sf(-0.03 / 0.01, 40), t.sf(-0.03 / 0.012, 3)))
-    assert kernel.Estimate(estimate, [small]).p_below(0.05)[0] < both.p_below(0.05)[0]
-    exact = kernel.Estimate(estimate, [(np.zeros(1), np.array([5.0]))])
+    assert statistics_noise.Estimate(estimate, [small]).p_below(0.05)[0] < both.p_below(0.05)[0]
+    exact = statistics_noise.Estimate(estimate, [(np.zeros(1), np.array([5.0]))])
     assert (exact.p_below(0.05)[0], exact.p_above(0.05)[0], exact.p_above(0.02)[0]) == (0.0, 1.0, 1.0)
 
 
@@ -254,7 +260,7 @@ def test_rise_is_students_over_documents():
 
 def test_late_figures_are_those_of_the_last_half_and_the_last_fifth():
     y = np.exp(np.random.default_rng(9).normal(0, 0.1, (5, 63)))
-    z = kernel._clip(np.log(y)[None, :, 3:])[0].mean(axis=0)  # of steps 4 to 63
+    z = statistics_plateau._clip(np.log(y)[None, :, 3:])[0].mean(axis=0)  # of steps 4 to 63
     found = analyse(y)
     assert found.late_slope[0] == pytest.approx(np.polyfit(np.log2(np.arange(33, 64)), z[29:], 1)[0])
     assert found.late_step[0] == pytest.approx(z[-9:].mean() - z[13:-9].mean())  # 9 of the 47 steps that judge
@@ -313,7 +319,7 @@ def test_models_are_compared_as_by_dense_generalised_least_squares(rho):
     t = np.arange(first + 1, steps + 1.0)
     shapes = [0 * t, 0.2 * np.log2(t), 2 * t / steps, -np.exp(-(t - 1) / 2), 3 * np.maximum(0, t / steps - 0.7)]
     z = np.stack(shapes) + 0.15 * ar1(np.random.default_rng(4), (len(shapes), len(t)), rho)
-    lead, model = kernel._compare_models(z, first, steps, DELTA)
+    lead, model = statistics_models.compare_models(z, first, steps, DELTA)
     for k in range(len(shapes)):
         truth, name = dense_lead(z[k], first, steps)
         if math.isfinite(truth):
@@ -323,13 +329,13 @@ def test_models_are_compared_as_by_dense_generalised_least_squares(rho):
             assert lead[k] == pytest.approx(truth, rel=0, abs=2 * n * 100 * (1.95 / 0.05) ** 2 * gamma(2 * n))
         else:
             assert lead[k] == -np.inf
-        assert kernel.model_names()[model[k]] == name
+        assert statistics_models.model_names()[model[k]] == name
     assert lead[2] > lead[0]
 
 
 def test_whitening_is_that_of_the_dense_covariance():
     rho, n = 0.6, 12
-    w = kernel._whiten(np.eye(n), rho).T
+    w = statistics_models._whiten(np.eye(n), rho).T
     covariance = correlation(n, rho) / (1 - rho**2)
     size = abs(w) @ covariance @ abs(w).T
     assert (abs(w @ covariance @ w.T - np.eye(n)) <= gamma(2 * n + 8) * size).all()
@@ -341,13 +347,13 @@ def test_whitening_is_that_of_the_dense_covariance():
     [(16, [3, 4]), (31, [3, 4, 8]), (63, [4, 8, 16]), (127, [8, 16, 32]), (511, [32, 64, 128]), (12, [3]), (1, [3])],
 )
 def test_windows_are_fixed_by_the_number_of_steps(steps, first):
-    assert kernel.windows(steps) == first
+    assert windows.windows(steps) == first
 
 
 def test_least_steps_leave_points_enough():
-    least = kernel.least_steps()
-    assert least - kernel.windows(least)[-1] == kernel.LEAST_POINTS
-    assert least - 1 - kernel.windows(least - 1)[-1] < kernel.LEAST_POINTS
+    least = windows.least_steps()
+    assert least - windows.windows(least)[-1] == windows.LEAST_POINTS
+    assert least - 1 - windows.windows(least - 1)[-1] < windows.LEAST_POINTS
 
 
 QUIET = np.random.default_rng(2).uniform(-0.01, 0.01, (1, 2, 60))
@@ -358,7 +364,7 @@ QUIET = np.random.default_rng(2).uniform(-0.01, 0.01, (1, 2, 60))
 def test_an_isolated_spike_is_clipped_wherever_it_is(place, height):
     z = QUIET.copy()
     z[0, 1, place] += height
-    clipped = kernel._clip(z)
+    clipped = statistics_plateau._clip(z)
     # MAD of uniform noise is half its half-width; 5 x 1.4826 of it on top of the neighbourhood's own spread
     assert abs(clipped[0, 1, place]) < 0.01 + 5 * 1.4826 * 0.01
     assert math.copysign(1, clipped[0, 1, place]) == math.copysign(1, height)
@@ -376,26 +382,26 @@ def taken_off_and_put_back(z):
 def test_a_run_is_a_finding_and_stays(place, length):
     z = QUIET.copy()
     z[0, 0, place : place + length] += 1.0
-    np.testing.assert_allclose(kernel._clip(z), z, rtol=0, atol=taken_off_and_put_back(z))
+    np.testing.assert_allclose(statistics_plateau._clip(z), z, rtol=0, atol=taken_off_and_put_back(z))
 
 
 def test_the_last_three_points_stay_if_they_agree():
     # A median of seven mirrored at the end sees three points five times: the last steps are evidence of late growth.
     z = QUIET.copy()
     z[0, 0, -3:] += 1.0
-    np.testing.assert_allclose(kernel._clip(z), z, rtol=0, atol=taken_off_and_put_back(z))
+    np.testing.assert_allclose(statistics_plateau._clip(z), z, rtol=0, atol=taken_off_and_put_back(z))
 
 
 def test_clipping_knows_no_units_and_leaves_curves_without_noise_alone():
     z = QUIET.copy()
     z[0, 0, 10] = 4.0
     # Adding 7 rounds z, and so its distances from medians; the bound is 7.4 median distances.
-    atol = (2 + kernel.CLIP * kernel._MAD) * taken_off_and_put_back(z + 7.0)
-    np.testing.assert_allclose(kernel._clip(z + 7.0), kernel._clip(z) + 7.0, rtol=0, atol=atol)
-    np.testing.assert_array_equal(kernel._clip(-z), -kernel._clip(z))
+    atol = (2 + statistics_plateau.CLIP * statistics_plateau._MAD) * taken_off_and_put_back(z + 7.0)
+    np.testing.assert_allclose(statistics_plateau._clip(z + 7.0), statistics_plateau._clip(z) + 7.0, rtol=0, atol=atol)
+    np.testing.assert_array_equal(statistics_plateau._clip(-z), -statistics_plateau._clip(z))
     ramp = np.linspace(0, 3, 40)[None, None]
-    assert (kernel._clip(ramp) == ramp).all()
-    assert kernel._clip(QUIET[:, :, :1]).shape == (1, 2, 1)
+    assert (statistics_plateau._clip(ramp) == ramp).all()
+    assert statistics_plateau._clip(QUIET[:, :, :1]).shape == (1, 2, 1)
 
 
 @pytest.mark.parametrize("steps", [63, 127])
@@ -465,7 +471,7 @@ def test_a_curve_knows_nothing_of_those_beside_it(seed, steps, documents, neighb
     stack = np.exp(rng.choice([0.03, 0.3]) * ar1(rng, (4, documents, steps), 0.4))
     stack[1] *= {"another": 1.0, "NaN": np.nan, "zero": 0.0, "huge": 1e250, "Inf": np.inf}[neighbour]
     together = analyse(stack)
-    alone = kernel.Analysis.concatenate([analyse(stack[k]) for k in range(4)])
+    alone = Analysis.concatenate([analyse(stack[k]) for k in range(4)])
     for f in fields(together):
         one, other = getattr(together, f.name), getattr(alone, f.name)
         if f.name == "lead":
@@ -502,7 +508,7 @@ def test_every_curve_has_a_verdict(kind, seed, documents, steps):
 
 def test_the_mean_of_a_window_is_the_level_with_its_interval():
     z = np.random.default_rng(6).uniform(-0.2, 0.2, (3, 5, 63))
-    found, mean = analyse(np.exp(z)), kernel.window_mean(z)
+    found, mean = analyse(np.exp(z)), statistics_noise.window_mean(z)
     # The logarithm of an exponential of at most 0.2 is off by a roundoff of 1 and of itself.
     atol = 2 * U64 + linear(5 * 63, 0.2)
     np.testing.assert_allclose(mean.estimate, found.level, rtol=0, atol=atol)
@@ -511,10 +517,10 @@ def test_the_mean_of_a_window_is_the_level_with_its_interval():
     np.testing.assert_allclose(
         mean.half_width(0.025), width, rtol=gamma(5 * 63), atol=10 * scipy.stats.t.ppf(0.975, 4) * atol
     )
-    short = kernel.window_mean(z[:, :, :6])
+    short = statistics_noise.window_mean(z[:, :, :6])
     means = z[:, :, 3:6].mean(axis=2)
     np.testing.assert_allclose(short.estimate, means.mean(axis=1), rtol=0, atol=linear(5 * 3, 0.2))
     sem = scipy.stats.sem(means, axis=1)
     # Quantiles by two implementations agree to 1e-9 and better; means are off by what they are above.
     np.testing.assert_allclose(short.half_width(0.05), scipy.stats.t.ppf(0.95, 4) * sem, rtol=1e-9)
-    assert kernel.window_mean(z[:, :3, :6]) is None
+    assert statistics_noise.window_mean(z[:, :3, :6]) is None

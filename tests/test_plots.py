@@ -18,31 +18,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from drift import claims, plots, summary
-from drift.dataset import Sweep
+from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
-from drift.plateau import late_start, plateau
+from drift.reading import figures, summary
+from drift.reading.claims import auditing, model, page, published
+from drift.reading.figures import forest as figures_forest
+from drift.reading.plateau.deciding import plateau
+from drift.reading.statistics.windows import late_start
 
 
 def forest(claim: str) -> Callable[[Sweep], Figure | None]:
-    return lambda sweep: plots.equivalence(claims.audit(sweep, others=()), claim)
+    return lambda sweep: figures.equivalence(auditing.audit(sweep, others=()), claim)
 
 
 FIGURES: dict[str, Callable[[Sweep], Figure | None]] = {
-    "drift_per_step": plots.drift_per_step,
-    "drift_per_step token": lambda s: plots.drift_per_step(s, x="token"),
-    "drift_per_step keys": lambda s: plots.drift_per_step(s, "key_rel_l2"),
-    "heat_map": plots.heat_map,
-    "logits_per_step": plots.logits_per_step,
-    "level_vs_roundoff": plots.level_vs_roundoff,
-    "level_vs_chunk_size": plots.level_vs_chunk_size,
-    "depth_growth": plots.depth_growth,
-    "keys_values": plots.keys_values,
-    "worst_tokens": plots.worst_tokens,
-    "nonfinite": plots.nonfinite,
-    "plateau_fit": plots.plateau_fit,
-    "plateau_fit keys": lambda s: plots.plateau_fit(s, "key_rel_l2"),
-    "plateau_fit KL": lambda s: plots.plateau_fit(s, "logit_kl"),
+    "drift_per_step": figures.drift_per_step,
+    "drift_per_step token": lambda s: figures.drift_per_step(s, x="token"),
+    "drift_per_step keys": lambda s: figures.drift_per_step(s, "key_rel_l2"),
+    "heat_map": figures.heat_map,
+    "logits_per_step": figures.logits_per_step,
+    "level_vs_roundoff": figures.level_vs_roundoff,
+    "level_vs_chunk_size": figures.level_vs_chunk_size,
+    "depth_growth": figures.depth_growth,
+    "keys_values": figures.keys_values,
+    "worst_tokens": figures.worst_tokens,
+    "nonfinite": figures.nonfinite,
+    "plateau_fit": figures.plateau_fit,
+    "plateau_fit keys": lambda s: figures.plateau_fit(s, "key_rel_l2"),
+    "plateau_fit KL": lambda s: figures.plateau_fit(s, "logit_kl"),
 }
 FORESTS = {f"equivalence {claim}": forest(claim) for claim in ("C1", "C2", "C3", "C4")}
 
@@ -121,26 +124,26 @@ def test_pyplot_keeps_no_figure_and_settings_are_restored(sweeps: dict[str, Swee
     import matplotlib.pyplot as plt
 
     before = dict(mpl.rcParams)
-    plots.png(plots.drift_per_step(sweeps["one cell"]))
+    figures.png(figures.drift_per_step(sweeps["one cell"]))
     assert plt.get_fignums() == []
     assert dict(mpl.rcParams) == before
 
 
 def test_lines_are_the_geometric_means(sweeps: dict[str, Sweep]) -> None:
     cell = sweeps["one cell"].only()
-    line = plots.drift_per_step(sweeps["one cell"]).axes[0].lines[0]
+    line = figures.drift_per_step(sweeps["one cell"]).axes[0].lines[0]
     expected = np.exp(np.log(cell["hidden_rel_l2"].values[:, -1, :]).mean(axis=0))
     np.testing.assert_allclose(line.get_ydata(), expected)
     np.testing.assert_array_equal(line.get_xdata(), cell["step"].values + 1)
-    by_token = plots.drift_per_step(sweeps["one cell"], x="token").axes[0].lines[0]
+    by_token = figures.drift_per_step(sweeps["one cell"], x="token").axes[0].lines[0]
     np.testing.assert_array_equal(by_token.get_xdata(), cell["token_stop"].values)
-    depth = plots.depth_growth(sweeps["one cell"]).axes[0].lines[0].get_ydata()
+    depth = figures.depth_growth(sweeps["one cell"]).axes[0].lines[0].get_ydata()
     np.testing.assert_allclose(depth, summary.depth(sweeps["one cell"])["value"])
 
 
 def test_bands_span_the_documents(sweeps: dict[str, Sweep]) -> None:
     cell = sweeps["one cell"].only()
-    band = plots.drift_per_step(sweeps["one cell"]).axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    band = figures.drift_per_step(sweeps["one cell"]).axes[0].collections[0].get_paths()[0].vertices[:, 1]
     values = cell["hidden_rel_l2"].values[:, -1, :]
     assert (band.min(), band.max()) == pytest.approx((values.min(), values.max()))
 
@@ -149,9 +152,9 @@ def test_what_a_log_axis_cannot_show_is_counted() -> None:
     cell = small()
     cell["hidden_rel_l2"].values[0, -1, 1] = 0.0
     cell["hidden_rel_l2"].values[:, -1, 2] = np.nan
-    label = plots.drift_per_step(Sweep([cell])).axes[0].get_xlabel()
+    label = figures.drift_per_step(Sweep([cell])).axes[0].get_xlabel()
     assert "not drawn: 1 exactly 0, 2 NaN or Inf" in label
-    clean = plots.drift_per_step(Sweep([small()])).axes[0].get_xlabel()
+    clean = figures.drift_per_step(Sweep([small()])).axes[0].get_xlabel()
     assert "not drawn" not in clean
 
 
@@ -159,48 +162,48 @@ def test_titles_come_from_the_data() -> None:
     many = {"tokens": 512, "documents": 4}
     rounding = Sweep([small(dtype=d, level=flat(synthetic.APPEND[d]), **many) for d in ("bf16", "fp32")])
     structural = Sweep([small(dtype=d, level=flat(0.5), **many) for d in ("bf16", "fp32")])
-    assert "it is rounding" in plots.drift_per_step(rounding).get_suptitle().replace("\n", " ")
-    assert "it is structural" in plots.drift_per_step(structural).get_suptitle().replace("\n", " ")
-    assert "to the power 0.00" in plots.level_vs_roundoff(structural).get_suptitle().replace("\n", " ")
+    assert "it is rounding" in figures.drift_per_step(rounding).get_suptitle().replace("\n", " ")
+    assert "it is structural" in figures.drift_per_step(structural).get_suptitle().replace("\n", " ")
+    assert "to the power 0.00" in figures.level_vs_roundoff(structural).get_suptitle().replace("\n", " ")
 
 
 def test_colour_is_never_the_only_difference() -> None:
     sweep = Sweep([small(dtype=d, chunk_size=c) for d in ("bf16", "fp32") for c in (8, 16)])
-    lines = plots.drift_per_step(sweep).axes[0].lines
+    lines = figures.drift_per_step(sweep).axes[0].lines
     looks = {(line.get_marker(), str(line.get_linestyle()), str(line._unscaled_dash_pattern)) for line in lines}
     assert len(looks) == len(lines) == 4
 
 
 def test_chosen_cells(sweeps: dict[str, Sweep]) -> None:
-    chosen = plots.choose(sweeps["three models"])
+    chosen = figures.choose(sweeps["three models"])
     assert [c["dtype"].item() for c in chosen] == ["bf16"] * 3
     assert [c["chunk_size"].item() for c in chosen] == [64] * 3
-    assert plots.choose(sweeps["three models"], dtype="fp32", protocol="restart").values("protocol") == ["restart"]
+    assert figures.choose(sweeps["three models"], dtype="fp32", protocol="restart").values("protocol") == ["restart"]
 
 
 def test_bad_arguments_are_named(sweeps: dict[str, Sweep]) -> None:
     with pytest.raises(DatasetError, match="'step' or 'token'"):
-        plots.drift_per_step(sweeps["one cell"], x="hour")
+        figures.drift_per_step(sweeps["one cell"], x="hour")
     with pytest.raises(DatasetError, match="protocol"):
-        plots.drift_per_step(sweeps["one cell"], protocol="absent")
+        figures.drift_per_step(sweeps["one cell"], protocol="absent")
     for draw in FIGURES.values():
-        if draw is not plots.nonfinite:
+        if draw is not figures.nonfinite:
             with pytest.raises(DatasetError, match="nothing to draw"):
                 draw(Sweep([]))
 
 
 def test_png_is_small_and_whole(sweeps: dict[str, Sweep]) -> None:
-    payload = plots.png(plots.drift_per_step(sweeps["three models"]))
+    payload = figures.png(figures.drift_per_step(sweeps["three models"]))
     assert len(payload) < 150_000
     with Image.open(io.BytesIO(payload)) as image:
         assert min(image.size) > 300
         assert math.prod(image.size) < 4e6
-    assert payload == plots.png(plots.drift_per_step(sweeps["three models"]))
+    assert payload == figures.png(figures.drift_per_step(sweeps["three models"]))
 
 
 def test_importing_needs_no_torch_and_no_window() -> None:
-    code = "import sys, drift.plots, drift.report; assert not {'torch', 'transformers'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(plots.__file__).parents[1])
+    code = "import sys, drift.reading.figures, drift.report; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 # ---------------------------------------------------------------------------------------------- the claims
@@ -229,7 +232,7 @@ def deep() -> Sweep:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fit_says_what_the_verdict_is(kind: str) -> None:
     cell = chain(kind)
-    figure = plots.plateau_fit(Sweep([cell]))
+    figure = figures.plateau_fit(Sweep([cell]))
     found = plateau(cell["hidden_rel_l2"].values[:, -1, :])
     assert found.verdict.value.replace("_", " ") == kind
     assert f"One chain: {kind}" in " ".join(figure.get_suptitle().split())
@@ -242,7 +245,7 @@ def test_the_fit_says_what_the_verdict_is(kind: str) -> None:
 def test_the_fit_is_drawn_where_it_was_made() -> None:
     cell = chain("growing")
     found = plateau(cell["hidden_rel_l2"].values[:, -1, :])
-    ax = plots.plateau_fit(Sweep([cell])).axes[0]
+    ax = figures.plateau_fit(Sweep([cell])).axes[0]
     curve, level, growth = ax.lines[:3]
     assert len(curve.get_xdata()) == 128
     first = late_start(128) + 1
@@ -260,38 +263,38 @@ def test_fits_count_what_they_do_not_draw() -> None:
     cell = chain("flat")
     cell["hidden_rel_l2"].values[:, -1, 0] = 1e-9
     cell["hidden_rel_l2"].values[:, -1, 1] = 0.0
-    figure = plots.plateau_fit(Sweep([cell]))
+    figure = figures.plateau_fit(Sweep([cell]))
     assert "Arrows at the edge: 1 steps lie beyond the panel." in " ".join(figure.get_supxlabel().split())
     assert "not drawn: 4 exactly 0" in figure.axes[0].get_xlabel()
     low, high = figure.axes[0].get_ylim()
     assert 1e-3 < low < 0.02 < high < 1, "one step far below squashes the curve"
-    assert "beyond" not in plots.plateau_fit(Sweep([chain("growing")])).get_supxlabel()
+    assert "beyond" not in figures.plateau_fit(Sweep([chain("growing")])).get_supxlabel()
 
 
 def test_fits_keep_to_the_deepest_chain_of_each_model_and_precision(deep: Sweep) -> None:
-    figure = plots.plateau_fit(deep, protocol="restart")
+    figure = figures.plateau_fit(deep, protocol="restart")
     assert len(figure.axes) == 4
     assert all("chunk 16" in ax.get_title(loc="left") for ax in figure.axes)
     assert "Of 4 chains: 4 growing" in " ".join(figure.get_suptitle().split())
     uneven = Sweep([chain("flat", model="a"), chain("flat", model="b", dtype="fp32")])
-    words = [t.get_text() for ax in plots.plateau_fit(uneven).axes for t in ax.texts]
+    words = [t.get_text() for ax in figures.plateau_fit(uneven).axes for t in ax.texts]
     assert words == ["no such cell", "no such cell"]
 
 
 @pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4"])
 def test_forests_have_a_row_per_finding_and_say_its_verdict(deep: Sweep, claim: str) -> None:
-    found = claims.audit(deep, others=())
-    name = plots._EFFECTS[claim].name
+    found = auditing.audit(deep, others=())
+    name = figures_forest.EFFECTS[claim].name
     summaries = [s for s in found.summaries if s.claim.name == name]
-    figure = plots.equivalence(found, claim)
+    figure = figures.equivalence(found, claim)
     assert figure is not None
     title = " ".join(figure.get_suptitle().split())
-    assert title.endswith(claims.by_protocol(summaries).capitalize())
+    assert title.endswith(page.by_protocol(summaries).capitalize())
     assert len(figure.axes) == len(summaries) == 3
-    shapes = {claims.Status.SUPPORTED: ("o", True), claims.Status.REFUTED: ("X", True),
-              claims.Status.UNDETERMINED: ("o", False)}  # fmt: skip
+    shapes = {model.Status.SUPPORTED: ("o", True), model.Status.REFUTED: ("X", True),
+              model.Status.UNDETERMINED: ("o", False)}  # fmt: skip
     for ax, s in zip(figure.axes, summaries, strict=True):
-        assert ax.get_title(loc="left") == f"{s.protocol}: {claims.SIGNS[s.status]} {s.status.value}"
+        assert ax.get_title(loc="left") == f"{s.protocol}: {model.SIGNS[s.status]} {s.status.value}"
         assert len(ax.get_yticklabels()) == len(ax.texts) == len(s.findings)
         signs = [line for line in ax.lines if line.get_marker() in ("o", "X")]
         drawn = [(line.get_marker(), line.get_markerfacecolor() != "white") for line in signs]
@@ -304,12 +307,12 @@ def test_forests_have_a_row_per_finding_and_say_its_verdict(deep: Sweep, claim: 
 
 def test_what_certifies_a_plateau_is_drawn_where_the_judging_window_does_not() -> None:
     detail = {"certified": {"from_step": 33, "growth": 0.008, "interval": (-0.02, 0.036)}}
-    row = claims.Finding(
-        "C1", "plateau", "append", "hidden_rel_l2", "a", claims.Status.SUPPORTED, "growth", -0.011, (-0.056, 0.036),
+    row = model.Finding(
+        "C1", "plateau", "append", "hidden_rel_l2", "a", model.Status.SUPPORTED, "growth", -0.011, (-0.056, 0.036),
         (-0.048, 0.05), 0.01, 1.0, "", detail=detail,
     )  # fmt: skip
-    summary_ = claims.Summary(claims.CLAIMS[0], "append", claims.Status.SUPPORTED, "", (row,))
-    figure = plots.equivalence(claims.Audit((summary_,), "hidden_rel_l2", "last", claims.Setting(), (row,)), "C1")
+    summary_ = model.Summary(published.CLAIMS[0], "append", model.Status.SUPPORTED, "", (row,))
+    figure = figures.equivalence(model.Audit((summary_,), "hidden_rel_l2", "last", model.Setting(), (row,)), "C1")
     assert figure is not None
     ax = figure.axes[0]
     thin = [line for line in ax.lines if line.get_marker() == "|"]
@@ -318,16 +321,16 @@ def test_what_certifies_a_plateau_is_drawn_where_the_judging_window_does_not() -
 
 
 def test_wide_intervals_are_cut_off_with_an_arrow() -> None:
-    def finding(cell: str, estimate: float, *interval: float) -> claims.Finding:
-        return claims.Finding(
-            "C1", "plateau", "append", "hidden_rel_l2", cell, claims.Status.UNDETERMINED, "growth", estimate,
+    def finding(cell: str, estimate: float, *interval: float) -> model.Finding:
+        return model.Finding(
+            "C1", "plateau", "append", "hidden_rel_l2", cell, model.Status.UNDETERMINED, "growth", estimate,
             (interval[0], interval[1]), (-0.048, 0.05), 0.5, 0.5, "",
         )  # fmt: skip
 
-    def drawn(*rows: claims.Finding) -> tuple[Axes, list[tuple[str, float]]]:
-        summary_ = claims.Summary(claims.CLAIMS[0], "append", claims.Status.UNDETERMINED, "", rows)
-        audit = claims.Audit((summary_,), "hidden_rel_l2", "last", claims.Setting(), rows)
-        figure = plots.equivalence(audit, "C1")
+    def drawn(*rows: model.Finding) -> tuple[Axes, list[tuple[str, float]]]:
+        summary_ = model.Summary(published.CLAIMS[0], "append", model.Status.UNDETERMINED, "", rows)
+        audit = model.Audit((summary_,), "hidden_rel_l2", "last", model.Setting(), rows)
+        figure = figures.equivalence(audit, "C1")
         assert figure is not None
         ax = figure.axes[0]
         lines = [line for line in ax.lines if line.get_marker() in "<>"]
@@ -346,8 +349,8 @@ def test_wide_intervals_are_cut_off_with_an_arrow() -> None:
 
 
 def test_forests_of_nothing() -> None:
-    found = claims.audit(Sweep([small()]), others=())
-    assert plots.equivalence(found, "C2") is None
-    assert plots.equivalence(claims.audit(Sweep([_all_nan()]), others=()), "C1") is None
+    found = auditing.audit(Sweep([small()]), others=())
+    assert figures.equivalence(found, "C2") is None
+    assert figures.equivalence(auditing.audit(Sweep([_all_nan()]), others=()), "C1") is None
     with pytest.raises(DatasetError, match="no figure of claim 'C5'"):
-        plots.equivalence(found, "C5")
+        figures.equivalence(found, "C5")

@@ -11,9 +11,11 @@ import pytest
 import torch
 from rounding import U16, U32, gamma
 
-from drift import precision
+from drift.dataset.rungs import RUNGS, rung
 from drift.errors import ConfigError, PrecisionError
-from drift.precision import RUNGS, default_half_matmul, numerics, rung, rung_of, widen
+from drift.running.model import numerics as model_numerics
+from drift.running.model.numerics import default_half_matmul, numerics, rung_of
+from drift.running.model.widening import widen
 
 pytestmark = pytest.mark.numerical
 
@@ -156,11 +158,11 @@ def test_heads_are_repeated_for_every_pass_or_for_none() -> None:
     from transformers.integrations import sdpa_attention
 
     before = sdpa_attention.use_gqa_in_sdpa
-    with pytest.raises(RuntimeError), precision._heads_repeated():
+    with pytest.raises(RuntimeError), model_numerics._heads_repeated():
         assert not sdpa_attention.use_gqa_in_sdpa(None, torch.ones(1, 2, 4, 8))
         raise RuntimeError
     assert sdpa_attention.use_gqa_in_sdpa is before
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    with precision._math_attention_in_full():
+    with model_numerics._math_attention_in_full():
         assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == allowed

@@ -11,9 +11,14 @@ import pytest
 import synthetic_controls as made
 
 import drift
-from drift import claims, controls, gain, ladder, plots, plots_precision, readings, report, summary
-from drift.claims.__main__ import main as claims_main
-from drift.dataset import Sweep, write
+from drift.claims import main as claims_main
+from drift.dataset.files import write
+from drift.dataset.sweep import Sweep
+from drift.reading import controls, gain, ladder, side_by_side, summary
+from drift.reading import figures as reading_figures
+from drift.reading.claims import auditing
+from drift.reading.claims import page as claims_page
+from drift.reading.report import rendering
 
 PROTOCOLS = (
     "append", "restart", "reprime(token=1)", "isolated", "isolated(probe=1)", "streaming(sinks=4,window=512)",
@@ -38,7 +43,7 @@ def many() -> Sweep:
 
 
 def test_every_reading_has_its_row(many: Sweep) -> None:
-    table = readings.side_by_side(many)
+    table = side_by_side.side_by_side(many)
     assert len(table) == len(PROTOCOLS) * 4
     assert set(table["chunk_size"]) == {16}, "the deepest chain"
     row = table[(table["protocol"] == "restart") & (table["dtype"] == "fp32")].iloc[0]
@@ -48,33 +53,33 @@ def test_every_reading_has_its_row(many: Sweep) -> None:
     assert row["level"] == pytest.approx(0.05, rel=error)
     assert row["nll_gap"] == pytest.approx(0.05**2, rel=2 * error + 2 * 0.03**2)
     assert row["gap_low"] <= row["nll_gap"] <= row["gap_high"]
-    assert len(readings.sentences(table)) == len(PROTOCOLS)
-    assert "same token [%]" not in readings.shown(table)
+    assert len(side_by_side.sentences(table)) == len(PROTOCOLS)
+    assert "same token [%]" not in side_by_side.shown(table)
     spoken = made.make(np.full((2, 8), 0.1), protocol="decode(append,tokens=8)", token_agreement=np.full((2, 8), 0.75))
-    table = readings.shown(readings.side_by_side(Sweep([*many.cells[:4], spoken])))
+    table = side_by_side.shown(side_by_side.side_by_side(Sweep([*many.cells[:4], spoken])))
     assert "75.0" in set(table["same token [%]"])
 
 
 def test_nll_that_is_not_finite_is_counted(many: Sweep) -> None:
     ds = many.cells[0]
-    assert set(readings.side_by_side(Sweep([ds]))["nll_nonfinite"]) == {0}
+    assert set(side_by_side.side_by_side(Sweep([ds]))["nll_nonfinite"]) == {0}
     nll = ds["nll_fold"].copy()
     nll[{"document": 0, "step": slice(-2, None)}] = np.inf
     bad = Sweep([ds.assign(nll_fold=nll)])
-    table = readings.side_by_side(bad)
+    table = side_by_side.side_by_side(bad)
     assert table["nll_nonfinite"].item() == 2
-    assert readings.shown(table)["non-finite"].item() == 2
-    assert "2 values are NaN or Inf and were left out" in readings.sentences(table)[0]
+    assert side_by_side.shown(table)["non-finite"].item() == 2
+    assert "2 values are NaN or Inf and were left out" in side_by_side.sentences(table)[0]
     assert "2 values are NaN or Inf and were left out" in summary.logit_sentences(bad)[0]
     # Where no token was compared there is nothing to miss.
     counts = ds["target_count"].copy()
     counts[{"document": 0, "step": slice(-2, None)}] = 0
-    assert readings.side_by_side(Sweep([ds.assign(nll_fold=nll, target_count=counts)]))["nll_nonfinite"].item() == 0
+    assert side_by_side.side_by_side(Sweep([ds.assign(nll_fold=nll, target_count=counts)]))["nll_nonfinite"].item() == 0
 
 
 def test_what_reproduces_what(many: Sweep) -> None:
-    found = claims.audit(many, others=())
-    said = readings.reproduced(found)
+    found = auditing.audit(many, others=())
+    said = side_by_side.reproduced(found)
     status = {(s.claim.name, s.protocol): s.status for s in found.summaries}
     line = next(text for text in said if text.startswith("C2 precision"))
     for protocol in PROTOCOLS:
@@ -96,18 +101,18 @@ def test_claims_of_many_readings_stay_legible(many: Sweep, tmp_path: Path, capsy
     assert all(line[at - 1] == " " and line[at] in "●✖○–" for line in block[1:] for at in columns.values())
     verdicts = [line for line in out.splitlines() if re.match("  (append|merge)", line)]
     assert len({re.search("SUPPORTED|REFUTED|UNDETERMINED", line).start() for line in verdicts}) == 1  # type: ignore[union-attr]
-    matrix = claims.matrix(claims.audit(many, others=()))
+    matrix = claims_page.matrix(auditing.audit(many, others=()))
     assert list(matrix["protocol"]) == sorted(PROTOCOLS)
 
 
 def test_figures_of_many_readings_fit(many: Sweep) -> None:
     made_figures = [
-        plots_precision.levels(ladder.ladders(many)),
-        plots_precision.readings(many),
-        *(plots.level_vs_roundoff(part) for _, part in plots.groups(many, "x")),
-        plots.equivalence(claims.audit(many, others=()), "C2"),
+        reading_figures.levels(ladder.ladders(many)),
+        reading_figures.readings(many),
+        *(reading_figures.level_vs_roundoff(part) for _, part in reading_figures.groups(many, "x")),
+        reading_figures.equivalence(auditing.audit(many, others=()), "C2"),
     ]
-    assert [name for name, _ in plots.groups(many, "x")] == ["x-1", "x-2", "x-3"]
+    assert [name for name, _ in reading_figures.groups(many, "x")] == ["x-1", "x-2", "x-3"]
     for figure in made_figures:
         assert figure is not None
         figure.draw_without_rendering()
@@ -125,7 +130,7 @@ def test_figures_of_many_readings_fit(many: Sweep) -> None:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("everything")
     made.whole(home / "good")
-    report.render(home / "good", ["claims", "precision", "readings"], home / "pages", report=lambda line: None)
+    rendering.render(home / "good", ["claims", "precision", "readings"], home / "pages", report=lambda line: None)
     return home
 
 
@@ -152,7 +157,7 @@ def test_the_precision_page_says_what_the_cells_say(pages: Path) -> None:
 def test_the_readings_page_says_what_the_cells_say(pages: Path) -> None:
     sweep = drift.open_sweep(pages / "good")
     text = text_of(pages / "pages" / "readings.html")
-    for line in readings.reproduced(claims.audit(sweep)):
+    for line in side_by_side.reproduced(auditing.audit(sweep)):
         assert line.split(": ", 1)[1] in text, line
     assert "decode(append,tokens=8)" in text
     assert (pages / "pages" / "figures" / "readings-readings.png").is_file()
@@ -160,7 +165,7 @@ def test_the_readings_page_says_what_the_cells_say(pages: Path) -> None:
 
 def test_a_sweep_with_nothing_special_is_told_what_would_measure_it(tmp_path: Path) -> None:
     write(made.make(np.full((1, 8), 0.1)), tmp_path / "one.nc")
-    report.render(tmp_path, ["precision", "readings"], tmp_path / "pages", report=lambda line: None)
+    rendering.render(tmp_path, ["precision", "readings"], tmp_path / "pages", report=lambda line: None)
     text = text_of(tmp_path / "pages" / "precision.html")
     assert text.count("not measured in this sweep; python -m drift.sweep") == 3
     assert "one precision only" in text
@@ -171,7 +176,7 @@ def test_a_sweep_with_nothing_special_is_told_what_would_measure_it(tmp_path: Pa
 def test_pages_of_failed_controls_say_so_first_and_conclude_nothing(tmp_path: Path) -> None:
     made.whole(tmp_path / "bad", broken=True)
     said: list[str] = []
-    report.render(tmp_path / "bad", ["claims", "precision"], tmp_path / "pages", report=said.append)
+    rendering.render(tmp_path / "bad", ["claims", "precision"], tmp_path / "pages", report=said.append)
     assert "controls of the instrument failed" in said[0]
     for page in ("index", "claims", "precision"):
         raw = (tmp_path / "pages" / f"{page}.html").read_text()

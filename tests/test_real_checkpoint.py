@@ -11,8 +11,11 @@ from rounding import U32, U64, WIDE, apart, norms, times
 from transformers import DynamicCache
 
 import drift
-from drift import checkpoints, corpus, ladder
-from drift.precision import numerics, rung
+from drift.dataset.rungs import rung
+from drift.reading.statistics.slope import ROUNDING_MARGIN
+from drift.running import corpus
+from drift.running.checkpoints import loading
+from drift.running.model.numerics import numerics
 
 pytestmark = pytest.mark.numerical
 
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.numerical
 @pytest.fixture(scope="module")
 def text(smollm2: str) -> np.ndarray:
     """One document of 300 tokens."""
-    tokenizer = checkpoints.load(smollm2, "fp32").tokenizer
+    tokenizer = loading.load(smollm2, "fp32").tokenizer
     return corpus.documents("pydoc", tokenizer, documents=1, tokens=300)
 
 
@@ -68,7 +71,7 @@ def test_the_literal_fold_scales_with_the_unit_roundoff(smollm2: str, text: np.n
     late = {dtype: mean_drift(cell) for dtype, cell in at.items()}
     u = {dtype: cell.unit_roundoff.item() for dtype, cell in at.items()}
     slope = np.polyfit(np.log(list(u.values())), np.log(list(late.values())), 1)[0]
-    assert slope == pytest.approx(1, abs=ladder.ROUNDING_MARGIN)
+    assert slope == pytest.approx(1, abs=ROUNDING_MARGIN)
     assert float(at["fp64"].hidden_rel_l2.max()) < WIDE
     assert float(at["fp64"].logit_kl.max()) < WIDE**2
 
@@ -85,7 +88,7 @@ def test_the_literal_fold_scales_with_the_unit_roundoff(smollm2: str, text: np.n
         np.testing.assert_array_less(abs(at[dtype].nll_full - at["fp64"].nll_full)[0], 2 * moved + rounded)
     assert late["fp64"] <= (1 + times(8)) * own["fp32"] * U64 / U32
     slope = np.polyfit(np.log([u[dtype] for dtype in own]), np.log(list(own.values())), 1)[0]
-    assert slope == pytest.approx(1, abs=ladder.ROUNDING_MARGIN)
+    assert slope == pytest.approx(1, abs=ROUNDING_MARGIN)
 
 
 def test_without_the_guard_float64_is_only_float32_inside(smollm2: str, text: np.ndarray) -> None:

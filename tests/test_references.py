@@ -15,10 +15,12 @@ from rounding import WIDE, gamma, norms
 from test_trace import plain
 
 import drift
-from drift import measures
-from drift.dataset import same_data
+from drift.dataset.comparing import same_data
+from drift.dataset.rungs import rung
 from drift.errors import ConfigError
-from drift.precision import numerics, rung, widen
+from drift.running import measures
+from drift.running.model.numerics import numerics
+from drift.running.model.widening import widen
 
 pytestmark = pytest.mark.numerical
 

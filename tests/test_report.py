@@ -17,13 +17,17 @@ import pytest
 import synthetic
 
 import drift
-from drift import claims, report
+from drift import report as drift_report
 from drift._resources import resource
-from drift.claims.__main__ import main as claims_main
+from drift.claims import main as claims_main
 from drift.errors import ReportError
-from drift.plateau.__main__ import main as judge
+from drift.plateau import main as judge
+from drift.reading.claims import auditing, model
+from drift.reading.claims import page as claims_page
+from drift.reading.report import rendering
+from drift.reading.report.notebooks import DEFAULT_NOTEBOOKS
 
-ROOT = Path(report.__file__).parents[1]
+ROOT = Path(drift.__file__).parents[1]
 NOTEBOOKS = ("claims", "plateau", "precision", "readings", "layers")
 
 
@@ -58,7 +62,7 @@ def rendered(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
     out, said = rendered
     pages = {f"{name}.html" for name in ("index", *NOTEBOOKS)}
-    assert {p.name for p in out.iterdir()} == {*pages, "figures", report.INPUTS}
+    assert {p.name for p in out.iterdir()} == {*pages, "figures", rendering.INPUTS}
     figures = {p.name for p in (out / "figures").iterdir()}
     assert {
         "claims-plateau-append.png", "claims-plateau-restart.png", "claims-growth.png", "claims-precision.png",
@@ -126,9 +130,9 @@ def _rows(text: str) -> list[list[str]]:
 
 def test_claims_page_has_the_table_of_the_audit(rendered: tuple[Path, str], sweep: Path) -> None:
     text = (rendered[0] / "claims.html").read_text()
-    found = claims.audit(drift.open_sweep(sweep))
+    found = auditing.audit(drift.open_sweep(sweep))
     assert _rows(text) == [
-        [s.protocol or "–", f"{claims.SIGNS[s.status]} {s.status.value}", s.words, claims.differing(s)]
+        [s.protocol or "–", f"{model.SIGNS[s.status]} {s.status.value}", s.words, claims_page.differing(s)]
         for s in found.summaries
     ]
     for s in found.summaries:
@@ -144,7 +148,7 @@ def test_claims_page_has_the_table_of_the_audit(rendered: tuple[Path, str], swee
 
 
 def test_claims_come_first(rendered: tuple[Path, str]) -> None:
-    assert report.DEFAULT_NOTEBOOKS == NOTEBOOKS
+    assert DEFAULT_NOTEBOOKS == NOTEBOOKS
     for page in rendered[0].glob("*.html"):
         links = re.findall(r'(?:href="(\w+)\.html"|class="here")>', page.read_text().split("</nav>")[0])
         assert [name or page.stem for name in links] == ["index", *NOTEBOOKS]
@@ -158,7 +162,7 @@ def test_claims_come_first(rendered: tuple[Path, str]) -> None:
 def test_margins_reach_the_claims_and_the_commands(sweep: Path, tmp_path: Path) -> None:
     given = ["-p", 'margins={"growth": 0.2, "family": 3}', "-p", "alpha=0.1", "-p", "models=beta",
              "-p", "measure=logit_kl"]  # fmt: skip
-    assert report.main([str(sweep), "--notebook", "claims", "--out", str(tmp_path), *given]) == 0
+    assert drift_report.main([str(sweep), "--notebook", "claims", "--out", str(tmp_path), *given]) == 0
     text = html.unescape((tmp_path / "claims.html").read_text())
     assert "growth per doubling of depth 20 %" in text
     assert "models within a factor 3" in text
@@ -174,7 +178,7 @@ def test_margins_reach_the_claims_and_the_commands(sweep: Path, tmp_path: Path) 
 
 def test_a_margin_that_does_not_exist_is_named(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     given = ["-p", 'margins={"growht": 0.2}']
-    assert report.main([str(sweep), "--notebook", "claims", "--out", str(tmp_path), *given]) == 1
+    assert drift_report.main([str(sweep), "--notebook", "claims", "--out", str(tmp_path), *given]) == 1
     assert "growht=0.2" in capfd.readouterr().err
 
 
@@ -186,8 +190,8 @@ def test_the_commands_of_the_claims_page_give_its_numbers(
         tmp_path / "deep", ["alpha"], ["bf16", "fp32"], ["append"], [8], layers=2, tokens=512, documents=4
     )
     sweep = drift.open_sweep(folder)
-    found = claims.audit(sweep, measure, setting=claims.settings({"growth": 0.08, "rise": 1.7}, 0.02))
-    commands = [c for c in claims.commands(found, sweep).splitlines() if not c.startswith("#")]
+    found = auditing.audit(sweep, measure, setting=model.settings({"growth": 0.08, "rise": 1.7}, 0.02))
+    commands = [c for c in claims_page.commands(found, sweep).splitlines() if not c.startswith("#")]
     assert [shlex.split(c)[2] for c in commands] == ["drift.claims", "drift.plateau", "drift.report"]
     audit, chains, _ = (shlex.split(c.replace(" deep ", f" {folder} "))[3:] for c in commands)
     assert claims_main([*audit, "--json"]) == 0
@@ -219,7 +223,7 @@ def test_committed_notebooks_are_clean(name: str) -> None:
 
 
 def test_parameters_reach_the_notebook(sweep: Path, tmp_path: Path) -> None:
-    code = report.main(
+    code = drift_report.main(
         [
             str(sweep),
             "--notebook",
@@ -251,12 +255,12 @@ def test_values_are_plain_types() -> None:
         "a,b": "a,b",
     }
     for text, value in texts.items():
-        assert report._plain(text) == value
-        assert type(report._plain(text)) is type(value)
+        assert drift_report._plain(text) == value
+        assert type(drift_report._plain(text)) is type(value)
 
 
 def test_a_failing_notebook_leaves_what_it_had(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    code = report.main([str(sweep), "--notebook", "plateau", "--out", str(tmp_path), "-p", "measure=absent"])
+    code = drift_report.main([str(sweep), "--notebook", "plateau", "--out", str(tmp_path), "-p", "measure=absent"])
     assert code == 1
     said = capfd.readouterr()
     assert "DatasetError: there is no measure 'absent'" in said.err
@@ -283,7 +287,7 @@ def test_a_failing_notebook_leaves_what_it_had(sweep: Path, tmp_path: Path, capf
 def test_bad_usage_is_refused_before_anything_runs(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert report.main([str(sweep), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert drift_report.main([str(sweep), "--out", str(tmp_path / "out"), *arguments]) == 2
     said = capsys.readouterr()
     assert message in said.err
     assert "running" not in said.out
@@ -291,15 +295,15 @@ def test_bad_usage_is_refused_before_anything_runs(
 
 
 def test_sweeps_without_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(tmp_path / "nowhere")]) == 2
+    assert drift_report.main([str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
-    assert report.main([str(tmp_path)]) == 2
+    assert drift_report.main([str(tmp_path)]) == 2
     assert "holds no readable cell" in capsys.readouterr().err
     (tmp_path / "bad.nc").write_text("x")
-    assert report.main([str(tmp_path)]) == 2
+    assert drift_report.main([str(tmp_path)]) == 2
     assert "bad.nc" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
-        report.main([str(tmp_path), "-p", "measure"])
+        drift_report.main([str(tmp_path), "-p", "measure"])
     assert stopped.value.code == 2
 
 
@@ -312,15 +316,15 @@ def test_notebooks_of_ones_own(sweep: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     path = tmp_path / "own.ipynb"
     nbformat.write(own, path)
-    report.render(sweep, [str(path)], tmp_path / "out", report=lambda line: None)
+    rendering.render(sweep, [str(path)], tmp_path / "out", report=lambda line: None)
     assert f"made by {sys.executable}" in (tmp_path / "out" / "own.html").read_text()
     own.cells[0].metadata.tags = []
     nbformat.write(own, path)
     with pytest.raises(ReportError, match="no parameter 'sweep'"):
-        report.render(sweep, [str(path)], tmp_path / "again", report=lambda line: None)
+        rendering.render(sweep, [str(path)], tmp_path / "again", report=lambda line: None)
     path.write_text("{")
     with pytest.raises(ReportError, match="cannot be read as a notebook"):
-        report.render(sweep, [str(path)], tmp_path / "again", report=lambda line: None)
+        rendering.render(sweep, [str(path)], tmp_path / "again", report=lambda line: None)
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
@@ -351,7 +355,7 @@ def test_a_current_report_is_not_rendered_again(sweep: Path, tmp_path: Path, cap
     command = [str(sweep), "--notebook", str(path), "--out", str(out)]
 
     def rendered(*more: str) -> bool:
-        assert report.main([*command, *more]) == 0
+        assert drift_report.main([*command, *more]) == 0
         return "(current;" not in capfd.readouterr().out
 
     assert rendered()

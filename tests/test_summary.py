@@ -14,10 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import linear
 
-from drift import dataset, ladder, summary
-from drift.dataset import Sweep, open_sweep
+from drift import dataset
+from drift.dataset.opening import open_sweep
+from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
-from drift.plateau import plateau
+from drift.reading import cells as reading_cells
+from drift.reading import summary
+from drift.reading.plateau.deciding import plateau
+from drift.reading.statistics import slope
+from drift.reading.wording import numbers, tables
 
 pytestmark = pytest.mark.numerical
 
@@ -139,8 +144,8 @@ def test_sentences_say_rounding_and_structural(real: Sweep) -> None:
     assert "structural" in summary.headline(real)["reprime"]
     assert "1 ± 0.2" in summary.thresholds()
     assert "± 0.05 of 0" in summary.thresholds()
-    assert pytest.approx(1 - summary.ROUNDING_SLOPE) == ladder.ROUNDING_MARGIN
-    assert summary.STRUCTURAL_SLOPE == ladder.STRUCTURAL_MARGIN
+    assert pytest.approx(1 - summary.ROUNDING_SLOPE) == slope.ROUNDING_MARGIN
+    assert summary.STRUCTURAL_SLOPE == slope.STRUCTURAL_MARGIN
 
 
 def test_sentences_follow_the_data_not_the_name() -> None:
@@ -215,7 +220,7 @@ def test_chunk_logit_depth_and_token_sentences(real: Sweep) -> None:
     assert "0.10 after the final norm" in depth
     assert "values drift 1.4 times as much" in depth
     token = summary.token_sentences(Sweep([small(noise=0, level=flat(0.1))]))[0]
-    assert f"worst token {summary.number(math.exp(2.7))} times" in token
+    assert f"worst token {numbers.number(math.exp(2.7))} times" in token
 
 
 def test_worst_token_is_placed() -> None:
@@ -236,7 +241,7 @@ def test_worst_token_is_placed() -> None:
     ],
 )  # fmt: skip
 def test_numbers_are_written_as_people_say_them(value: float, text: str) -> None:
-    assert summary.number(value) == text
+    assert numbers.number(value) == text
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -278,11 +283,11 @@ def test_failures_and_problems(tmp_path: Path) -> None:
 
 def test_html_escapes_and_says_when_there_is_nothing(real: Sweep) -> None:
     frame = summary.problems(Sweep([], problems={"a<b>.nc": "a<b>.nc: <script>"}))
-    assert "<script>" not in summary.html(frame)
-    assert summary.html(frame.iloc[:0], empty="None & well") == "<p>None &amp; well</p>"
-    assert "<th>protocols</th>" in summary.html(summary.provenance(real), upright=True)
-    assert "<td>smollm2-135m-instruct</td>" in summary.html(summary.shown(summary.table(real)))
-    assert "&lt;i&gt;" in summary.bullets(["<i>: x"])
+    assert "<script>" not in tables.html(frame)
+    assert tables.html(frame.iloc[:0], empty="None & well") == "<p>None &amp; well</p>"
+    assert "<th>protocols</th>" in tables.html(summary.provenance(real), upright=True)
+    assert "<td>smollm2-135m-instruct</td>" in tables.html(summary.shown(summary.table(real)))
+    assert "&lt;i&gt;" in tables.bullets(["<i>: x"])
 
 
 def test_curve_refuses_what_is_not_there() -> None:
@@ -298,11 +303,11 @@ def test_curve_refuses_what_is_not_there() -> None:
 
 
 def test_select_and_longest(real: Sweep) -> None:
-    assert len(summary.select(real, None)) == len(real)
-    assert len(summary.select(real, f" {MODEL} ")) == len(real)
+    assert len(reading_cells.select(real, None)) == len(real)
+    assert len(reading_cells.select(real, f" {MODEL} ")) == len(real)
     with pytest.raises(DatasetError):
-        summary.select(real, ["absent"])
-    assert summary.longest(real).values("chunk_size") == [64]
+        reading_cells.select(real, ["absent"])
+    assert reading_cells.longest(real).values("chunk_size") == [64]
 
 
 def test_headlines_are_the_verdicts_of_the_ladder() -> None:

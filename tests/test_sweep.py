@@ -20,14 +20,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sweep_tools import REPOSITORY, cells, differences, text_file, tiny_checkpoint, write_config
 
-from drift import dataset, protocols
+from drift import dataset
+from drift.dataset.rungs import RUNGS
 from drift.errors import ConfigError
-from drift.precision import RUNGS
-from drift.sweep import Config, load_config, plan, presets, run
-from drift.sweep.__main__ import main
-from drift.sweep.cost import correction, group_cost, show_bytes, show_seconds
-from drift.sweep.gpus import cuda_problem
-from drift.sweep.progress import Bar, Lines, reporter
+from drift.running import protocols, tracing
+from drift.running.sweep.config import Config, load_config, presets
+from drift.running.sweep.cost import correction, group_cost, show_bytes, show_seconds
+from drift.running.sweep.gpus import cuda_problem
+from drift.running.sweep.planning import plan
+from drift.running.sweep.progress import Bar, Lines, reporter
+from drift.running.sweep.running import run
+from drift.sweep import main
 
 no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="this machine has a GPU")
 
@@ -695,8 +698,6 @@ def test_out_of_memory_tries_the_folds_one_at_a_time(
 ) -> None:
     import torch
 
-    import drift.tracing
-
     raised = {
         "MemoryError": MemoryError(),
         "RuntimeError": RuntimeError(
@@ -704,7 +705,7 @@ def test_out_of_memory_tries_the_folds_one_at_a_time(
         ),
         "OutOfMemoryError": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     }[error]
-    real = drift.tracing.trace_folds
+    real = tracing.trace_folds
 
     def tight(model: Any, tokens: Any, folds: Any, **options: Any) -> Any:
         if len(folds) > 1 or folds[0][:2] == (4, "reprime"):
@@ -712,7 +713,7 @@ def test_out_of_memory_tries_the_folds_one_at_a_time(
         return real(model, tokens, folds, **options)
 
     # Running a machine out of memory in earnest would take the test run with it.
-    monkeypatch.setattr(drift.tracing, "trace_folds", tight)
+    monkeypatch.setattr(tracing, "trace_folds", tight)
     config, undisturbed = finished
     summary = run(load_config(config), here / "out")
     assert summary.exit == 1
@@ -822,7 +823,7 @@ def test_help_and_dry_run_do_without_torch(
     assert code == 0
     assert "4 cells" in text
     assert not names & {"torch", "transformers"}
-    assert "xarray" in names
+    assert "numpy" in names
 
 
 def test_list_presets(say: Said) -> None:

@@ -16,9 +16,10 @@ from sweep_tools import REPOSITORY, cells, text_file, tiny_checkpoint, write_con
 
 from drift import dataset
 from drift.errors import ConfigError
-from drift.sweep import checking, run
-from drift.sweep.__main__ import main
-from drift.sweep.checking import FINDINGS, check
+from drift.running.sweep import checking
+from drift.running.sweep.checking import FINDINGS, check
+from drift.running.sweep.running import run
+from drift.sweep import main
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,13 @@ def other_file(out: Path) -> str:
 def break_the_contract(out: Path) -> str:
     with h5py.File(first(out), "r+") as file:
         del file.attrs["driver"]
+    return first(out).name
+
+
+def name_a_group_like_a_finding(out: Path) -> str:
+    """What is wrong with a file is known where it is found, not read out of the words for it."""
+    with h5py.File(first(out), "r+") as file:
+        file.create_group("schema of the data contract")
     return first(out).name
 
 
@@ -181,14 +189,15 @@ CASES: dict[str, tuple[Callable[[Path], str], set[str], str]] = {
     "a flipped bit": (flip_a_bit, {"damaged"}, "run the sweep again"),
     "not a cell": (other_file, {"damaged", "stranger"}, "move it"),
     "no driver": (break_the_contract, {"contract"}, "run the sweep again"),
+    "a group of a telling name": (name_a_group_like_a_finding, {"damaged"}, "run the sweep again"),
     "record edited": (edit_the_record, {"config"}, "run the sweep again"),
     "record and hash edited": (edit_record_and_hash, {"config", "name"}, "rename it back"),
     "renamed": (rename, {"name", "missing", "stranger"}, "rename it back"),
     "lost": (lose, {"missing"}, "copy it here"),
-    "copied beside": (copy_beside, {"duplicate", "name", "stranger"}, "delete it"),
+    "copied beside": (copy_beside, {"duplicate", "name", "stranger"}, "move it out of the folder"),
     "copied and altered": (copy_altered, {"duplicate", "name", "stranger"}, "whose origin you trust"),
     "another torch": (same_point_other_torch, {"duplicate"}, "one set of circumstances"),
-    "foreign": (foreign_cell, {"stranger"}, "delete sweep.json"),
+    "foreign": (foreign_cell, {"stranger"}, "rename sweep.json"),
     "plan damaged": (damage_the_plan, {"plan"}, "cells are kept"),
     "plan names a cell twice": (plan_with(lambda listed: listed.append(listed[0])), {"plan"}, "cells are kept"),
     "plan contradicts a name": (plan_with(lambda c: c[0].update(hash="f" * 64)), {"plan"}, "cells are kept"),
@@ -197,8 +206,8 @@ CASES: dict[str, tuple[Callable[[Path], str], set[str], str]] = {
         {"plan"},
         "cells are kept",
     ),
-    "half a file": (half_a_file, {"leftover"}, "delete it"),
-    "set aside": (set_aside, {"leftover"}, "delete it"),
+    "half a file": (half_a_file, {"leftover"}, "which clears it away"),
+    "set aside": (set_aside, {"leftover"}, "no reader takes it for a cell"),
 }
 
 
@@ -250,7 +259,7 @@ def test_a_sweep_that_is_not_complete_is_not_wrong(bench: tuple[Path, Path], tmp
 def test_it_needs_neither_torch_nor_dask(out: Path) -> None:
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None, dask=None, distributed=None); "
-        f"from drift.sweep.__main__ import main; sys.exit(main(['--check', {str(out)!r}]))"
+        f"from drift.sweep import main; sys.exit(main(['--check', {str(out)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

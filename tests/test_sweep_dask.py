@@ -20,9 +20,10 @@ import yaml
 from sweep_tools import REPOSITORY, cells, differences, text_file, tiny_checkpoint, write_config
 
 from drift.errors import ConfigError
-from drift.sweep import Plan, plan, run
-from drift.sweep import dask_engine as engine
-from drift.sweep.progress import Silent
+from drift.running.sweep.engines import dask, receipts
+from drift.running.sweep.planning import Plan, plan
+from drift.running.sweep.progress import Silent
+from drift.running.sweep.running import compute_group, run
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
 
@@ -133,9 +134,9 @@ def test_cells_for_a_gpu_go_to_workers_that_offer_one(
 ) -> None:
     config, _ = bench
     made = plan(config, tmp_path / "plan")
-    assert engine.resources(made.groups()[0]) == {}
+    assert dask.resources(made.groups()[0]) == {}
     on_gpu = plan(replace_device(config, tmp_path), tmp_path / "out", dry_run=True)
-    assert all(engine.resources(group) == {"GPU": 1} for group in on_gpu.groups())
+    assert all(dask.resources(group) == {"GPU": 1} for group in on_gpu.groups())
     # It is for the workers to say whether there is a GPU: planning it here is no error.
     summary = run(replace_device(config, tmp_path), tmp_path / "out", engine="dask", scheduler=cluster[0])
     assert (summary.done + summary.failed, summary.left) == (4, 0)
@@ -212,9 +213,9 @@ def planned(bench: tuple[Path, Path], tmp_path: Path) -> Plan:
     return plan(bench[0], tmp_path / "out")
 
 
-def task(todo: Plan, **given: Any) -> engine.Receipt:
+def task(todo: Plan, **given: Any) -> receipts.Receipt:
     defaults: dict[str, Any] = {"stale": {}, "fail_fast": False, "threads": None, "here": "/", "begun": lambda: None}
-    return engine.compute(todo, todo.groups()[0], **(defaults | given))
+    return dask.compute(todo, todo.groups()[0], **(defaults | given))
 
 
 def test_a_task_computes_what_is_missing_and_nothing_else(planned: Plan) -> None:
@@ -241,29 +242,29 @@ def test_a_task_computes_what_is_missing_and_nothing_else(planned: Plan) -> None
 
 def test_only_what_arrives_here_counts(planned: Plan) -> None:
     group = planned.groups()[0]
-    elsewhere = engine.Receipt([(f"/elsewhere/{group.cells[0].file}", "0" * 64)])
-    lost = engine.settle(elsewhere, planned.folder, group, patience=0.01)
+    elsewhere = receipts.Receipt([(f"/elsewhere/{group.cells[0].file}", "0" * 64)])
+    lost = receipts.settle(elsewhere, planned.folder, group, patience=0.01)
     assert lost.files == []
     assert "file system that this machine and all workers share" in lost.stopped
     task(planned)
     # There, and sound, with other bytes than announced: written again by a worker that was thought lost.
-    found = engine.settle(elsewhere, planned.folder, group, patience=0.01)
+    found = receipts.settle(elsewhere, planned.folder, group, patience=0.01)
     assert (found.files, found.stopped) == ([group.cells[0].file], "")
     assert found.checked == {group.cells[0].file: planned.folder.fingerprint(group.cells[0].file)}
 
 
 def test_a_machine_that_would_compute_something_else_is_refused(planned: Plan) -> None:
     cell = planned.cells[0]
-    assert engine.difference(cell) == ""
+    assert receipts.difference(cell) == ""
     other = {"torch": "1.0", "numerics": "0"}
     for name, version in other.items():
         versions = tuple((key, version if key == name else value) for key, value in cell.versions)
-        assert "install the same versions" in engine.difference(replace(cell, versions=versions))
-        assert name in engine.difference(replace(cell, versions=versions))
-    assert "other weights" in engine.difference(replace(cell, checkpoint="0" * 64))
-    assert "another text" in engine.difference(replace(cell, text="0" * 64))
+        assert "install the same versions" in receipts.difference(replace(cell, versions=versions))
+        assert name in receipts.difference(replace(cell, versions=versions))
+    assert "other weights" in receipts.difference(replace(cell, checkpoint="0" * 64))
+    assert "another text" in receipts.difference(replace(cell, text="0" * 64))
     group = replace(planned.groups()[0], cells=(replace(cell, text="0" * 64),))
-    receipt = engine.compute(
+    receipt = dask.compute(
         planned, group, stale={}, fail_fast=False, threads=None, here="/", begun=lambda: None
     )  # fmt: skip
     assert "another text" in receipt.stopped
@@ -278,7 +279,7 @@ def test_what_ends_badly_is_said(planned: Plan) -> None:
 
     def outcome(status: str, error: Exception | None = None) -> Any:
         future = SimpleNamespace(status=status, exception=lambda: error)
-        return engine.Dask(scheduler="tcp://s:1")._outcome(future, planned.folder, planned.groups()[0])  # type: ignore
+        return dask.Dask(scheduler="tcp://s:1")._outcome(future, planned.folder, planned.groups()[0])  # type: ignore
 
     assert "4 workers died" in outcome("error", KilledWorker("task", Worker(), 3)).died  # type: ignore[arg-type]
     assert "install the same drift" in outcome("error", ModuleNotFoundError("No module named 'drift'")).stopped
@@ -289,7 +290,7 @@ def test_what_ends_badly_is_said(planned: Plan) -> None:
 @pytest.mark.parametrize(("workers", "hint"), [({}, "start some"), ({"tcp://a:1": 1}, "--resources GPU=1")])
 def test_waiting_for_workers_is_explained(workers: dict[str, int], hint: str) -> None:
     lines: list[str] = []
-    engine.Dask(say=lines.append)._wonder(SimpleNamespace(nthreads=lambda: workers), True)  # type: ignore[arg-type]
+    dask.Dask(say=lines.append)._wonder(SimpleNamespace(nthreads=lambda: workers), True)  # type: ignore[arg-type]
     assert hint in lines[0]
 
 
@@ -299,7 +300,7 @@ def test_bad_engines_are_explained(bench: tuple[Path, Path], tmp_path: Path, mon
         run(config, tmp_path, scheduler="tcp://a:1")
     with pytest.raises(ConfigError, match="did you mean 'dask'"):
         run(config, tmp_path, engine="dusk")
-    monkeypatch.setattr(engine, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(dask, "_CONNECT_SECONDS", 0.5)
     with pytest.raises(ConfigError, match=r"tcp://127.0.0.1:1: cannot be reached"):
         run(config, tmp_path, engine="dask", scheduler="tcp://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "distributed", None)
@@ -308,7 +309,6 @@ def test_bad_engines_are_explained(bench: tuple[Path, Path], tmp_path: Path, mon
 
 
 def test_an_engine_of_ones_own(bench: tuple[Path, Path], tmp_path: Path) -> None:
-    from drift.sweep.running import compute_group
 
     def mine(todo: Plan, groups: Any, *, fail_fast: bool, begin: Any, fraction: Any, go_on: Any) -> Any:
         for group in groups:

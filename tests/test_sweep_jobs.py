@@ -17,9 +17,12 @@ import torch
 from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
 
 from drift import dataset
-from drift.sweep import gpus, run, running, workers
-from drift.sweep.progress import Lines
-from drift.sweep.workers import Turns, automatic_jobs
+from drift.running.sweep import gpus, running
+from drift.running.sweep.engines import engine, processes
+from drift.running.sweep.engines.engine import Turns
+from drift.running.sweep.engines.processes import automatic_jobs
+from drift.running.sweep.progress import Lines
+from drift.running.sweep.running import run
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
 
@@ -140,7 +143,7 @@ class Pipe:
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a worker sends into, when it runs in this very process."""
-    monkeypatch.setattr(workers, "_watch_parent", lambda parent: None)
+    monkeypatch.setattr(processes, "_watch_parent", lambda parent: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     return Pipe()
@@ -151,15 +154,15 @@ def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(running, "compute_group", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     plan: Any = None
-    workers._work(plan, plan, False, 1, "1", os.getpid(), pipe)
+    processes._work(plan, plan, False, 1, "1", os.getpid(), pipe)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    workers._work(plan, plan, False, 1, "", os.getpid(), pipe)
+    processes._work(plan, plan, False, 1, "", os.getpid(), pipe)
     assert seen == ["1", "0,1"]
 
 
 def test_how_far_a_group_is_comes_through_sparingly() -> None:
     told: list[float] = []
-    tell = workers.Sparingly(told.append)
+    tell = engine.Sparingly(told.append)
     for number in range(10_001):
         tell(number / 10_000)
     assert len(told) <= 101
@@ -177,7 +180,7 @@ def test_what_breaks_off_says_why(monkeypatch: pytest.MonkeyPatch, pipe: Any) ->
 
     monkeypatch.setattr(running, "compute_group", broken)
     plan: Any = None
-    workers._work(plan, plan, False, 1, "", os.getpid(), pipe)
+    processes._work(plan, plan, False, 1, "", os.getpid(), pipe)
     assert pipe.sent[0].died == "its process broke off: RuntimeError: the device is lost"
 
 
@@ -187,7 +190,7 @@ def test_a_cell_of_before_does_not_count_where_it_was_to_be_computed_again(confi
     def dying(todo: Any, groups: Any, *, fail_fast: bool, begin: Any, go_on: Any, **_: Any) -> Any:
         for group in groups:
             begin(group)
-            yield group, workers.Outcome(died="its process was killed by SIGKILL")
+            yield group, engine.Outcome(died="its process was killed by SIGKILL")
 
     summary = run(config, tmp_path / "out", force=True, engine=dying)
     assert summary.failed == summary.total

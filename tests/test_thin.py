@@ -21,8 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from drift import dataset, plots, summary, thin
+from drift import dataset, thin
+from drift.dataset import thinning
+from drift.dataset.bits import EXACT, round_bits
 from drift.errors import ConfigError, DatasetError
+from drift.reading import figures, summary
 
 DEEP = {"model": "tiny", "layers": 12, "documents": 2, "tokens": 160, "chunk_size": 16}
 KEPT = [0, 1, 5, 8, 12, 13]
@@ -35,7 +38,7 @@ def whole() -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def small(whole: xr.Dataset) -> xr.Dataset:
-    return thin.thin(whole)
+    return dataset.thin(whole)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def thinned(folder: Path) -> Path:
-    thin.thin_sweep(folder, folder.with_name("thin"), report=lambda line: None)
+    dataset.thin_sweep(folder, folder.with_name("thin"), report=lambda line: None)
     return folder.with_name("thin")
 
 
@@ -78,7 +81,7 @@ def faults(whole: xr.Dataset, small: xr.Dataset) -> list[str]:
             found.append(f"{name}: a sign or a value that is not finite differs")
         if (np.abs(y[finite] - x[finite]) > said["relative_error"] * np.abs(x[finite])).any():
             found.append(f"{name}: further off than {said['relative_error']}")
-        if not np.array_equal(thin.round_bits(y, said["bits"]), y, equal_nan=True):  # type: ignore[arg-type]
+        if not np.array_equal(round_bits(y, said["bits"]), y, equal_nan=True):  # type: ignore[arg-type]
             found.append(f"{name}: has more than {said['bits']} bits")
     return found
 
@@ -100,14 +103,14 @@ NUMBERS = st.one_of(st.floats(allow_subnormal=True), st.sampled_from(EDGES), st.
 @settings(max_examples=200, deadline=None)
 @given(values=hnp.arrays(np.float64, st.integers(1, 12), elements=NUMBERS), bits=st.integers(1, 53))
 def test_rounding_is_to_nearest_even_and_within_its_bound(values: np.ndarray, bits: int) -> None:
-    rounded = thin.round_bits(values, bits)
+    rounded = round_bits(values, bits)
     np.testing.assert_array_equal(rounded, [rounded_by_definition(v, bits) for v in values.tolist()])
     special = ~np.isfinite(values) | (values == 0)
     np.testing.assert_array_equal(rounded[special], values[special])
     assert (np.isnan(values) | (np.signbit(rounded) == np.signbit(values))).all()
     for x, y in zip(values[~special].tolist(), rounded[~special].tolist(), strict=True):
         assert abs(Fraction(y) - Fraction(x)) <= abs(Fraction(x)) / 2**bits
-    np.testing.assert_array_equal(thin.round_bits(rounded, bits), rounded)
+    np.testing.assert_array_equal(round_bits(rounded, bits), rounded)
     rising = rounded[np.argsort(values)]
     assert not (rising[1:] < rising[:-1]).any(), "quantiles would cross"
 
@@ -115,14 +118,14 @@ def test_rounding_is_to_nearest_even_and_within_its_bound(values: np.ndarray, bi
 @pytest.mark.parametrize("bits", [1, 2, 26, 53])
 def test_rounding_at_the_edges(bits: int) -> None:
     expected = [rounded_by_definition(v, bits) for v in EDGES]
-    np.testing.assert_array_equal(thin.round_bits(np.array(EDGES), bits), expected)
-    assert thin.round_bits(np.array(EDGES), 53).tobytes() == np.array(EDGES).tobytes()
+    np.testing.assert_array_equal(round_bits(np.array(EDGES), bits), expected)
+    assert round_bits(np.array(EDGES), 53).tobytes() == np.array(EDGES).tobytes()
 
 
 # ------------------------------------------------------------------------------------------ layers
 @given(count=st.integers(3, 200), keep=st.integers(3, 40))
 def test_layers_are_spread_evenly_with_both_ends(count: int, keep: int) -> None:
-    places = thin._spread(count, keep)
+    places = thinning._spread(count, keep)
     assert len(places) == min(count, keep)
     assert places == sorted(set(places))
     assert {0, count - 2, count - 1} <= set(places)
@@ -133,9 +136,9 @@ def test_layers_are_spread_evenly_with_both_ends(count: int, keep: int) -> None:
 
 
 def test_layers_by_hand() -> None:
-    assert thin._spread(32, 6) == [0, 1, 11, 20, 30, 31]
-    assert thin._spread(20, 3) == [0, 18, 19]
-    assert thin._spread(4, 6) == [0, 1, 2, 3]
+    assert thinning._spread(32, 6) == [0, 1, 11, 20, 30, 31]
+    assert thinning._spread(20, 3) == [0, 18, 19]
+    assert thinning._spread(4, 6) == [0, 1, 2, 3]
 
 
 # ------------------------------------------------------------------------------------------ cells
@@ -152,7 +155,7 @@ def test_a_thinned_cell_is_a_valid_cell_that_says_what_was_kept(whole: xr.Datase
 
 
 def test_what_is_read_off_as_a_difference_is_exact(whole: xr.Dataset, small: xr.Dataset) -> None:
-    for name in thin.EXACT:
+    for name in EXACT:
         np.testing.assert_array_equal(small[name], whole[name])
     assert not np.array_equal(small["logit_kl"], whole["logit_kl"])
 
@@ -187,10 +190,10 @@ def test_values_that_are_not_finite_are_kept_and_counted(whole: xr.Dataset) -> N
     ds["hidden_rel_l2"].values[0, 3] = np.nan
     ds["hidden_max_abs"].values[1, 0] = np.inf
     ds["nonfinite_count"].values[:, 1:5, 2] = 7
-    small = thin.thin(ds)
+    small = dataset.thin(ds)
     assert faults(ds, small) == []
     assert record(small)["nonfinite_dropped"] == 2 * 3 * 7  # layers 1, 2 and 4 of 1 to 4
-    assert record(thin.thin(small, layers=3))["nonfinite_dropped"] == 2 * 4 * 7
+    assert record(dataset.thin(small, layers=3))["nonfinite_dropped"] == 2 * 4 * 7
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 10])
@@ -200,14 +203,14 @@ def test_rounding_never_breaks_a_bound(whole: xr.Dataset, bits: int) -> None:
     ds["logit_kl"].values[...] = ds["hidden_cosine_distance"].values[...] = -1e-6
     ds["delta_p_rms"].values[...] = 1 + 1e-6
     dataset.validate(ds)
-    small = thin.thin(ds, bits=bits)
+    small = dataset.thin(ds, bits=bits)
     dataset.validate(small)
-    assert dataset.same_data(thin.thin(small, bits=bits), small) == []
+    assert dataset.same_data(dataset.thin(small, bits=bits), small) == []
 
 
 def test_thinning_twice_is_said_and_never_gives_back(whole: xr.Dataset, small: xr.Dataset) -> None:
-    assert dataset.same_data(thin.thin(small), small) == []
-    again = thin.thin(small, layers=4, bits=20)
+    assert dataset.same_data(dataset.thin(small), small) == []
+    again = dataset.thin(small, layers=4, bits=20)
     assert record(again)["layers"] == [0, 1, 12, 13]
     assert (record(again)["layers_of"], record(again)["bits"]) == (14, 20)
     assert record(again)["relative_error"] == 2.0**-26 + 2.0**-20  # a half may be rounded to a half, and then again
@@ -216,15 +219,15 @@ def test_thinning_twice_is_said_and_never_gives_back(whole: xr.Dataset, small: x
         with pytest.raises(
             DatasetError, match=r"was thinned to 6 of 14 layers and 26 significant bits.*Thin the whole"
         ):
-            thin.thin(small, **more)
+            dataset.thin(small, **more)
 
 
 def test_a_shallow_cell_keeps_all_its_layers() -> None:
     ds = synthetic.cell(**DEEP | {"layers": 1})
-    small = thin.thin(ds)
+    small = dataset.thin(ds)
     assert small["layer"].values.tolist() == [0, 1, 2]
     assert faults(ds, small) == []
-    assert dataset.same_data(thin.thin(small, layers=9), small) == []
+    assert dataset.same_data(dataset.thin(small, layers=9), small) == []
 
 
 @pytest.mark.parametrize(
@@ -237,12 +240,12 @@ def test_a_shallow_cell_keeps_all_its_layers() -> None:
 )
 def test_what_cannot_be_kept_is_refused(whole: xr.Dataset, options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        thin.thin(whole, **options)
+        dataset.thin(whole, **options)
 
 
 def test_what_is_no_cell_is_refused() -> None:
     with pytest.raises(DatasetError, match="not a drift dataset"):
-        thin.thin(xr.Dataset())
+        dataset.thin(xr.Dataset())
 
 
 # ------------------------------------------------------------------------------------------ the contract
@@ -288,7 +291,7 @@ def test_the_contract_refuses(small: xr.Dataset, name: str) -> None:
 def test_a_sweep_keeps_its_files_and_its_plan(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     (tmp_path / "thin").mkdir()
-    before, after = thin.thin_sweep(folder, tmp_path / "thin", report=said.append)
+    before, after = dataset.thin_sweep(folder, tmp_path / "thin", report=said.append)
     names = sorted(p.name for p in folder.iterdir() if p.name != "stranger.nc")
     assert sorted(p.name for p in (tmp_path / "thin").iterdir()) == names
     assert (tmp_path / "thin" / "sweep.json").read_bytes() == (folder / "sweep.json").read_bytes()
@@ -303,7 +306,7 @@ def test_a_sweep_keeps_its_files_and_its_plan(folder: Path, tmp_path: Path) -> N
         path = Path(whole.encoding["source"])
         cell = dataset.read(tmp_path / "thin" / path.name)
         assert faults(whole, cell) == []
-        assert dataset.same_data(cell, thin.thin(whole)) == []
+        assert dataset.same_data(cell, dataset.thin(whole)) == []
 
 
 def test_readers_take_a_thinned_sweep(folder: Path, thinned: Path) -> None:
@@ -333,9 +336,9 @@ def test_readers_take_a_thinned_sweep(folder: Path, thinned: Path) -> None:
 @pytest.mark.parametrize("measure", ["hidden_rel_l2", "value_rel_l2"])
 def test_a_heat_map_names_the_layers_that_were_kept(thinned: Path, measure: str) -> None:
     sweep = dataset.open_sweep(thinned)
-    figure = plots.heat_map(sweep, measure)
+    figure = figures.heat_map(sweep, measure)
     figure.draw_without_rendering()
-    for ax, cell in zip(figure.axes, plots.choose(sweep), strict=False):
+    for ax, cell in zip(figure.axes, figures.choose(sweep), strict=False):
         labels = cell["layer" if measure.startswith("hidden") else "block"].values
         assert [text.get_text() for text in ax.get_yticklabels()][::-1] == [str(n) for n in labels]
         assert ax.get_yticks()[::-1].tolist() == list(range(len(labels)))
@@ -348,7 +351,7 @@ def test_other_figures_stand_at_the_true_layers(thinned: Path) -> None:
     sweep = dataset.open_sweep(thinned)
     models = sweep.values("model")
     kept = {model: sweep.sel(model=model).cells[0]["layer"].values.tolist() for model in models}
-    depth, caches, tokens = plots.depth_growth(sweep), plots.keys_values(sweep), plots.worst_tokens(sweep)
+    depth, caches, tokens = figures.depth_growth(sweep), figures.keys_values(sweep), figures.worst_tokens(sweep)
     for column, model in enumerate(models):
         for line in depth.axes[column].lines:
             assert set(line.get_xdata()) <= set(kept[model])
@@ -363,7 +366,7 @@ def test_other_figures_stand_at_the_true_layers(thinned: Path) -> None:
 def test_where_values_are_not_finite_is_drawn_at_the_true_layer(whole: xr.Dataset) -> None:
     ds = whole.copy(deep=True)
     ds["nonfinite_count"].values[:, 9:, :] = 3
-    figure = plots.nonfinite(dataset.Sweep([thin.thin(ds)]))
+    figure = figures.nonfinite(dataset.Sweep([dataset.thin(ds)]))
     assert figure is not None
     line = figure.axes[1].lines[0]
     assert list(line.get_xdata()) == KEPT
@@ -375,7 +378,7 @@ def test_a_folder_in_use_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     for target in (tmp_path, tmp_path / "note.txt", folder):
         with pytest.raises(ConfigError, match="is there already, and is not an empty folder"):
-            thin.thin_sweep(folder, target)
+            dataset.thin_sweep(folder, target)
     assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
 
 
@@ -383,15 +386,15 @@ def test_what_is_no_whole_sweep_is_refused(folder: Path, tmp_path: Path) -> None
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="holds no cell"):
-        thin.thin_sweep(tmp_path / "empty", out)
+        dataset.thin_sweep(tmp_path / "empty", out)
     with pytest.raises(DatasetError, match="no such folder"):
-        thin.thin_sweep(tmp_path / "absent", out)
+        dataset.thin_sweep(tmp_path / "absent", out)
     with pytest.raises(DatasetError, match="is a file"):
-        thin.thin_sweep(next(folder.glob("*.nc")), out)
+        dataset.thin_sweep(next(folder.glob("*.nc")), out)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "cell.nc").write_bytes(next(folder.glob("*.nc")).read_bytes()[:5000])
     with pytest.raises(DatasetError, match=r"1 files of the sweep are unusable.*truncated or damaged"):
-        thin.thin_sweep(tmp_path / "cut", out)
+        dataset.thin_sweep(tmp_path / "cut", out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "empty"]
 
 
@@ -414,7 +417,7 @@ def test_stopped_halfway_nothing_is_left(
     with pytest.raises(
         expected, match="No space left on device.*Nothing was left" if expected is DatasetError else None
     ):
-        thin.thin_sweep(folder, tmp_path / "out")
+        dataset.thin_sweep(folder, tmp_path / "out")
     assert len(calls) == 3
     assert list(tmp_path.iterdir()) == []
 

@@ -16,7 +16,8 @@ from rounding import U32, U64, WIDE, apart, divergences, gamma, norms, times
 from transformers import DynamicCache
 
 import drift
-from drift.dataset import same_data, validate
+from drift.dataset.comparing import same_data
+from drift.dataset.validating import validate
 from drift.errors import ConfigError, UnsupportedModelError
 
 pytestmark = pytest.mark.numerical

@@ -14,11 +14,12 @@ from conftest import FAMILIES, make_model
 from safetensors.torch import load_file, save_file
 
 import drift
-from drift.dataset import same_data
-from drift.descent import blocks_of
+from drift.dataset.comparing import same_data
+from drift.dataset.rungs import rung
 from drift.errors import ConfigError, PrecisionError
-from drift.precision import rung, widen
-from drift.weights import Streamed, UnfitForStreamingError, skeleton, weights_of
+from drift.running.descent.taps import blocks_of
+from drift.running.model.weights import Streamed, UnfitForStreamingError, skeleton, weights_of
+from drift.running.model.widening import widen
 
 pytestmark = pytest.mark.numerical
 

@@ -1,0 +1,96 @@
+"""The room where both wings meet: what a cell is, how it is written and read, and what a folder of cells is. No torch.
+
+The names below are loaded when they are first used: who only needs the rungs or a hash does not wait for xarray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drift.dataset.building import build
+    from drift.dataset.choosing import DISTURBED, folds, is_fold, keep, left_out
+    from drift.dataset.comparing import VOLATILE_ATTRS, same_data
+    from drift.dataset.contract import (
+        QUANTILES,
+        REFERENCES,
+        REQUIRED_ATTRS,
+        SCALARS,
+        SCHEMA_VERSION,
+        VARIABLES,
+        Variable,
+    )
+    from drift.dataset.curves import curve
+    from drift.dataset.files import TEMPORARY_SUFFIX, read, write
+    from drift.dataset.hashing import canonical_json, content_hash
+    from drift.dataset.labels import Label
+    from drift.dataset.opening import open_sweep
+    from drift.dataset.rungs import RUNGS, Rung, rung
+    from drift.dataset.sweep import Sweep
+    from drift.dataset.thinning import thin, thin_sweep
+    from drift.dataset.validating import validate
+
+_HOMES = {
+    "building": ("build",),
+    "comparing": ("VOLATILE_ATTRS", "same_data"),
+    "contract": (
+        "QUANTILES", "REFERENCES", "REQUIRED_ATTRS", "SCALARS", "SCHEMA_VERSION", "VARIABLES", "Variable",
+    ),
+    "curves": ("curve",),
+    "files": ("TEMPORARY_SUFFIX", "read", "write"),
+    "choosing": ("DISTURBED", "folds", "is_fold", "keep", "left_out"),
+    "hashing": ("canonical_json", "content_hash"),
+    "labels": ("Label",),
+    "opening": ("open_sweep",),
+    "rungs": ("RUNGS", "Rung", "rung"),
+    "sweep": ("Sweep",),
+    "thinning": ("thin", "thin_sweep"),
+    "validating": ("validate",),
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "DISTURBED",
+    "QUANTILES",
+    "REFERENCES",
+    "REQUIRED_ATTRS",
+    "RUNGS",
+    "SCALARS",
+    "SCHEMA_VERSION",
+    "TEMPORARY_SUFFIX",
+    "VARIABLES",
+    "VOLATILE_ATTRS",
+    "Label",
+    "Rung",
+    "Sweep",
+    "Variable",
+    "build",
+    "canonical_json",
+    "content_hash",
+    "curve",
+    "folds",
+    "is_fold",
+    "keep",
+    "left_out",
+    "open_sweep",
+    "read",
+    "rung",
+    "same_data",
+    "thin",
+    "thin_sweep",
+    "validate",
+    "write",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

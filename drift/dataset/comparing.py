@@ -1,0 +1,51 @@
+"""Are two cells the same data?"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+__all__ = ["VOLATILE_ATTRS", "same_data"]
+
+#: Attributes that may differ between two runs of the same cell: when it was, and how a protocol is worded.
+VOLATILE_ATTRS = ("created_at", "elapsed_s", "protocol_summary")
+
+
+def same_data(a: xr.Dataset, b: xr.Dataset) -> list[str]:
+    """Compare two cells bit for bit (any NaN equals any NaN), volatile attributes aside.
+
+    Returns
+    -------
+    list of str
+        One sentence per difference; empty if there is none.
+    """
+    differences = []
+    for name in sorted({*map(str, a.variables), *map(str, b.variables)}):
+        if name not in a.variables or name not in b.variables:
+            differences.append(f"{name}: only in the {'first' if name in a.variables else 'second'}")
+            continue
+        x, y = a[name], b[name]
+        if (x.dims, x.shape) != (y.dims, y.shape):
+            differences.append(f"{name}: {dict(x.sizes)} against {dict(y.sizes)}")
+        elif x.dtype.kind != y.dtype.kind or (x.dtype.kind != "U" and x.dtype != y.dtype):
+            differences.append(f"{name}: {x.dtype} against {y.dtype}")
+        else:
+            unequal = _unequal(x.values, y.values)
+            if unequal.any():
+                differences.append(f"{name}: {int(unequal.sum())} of {unequal.size} values differ")
+        if dict(x.attrs) != dict(y.attrs):
+            differences.append(f"{name}: its attributes differ")
+    for name in sorted({*map(str, a.attrs), *map(str, b.attrs)} - {*VOLATILE_ATTRS}):
+        if name not in a.attrs or name not in b.attrs:
+            differences.append(f"attribute {name}: only in the {'first' if name in a.attrs else 'second'}")
+        elif a.attrs[name] != b.attrs[name] or isinstance(a.attrs[name], str) != isinstance(b.attrs[name], str):
+            differences.append(f"attribute {name}: {a.attrs[name]!r} against {b.attrs[name]!r}")
+    return differences
+
+
+def _unequal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if x.dtype.kind != "f":
+        return np.asarray(x != y)
+    bits = np.dtype(f"u{x.dtype.itemsize}")
+    different = np.ascontiguousarray(x).view(bits) != np.ascontiguousarray(y).view(bits)
+    return np.asarray(different & ~(np.isnan(x) & np.isnan(y))).reshape(x.shape)

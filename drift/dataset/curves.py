@@ -1,0 +1,57 @@
+"""A measure of a cell as curves [document, step]."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from drift.dataset.contract import VARIABLES
+from drift.errors import DatasetError
+
+__all__ = ["curve"]
+
+
+# ---------------------------------------------------------------------------------------------- sweeps
+def curve(
+    ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | str = "last", quantile: float = 0.5
+) -> np.ndarray:
+    """Take one curve out of a cell.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A cell.
+    measure : str
+        A variable of the contract.
+    layer : int, "first" or "last"
+        Where the measure has layers: which (0 = embeddings, last = after the final norm); where it has blocks: which
+        block (from 1).
+    quantile : float
+        Where the measure has quantiles over tokens: which.
+
+    Returns
+    -------
+    ndarray [document, step]
+    """
+    if measure not in VARIABLES:
+        raise DatasetError(f"there is no measure {measure!r}; known are {', '.join(VARIABLES)}")
+    if measure not in ds.data_vars:
+        raise DatasetError(f"this cell has no {measure}: only some references or protocols do")
+    array = ds[measure]
+    for dim in ("layer", "block"):
+        if dim in array.dims:
+            labels = ds[dim].values
+            if layer in ("first", "last"):
+                array = array.isel({dim: 0 if layer == "first" else -1})
+            elif isinstance(layer, int) and layer in labels:
+                array = array.sel({dim: layer})
+            else:
+                raise DatasetError(
+                    f"{ds['model'].item()} has no {dim} {layer!r}; there are {labels[0]} to {labels[-1]}, or 'last'"
+                )
+    if "quantile" in array.dims:
+        places = np.flatnonzero(np.isclose(ds["quantile"].values, quantile))
+        if not places.size:
+            raise DatasetError(f"there is no quantile {quantile!r}; there are {ds['quantile'].values.tolist()}")
+        array = array.isel(quantile=int(places[0]))
+    return np.asarray(array.transpose("document", "step").values, dtype=float)

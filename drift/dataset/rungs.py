@@ -1,0 +1,61 @@
+"""The rungs of the precision ladder and their unit roundoffs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from drift.errors import ConfigError
+
+__all__ = ["RUNGS", "Rung", "rung"]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung of the ladder.
+
+    Attributes
+    ----------
+    name : str
+        The name used in configurations and in the `dtype` coordinate.
+    torch_dtype : str
+        Attribute of :mod:`torch` that tensors are stored in.
+    unit_roundoff : float
+        Largest relative error of rounding a real number to the nearest one of this format: half the distance from 1
+        to the next larger number, that is 2**-p for p bits of significand (Higham, Accuracy and Stability of
+        Numerical Algorithms, 2nd ed., section 2.1).
+    needs_gpu : bool
+        Whether only a CUDA device has this arithmetic.
+    """
+
+    name: str
+    torch_dtype: str
+    unit_roundoff: float
+    needs_gpu: bool = False
+
+
+RUNGS: dict[str, Rung] = {
+    r.name: r
+    for r in (
+        Rung("bf16", "bfloat16", 2.0**-8),
+        Rung("fp16", "float16", 2.0**-11),
+        Rung("tf32", "float32", 2.0**-11, needs_gpu=True),
+        Rung("fp32", "float32", 2.0**-24),
+        Rung("fp64", "float64", 2.0**-53),
+    )
+}
+
+
+def rung(name: str) -> Rung:
+    """Return the rung of that name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none; the message lists the names.
+    """
+    if name not in RUNGS:
+        near = get_close_matches(str(name), RUNGS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"Unknown dtype {name!r}.{hint} Known dtypes: {', '.join(RUNGS)}.")
+    return RUNGS[name]

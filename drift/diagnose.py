@@ -1,0 +1,84 @@
+"""``python -m drift.diagnose A B``: where two lanes begin to differ, and whether that is rounding."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from drift.dataset.rungs import RUNGS
+from drift.errors import DriftError
+
+__all__ = ["main"]
+
+
+def _unit_roundoff(text: str) -> float:
+    if text in RUNGS:
+        return RUNGS[text].unit_roundoff
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 0.5:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither one of {', '.join(RUNGS)} nor a number between 0 and 0.5"
+        )
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m drift.diagnose",
+        description="Where does it enter? Compare two dumps of a network's tensors: the first step, layer and kind at "
+        "which they differ by more than rounding explains, and, where a pattern tells, the cause.",
+        epilog="verdicts and exit codes: 0 same_bits or rounding; 1 structural or narrower_storage; 2 bad input; "
+        "3 undetermined.  tensors are named step.K.layer.L.hidden, step.K.block.B.key (.value, .cache_key, "
+        ".cache_value), "
+        "step.K.final, step.K.logits: see docs/diagnose.md.  "
+        "examples: python -m drift.diagnose full/ chunked/;  "
+        "python -m drift.diagnose full-bf16/ chunked-bf16/ --other-precision full-fp32/ chunked-fp32/",
+    )
+    parser.add_argument("a", metavar="A", help="the reference: a folder of *.safetensors files, or one such file")
+    parser.add_argument("b", metavar="B", help="what it is compared with; it may be cut into other steps")
+    parser.add_argument("--json", action="store_true", help="a JSON object on stdout instead of the page")
+    parser.add_argument("--floor", metavar="C", help="a second accepted way to compute A (another attention "
+                        "implementation, say): rounding is then measured instead of assumed")  # fmt: skip
+    parser.add_argument("--unit-roundoff", type=_unit_roundoff, metavar="U", help="of the arithmetic, where the "
+                        f"numbers' format does not tell: {', '.join(RUNGS)}, or a number")  # fmt: skip
+    parser.add_argument("--other-precision", nargs=2, metavar=("A2", "B2"), help="the same two lanes at another "
+                        "precision, best a finer one: rounding shrinks with the unit roundoff, a bug does "
+                        "not")  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    from drift.reading.diagnose.showing import as_dict, page
+    from drift.reading.diagnose.tensors import open_dump
+    from drift.reading.diagnose.verdict import diagnose
+
+    try:
+        other = (
+            (open_dump(args.other_precision[0]), open_dump(args.other_precision[1])) if args.other_precision else None
+        )
+        found = diagnose(
+            open_dump(args.a),
+            open_dump(args.b),
+            floor=None if args.floor is None else open_dump(args.floor),
+            unit_roundoff=args.unit_roundoff,
+            other=other,
+        )
+    except DriftError as error:
+        print(f"drift.diagnose: {error}", file=sys.stderr)
+        return 2
+    try:
+        print(json.dumps(as_dict(found), indent=1, allow_nan=False) if args.json else page(found))
+    except BrokenPipeError:
+        sys.stderr.close()
+    return found.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

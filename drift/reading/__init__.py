@@ -1,0 +1,1 @@
+"""The reading wing: cells in, verdicts and pages out. No torch."""

@@ -1,0 +1,93 @@
+"""``ds.drift`` and ``sweep.drift``: what the reading wing can do with a cell, where the cell is.
+
+:mod:`drift` attaches both when it is imported; this module is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import xarray as xr
+
+from drift.reading import ladder as reading_ladder
+from drift.reading.plateau import curves
+
+if TYPE_CHECKING:
+    from drift.dataset.sweep import Sweep
+    from drift.reading.plateau.model import Plateau
+
+__all__ = ["CellAccessor", "SweepAccessor"]
+
+
+class CellAccessor:
+    """The accessor ``ds.drift`` of a cell."""
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    def plateau(
+        self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
+    ) -> Plateau | pd.DataFrame:
+        """Decide whether drift is a plateau.
+
+        Parameters
+        ----------
+        measure : str or sequence of str
+            Keys of :data:`drift.reading.amplitudes.DISTANCES`, or ``"all"``.
+        layer : int, "last" or "all"
+            For measures that have layers (or blocks).
+        **options
+            ``margin``, ``alpha``, ``floor``, ``rise_min``: see :func:`drift.reading.plateau.deciding.plateau`.
+
+        Returns
+        -------
+        Plateau or pandas.DataFrame
+            The verdict for one measure and layer; a table with one row per curve for several.
+
+        Raises
+        ------
+        DatasetError
+            If there is no such measure or layer.
+        """
+        measures = [measure] if isinstance(measure, str) else list(measure)
+        found = list(curves.from_cell(self._ds, measures, layer))
+        verdicts = curves.judge(found, **options)
+        if isinstance(measure, str) and measure != "all" and layer != "all":
+            return verdicts[0]
+        return curves.frame(found, verdicts)
+
+
+class SweepAccessor:
+    """The accessor ``sweep.drift`` of a sweep."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    def ladder(
+        self, measure: str = "hidden_rel_l2", layer: int | str = "last", reference: str = "full"
+    ) -> pd.DataFrame:
+        """Judge how drift goes with the unit roundoff; arguments as for :func:`drift.reading.ladder.judging.ladders`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per fold (all its precisions) and per adjacent pair of precisions.
+        """
+        return reading_ladder.frame(reading_ladder.ladders(self._sweep, measure, layer, reference))
+
+    def plateau(
+        self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
+    ) -> pd.DataFrame:
+        """Decide for every cell; arguments as for :meth:`CellAccessor.plateau`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per curve: its name, the cell's scalar coordinates, measure, layer, and the fields of
+            :class:`drift.reading.plateau.model.Plateau` as plain values.
+        """
+        measures = [measure] if isinstance(measure, str) else list(measure)
+        found = list(curves.from_sweep(self._sweep, measures, layer))
+        return curves.frame(found, curves.judge(found, **options))

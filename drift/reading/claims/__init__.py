@@ -1,0 +1,85 @@
+"""The published claims as data, the audit that holds a sweep against them, and its page.
+
+:mod:`drift.reading.claims.auditing` decides, :mod:`drift.reading.claims.page` shows;
+``python -m drift.claims`` is the command line.
+"""
+
+from __future__ import annotations
+
+from drift.reading.amplitudes import AMPLITUDE_POWERS, BOUNDED, SHORT, UNRELATED, amplitude, amplitude_power
+from drift.reading.cells import deepest
+from drift.reading.claims.auditing import audit
+from drift.reading.claims.missing import undecided
+from drift.reading.claims.model import (
+    PUBLISHED_DEPTH,
+    SIGNS,
+    Audit,
+    Claim,
+    Finding,
+    Setting,
+    Status,
+    Summary,
+    parse_margins,
+    settings,
+)
+from drift.reading.claims.page import (
+    by_protocol,
+    changes,
+    commands,
+    differing,
+    estimate,
+    evidence,
+    files,
+    html,
+    limits,
+    markdown,
+    matrix,
+    meaning,
+    method,
+    sentences,
+)
+from drift.reading.claims.published import CLAIMS
+from drift.reading.claims.saturation import verdicts
+from drift.reading.claims.wording import span, writer
+from drift.reading.statistics.intervals import holm
+
+__all__ = [
+    "AMPLITUDE_POWERS",
+    "BOUNDED",
+    "CLAIMS",
+    "PUBLISHED_DEPTH",
+    "SHORT",
+    "SIGNS",
+    "UNRELATED",
+    "Audit",
+    "Claim",
+    "Finding",
+    "Setting",
+    "Status",
+    "Summary",
+    "amplitude",
+    "amplitude_power",
+    "audit",
+    "by_protocol",
+    "changes",
+    "commands",
+    "deepest",
+    "differing",
+    "estimate",
+    "evidence",
+    "files",
+    "holm",
+    "html",
+    "limits",
+    "markdown",
+    "matrix",
+    "meaning",
+    "method",
+    "parse_margins",
+    "sentences",
+    "settings",
+    "span",
+    "undecided",
+    "verdicts",
+    "writer",
+]

@@ -1,0 +1,124 @@
+"""The published claims as data, and the audit that holds a sweep against them.
+
+Every claim of arXiv 2605.12471 is a hypothesis with an effect, a margin of equivalence stated in advance and a test.
+*Supported* means that equivalence was shown (two one-sided tests), *refuted* that its contrary was, *undetermined* that
+neither was; a difference that failed to be significant supports nothing. Claims speak of every model and setting, so a
+summary over cells is supported only if every cell supports it (an intersection-union test: each at level alpha, no
+correction) and refuted if at least one cell refutes it after Holm's correction. What the cells say one by one is kept
+beside it.
+
+Divergences are quadratic in a small disturbance, so they enter as their square roots: all measures are then amplitudes,
+and one margin means the same for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from drift import dataset
+from drift.dataset.sweep import Sweep
+from drift.errors import DatasetError
+from drift.reading import controls
+from drift.reading.amplitudes import AMPLITUDE_POWERS
+from drift.reading.claims.model import Audit, Finding, Setting, Status, Summary, check_setting
+from drift.reading.claims.published import CLAIMS
+from drift.reading.claims.wording import claim_sentence
+from drift.reading.statistics.intervals import holm
+
+__all__ = ["audit"]
+
+
+def _combine(findings: Sequence[Finding], alpha: float) -> Status:
+    """Summarise a claim about every cell: intersection-union for support, Holm for refutation."""
+    if not findings:
+        return Status.NOT_TESTED
+    if all(f.status is Status.SUPPORTED for f in findings):
+        return Status.SUPPORTED
+    adjusted = holm([f.p_refute for f in findings])
+    refuted = any(
+        f.status is Status.REFUTED and (math.isnan(p) or p < alpha) for f, p in zip(findings, adjusted, strict=True)
+    )
+    return Status.REFUTED if refuted else Status.UNDETERMINED
+
+
+def audit(
+    sweep: Sweep,
+    measure: str = "hidden_rel_l2",
+    layer: int | str = "last",
+    *,
+    others: Sequence[str] | None = None,
+    setting: Setting | None = None,
+) -> Audit:
+    """Hold a sweep against the published claims.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Its folds against full attention at the same precision; other cells are named in ``scope`` and left alone.
+        Where controls of the sweep failed, every verdict is withheld; estimates remain.
+    measure : str
+        The headline measure, by which the table is filled in.
+    layer : int or "last"
+        For measures that have layers.
+    others : sequence of str, optional
+        Further measures, whose verdicts are shown where they differ; all of :data:`MEASURES` by default.
+    setting : Setting, optional
+        Margins and level.
+
+    Raises
+    ------
+    DatasetError
+        If the sweep is empty or there is no such measure.
+    ConfigError
+        If a margin makes no sense.
+    """
+    setting = setting or Setting()
+    check_setting(setting)
+    if not len(sweep):
+        raise DatasetError("the sweep holds no cell that can be read: there is nothing to hold against the claims")
+
+    checked = controls.evaluate(sweep)
+    everything, sweep = sweep, dataset.folds(sweep)
+    rest = [m for m in (AMPLITUDE_POWERS if others is None else others) if m != measure]
+    summaries: list[Summary] = []
+    findings: list[Finding] = []
+    for claim in CLAIMS:
+        if claim.audit is None:
+            summaries.append(Summary(claim, "", Status.NOT_TESTED, claim.not_tested))
+            continue
+        for protocol in sweep.values("protocol"):
+            part = sweep.sel(protocol=protocol)
+            mine = list(claim.audit(part, measure, layer, setting))
+            others_found = {m: list(claim.audit(part, m, "last", setting)) for m in rest}
+            findings += [*mine, *(f for found in others_found.values() for f in found)]
+            if not mine:
+                summaries.append(Summary(claim, protocol, Status.NOT_TESTED, "no cells to compare."))
+                continue
+            verdicts = {m: _combine(found, setting.alpha) for m, found in others_found.items() if found}
+            status = _combine(mine, setting.alpha)
+            summaries.append(
+                Summary(claim, protocol, status, claim_sentence(claim, mine, status), tuple(mine), verdicts)
+            )
+    found = Audit(
+        tuple(summaries), measure, layer, setting, tuple(findings), scope=dataset.left_out(everything, sweep),
+        controls=checked.banner,
+    )  # fmt: skip
+    return found if checked.ok else _withhold(found, "; ".join(checked.failed))
+
+
+def _withhold(found: Audit, why: str) -> Audit:
+    """Take every verdict back that was drawn, and keep the estimates."""
+
+    def silent(f: Finding) -> Finding:
+        words = f"no verdict: controls failed. Estimated all the same: {f.words}"
+        return replace(f, status=Status.WITHHELD, words=words)
+
+    said = "no verdict is drawn: controls of the instrument failed."
+    summaries = tuple(
+        s if s.status is Status.NOT_TESTED
+        else replace(s, status=Status.WITHHELD, words=said, findings=tuple(map(silent, s.findings)), others={})
+        for s in found.summaries
+    )  # fmt: skip
+    return replace(found, summaries=summaries, findings=tuple(map(silent, found.findings)), withheld=why)

@@ -1,0 +1,287 @@
+"""What a claim, a finding and an audit are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from drift.dataset.sweep import Sweep
+from drift.errors import ConfigError
+from drift.reading.wording.numbers import plain
+
+__all__ = [
+    "PUBLISHED_DEPTH",
+    "SIGNS",
+    "Audit",
+    "Claim",
+    "Finding",
+    "Setting",
+    "Status",
+    "Summary",
+    "check_setting",
+    "parse_margins",
+    "settings",
+]
+
+
+class Status(Enum):
+    """What the data say about a claim. The value is what tables and JSON show."""
+
+    SUPPORTED = "supported"
+    REFUTED = "refuted"
+    UNDETERMINED = "undetermined"
+    NOT_TESTED = "not tested"
+    WITHHELD = "not drawn"
+
+
+#: A sign for each verdict, so that colour is not needed to tell them apart.
+SIGNS = {Status.SUPPORTED: "●", Status.REFUTED: "✖", Status.UNDETERMINED: "○", Status.NOT_TESTED: "–",
+         Status.WITHHELD: "!"}  # fmt: skip
+#: Chain depth to which the published plateau is claimed to persist.
+PUBLISHED_DEPTH = 511
+#: Published change of the plateau from bf16 to fp32, 2.8 %, as a log-log slope: their unit roundoffs are 2^16 apart.
+PUBLISHED_SLOPE = -math.log(1 - 0.028) / (16 * math.log(2))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an audit asks of the data.
+
+    Attributes
+    ----------
+    growth : float
+        Margin of C1: growth per doubling of depth that still counts as flat.
+    precision : float
+        Margin of C2: change over the tested range of precisions that still counts as none.
+    chunk : float
+        Margin of C3: change per doubling of the chunk size that still counts as none.
+    family : float
+        Margin of C4: ratio of two models' levels that still counts as the same.
+    proportional : float
+        How far from 1 the log-log slope may lie where drift is called proportional to the unit roundoff.
+    rise : float
+        Factor from the first step to the level from which on a curve is said to have risen.
+    alpha : float
+        Level of every test.
+    """
+
+    growth: float = 0.05
+    precision: float = 0.10
+    chunk: float = 0.05
+    family: float = 2.0
+    proportional: float = 0.2
+    rise: float = 1.5
+    alpha: float = 0.05
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published claim, or one part of it.
+
+    Attributes
+    ----------
+    key, part : str
+        ``"C1"`` and what of it; unique together.
+    published : str
+        What the paper says.
+    margin : str
+        The margin of equivalence (a format string over the fields of :class:`Setting`) and its justification.
+    audit : callable or None
+        Yields findings for one protocol and measure; None where drift does not measure what the claim is about.
+    not_tested : str
+        Why, where there is nothing to test.
+    changes : str
+        What would change a verdict.
+    """
+
+    key: str
+    part: str
+    published: str
+    margin: str
+    audit: Callable[[Sweep, str, int | str, Setting], Iterator[Finding]] | None
+    not_tested: str
+    changes: str
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return f"{self.key} {self.part}"
+
+    def margin_text(self, setting: Setting) -> str:
+        """The margin with its numbers."""
+        shares = {n: f"{100 * getattr(setting, n):g} %" for n in ("growth", "precision", "chunk")}
+        return self.margin.format(**{**vars(setting), **shares})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one set of cells says about one claim, by one measure.
+
+    Attributes
+    ----------
+    claim, part, protocol, measure : str
+    scope : str
+        The cells in words.
+    status : Status
+    effect : str
+        Name of what was estimated.
+    estimate, interval : float, tuple of float
+        In the units of `effect`; coverage 1 - 2 alpha.
+    margin : tuple of float
+        Of equivalence, in the same units.
+    p_support, p_refute : float
+        Of the test that supports, and of the test that refutes. NaN where there was nothing to test.
+    words : str
+        The finding in a sentence.
+    needed : str
+        What more data it would take, where undetermined.
+    cells : tuple of str
+        Files that it rests on.
+    """
+
+    claim: str
+    part: str
+    protocol: str
+    measure: str
+    scope: str
+    status: Status
+    effect: str
+    estimate: float
+    interval: tuple[float, float]
+    margin: tuple[float, float]
+    p_support: float
+    p_refute: float
+    words: str
+    needed: str = ""
+    cells: tuple[str, ...] = ()
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return plain(dict(vars(self)))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A claim under one protocol by the headline measure, over all cells.
+
+    Attributes
+    ----------
+    claim : Claim
+    protocol : str
+        Empty where nothing was tested.
+    status : Status
+    words : str
+    findings : tuple of Finding
+        By the headline measure.
+    others : dict of str to Status
+        Verdict by each further measure.
+    """
+
+    claim: Claim
+    protocol: str
+    status: Status
+    words: str
+    findings: tuple[Finding, ...] = ()
+    others: dict[str, Status] = field(default_factory=dict)
+
+    @property
+    def differing(self) -> dict[str, Status]:
+        """Measures whose verdict is not that of the headline measure."""
+        return {m: s for m, s in self.others.items() if s is not self.status}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The claims table of a sweep.
+
+    Attributes
+    ----------
+    summaries : tuple of Summary
+    measure, layer, setting
+        What was asked.
+    findings : tuple of Finding
+        By every measure.
+    withheld : str
+        Why no verdict is drawn; empty where verdicts are.
+    scope : str
+        Cells of the sweep that the claims are not about, in words.
+    controls : str
+        What the controls of the instrument say.
+    """
+
+    summaries: tuple[Summary, ...]
+    measure: str
+    layer: int | str
+    setting: Setting
+    findings: tuple[Finding, ...]
+    withheld: str = ""
+    scope: str = ""
+    controls: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: ``claims`` (the table) and ``findings`` (every row of evidence)."""
+        rows = [
+            {
+                "claim": s.claim.key,
+                "part": s.claim.part,
+                "protocol": s.protocol or None,
+                "verdict": s.status,
+                "finding": s.words,
+                "measure": self.measure,
+                "other_measures": s.others,
+                "published": s.claim.published,
+                "margin": s.claim.margin_text(self.setting),
+                "cells": sorted({c for f in s.findings for c in f.cells}),
+            }
+            for s in self.summaries
+        ]
+        body = {"setting": vars(self.setting), "controls": self.controls, "withheld": self.withheld or None}
+        return plain({**body, "claims": rows, "findings": [f.as_dict() for f in self.findings]})
+
+
+def check_setting(setting: Setting) -> None:
+    """Refuse margins and levels that no test could have.
+
+    Raises
+    ------
+    ConfigError
+        A margin or the level lies outside its range.
+    """
+    for name in ("growth", "precision", "chunk", "proportional"):
+        if not 0 < getattr(setting, name) < 1:
+            raise ConfigError(f"the margin {name!r} is {getattr(setting, name)}; it must lie between 0 and 1")
+    if not 1 < setting.family < math.inf or not 1 < setting.rise < math.inf:
+        raise ConfigError(f"'family' ({setting.family}) and 'rise' ({setting.rise}) are finite ratios above 1")
+    if not 0 < setting.alpha < 0.5:
+        raise ConfigError(f"'alpha' is {setting.alpha}; it must lie between 0 and 0.5")
+
+
+def parse_margins(margins: Sequence[str], alpha: float) -> Setting:
+    """Read margins written NAME=NUMBER or NAME=NUMBER%.
+
+    Raises
+    ------
+    ConfigError
+        If one is written otherwise, or there is no such margin.
+    """
+    values: dict[str, float] = {"alpha": alpha}
+    names = [n for n in Setting.__dataclass_fields__ if n != "alpha"]
+    for text in margins:
+        name, equals, number = text.partition("=")
+        try:
+            value = float(number.rstrip("%")) / (100 if number.endswith("%") else 1)
+        except ValueError:
+            value = math.nan
+        if not equals or name not in names or math.isnan(value):
+            raise ConfigError(f"--margin {text}: write NAME=NUMBER, with NAME one of {', '.join(names)}")
+        values[name] = value
+    return Setting(**values)
+
+
+def settings(margins: Mapping[str, float | str] | None = None, alpha: float = 0.05) -> Setting:
+    """Margins by name, as ``{"growth": 0.1}``, and the level; what is not named keeps its default."""
+    return parse_margins([f"{name}={value}" for name, value in (margins or {}).items()], alpha)

@@ -1,0 +1,286 @@
+"""The claims table and everything around it, for people: Markdown, HTML, sentences, tables, commands."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from drift.dataset.sweep import Sweep
+from drift.reading.amplitudes import BOUNDED, SHORT, UNRELATED, amplitude_power
+from drift.reading.claims.model import PUBLISHED_DEPTH, SIGNS, Audit, Claim, Finding, Setting, Status, Summary
+from drift.reading.claims.published import CLAIMS
+from drift.reading.claims.wording import span, writer
+from drift.reading.statistics.intervals import holm
+from drift.reading.statistics.windows import DOCUMENTS, WINDOWS
+
+__all__ = [
+    "by_protocol",
+    "changes",
+    "commands",
+    "differing",
+    "estimate",
+    "evidence",
+    "files",
+    "html",
+    "limits",
+    "markdown",
+    "matrix",
+    "meaning",
+    "method",
+    "sentences",
+    "share_words",
+]
+
+
+def differing(summary: Summary) -> str:
+    """Say which measures have another verdict than the headline measure; a dash if none has."""
+    by: dict[Status, list[str]] = {}
+    for measure, status in summary.differing.items():
+        by.setdefault(status, []).append(SHORT.get(measure, measure))
+    return "; ".join(f"{status.value}: {', '.join(names)}" for status, names in by.items()) or "–"
+
+
+def markdown(found: Audit) -> str:
+    """Lay the claims table out as Markdown."""
+    lines = ["| claim | published | protocol | verdict | finding | other measures |", "|---|---|---|---|---|---|"]
+    for claim, summaries in _parts(found).items():
+        for protocols, s in _rows(summaries):
+            cells = [claim.name, claim.published, protocols, f"**{s.status.value}**", s.words, differing(s)]
+            lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def _rows(summaries: Sequence[Summary]) -> list[tuple[str, Summary]]:
+    """A claim's summaries, each with its protocol; those not tested for the same reason share a row, the last."""
+    rows = [(s.protocol or "–", s) for s in summaries if s.status is not Status.NOT_TESTED]
+    untested: dict[str, list[Summary]] = {}
+    for s in summaries:
+        if s.status is Status.NOT_TESTED:
+            untested.setdefault(s.words, []).append(s)
+    return rows + [(", ".join(s.protocol or "–" for s in same), same[0]) for same in untested.values()]
+
+
+def _join(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
+
+
+def share_words(x: float) -> str:
+    """Write a share as a percentage."""
+    return f"{100 * x:.3g} %"
+
+
+def _parts(found: Audit, key: str = "") -> dict[Claim, list[Summary]]:
+    """Summaries by claim; of one published claim, or of all."""
+    parts: dict[Claim, list[Summary]] = {}
+    for s in found.summaries:
+        if key in ("", s.claim.key, s.claim.name):
+            parts.setdefault(s.claim, []).append(s)
+    return parts
+
+
+def by_protocol(summaries: Sequence[Summary]) -> str:
+    """Say the verdicts on one claim: ``"refuted under append; supported under reprime and restart"``."""
+    names: dict[Status, list[str]] = {}
+    for s in summaries:
+        names.setdefault(s.status, []).extend([s.protocol] if s.protocol else [])
+    return "; ".join(f"{v.value} under {_join(n)}" if n else v.value for v, n in names.items())
+
+
+def matrix(found: Audit) -> pd.DataFrame:
+    """Verdicts side by side: one row per protocol, one column per claim that was tested under any."""
+    claims = [c for c, group in _parts(found).items() if any(s.protocol for s in group)]
+    protocols = dict.fromkeys(s.protocol for s in found.summaries if s.protocol)
+    status = {(s.claim.name, s.protocol): s.status for s in found.summaries}
+    rows = []
+    for protocol in protocols:
+        verdicts = {c.name: status.get((c.name, protocol), Status.NOT_TESTED) for c in claims}
+        rows.append({"protocol": protocol, **{name: f"{SIGNS[v]} {v.value}" for name, v in verdicts.items()}})
+    return pd.DataFrame(rows)
+
+
+def html(found: Audit) -> str:
+    """Write the claims table as HTML; the class of a verdict is its name."""
+    names = ("claim", "what was published", "protocol", "verdict", "finding", "other measures that disagree")
+    rows = []
+    for claim, summaries in _parts(found).items():
+        lines = _rows(summaries)
+        span = f' rowspan="{len(lines)}"'
+        first = f"<th scope='row'{span}>{escape(claim.name)}</th><td{span}>{escape(claim.published)}</td>"
+        for protocols, s in lines:
+            name = s.status.value
+            verdict = f'<span class="{name.replace(" ", "-")}">{SIGNS[s.status]} {name}</span>'
+            rest = f"<td>{escape(s.words)}</td><td>{escape(differing(s))}</td>"
+            rows.append(f'<tr>{first}<td>{escape(protocols)}</td><td class="verdict">{verdict}</td>{rest}</tr>')
+            first = ""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f'<div class="claims"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def meaning(found: Audit) -> str:
+    """Say what the words of the verdicts mean, with the margins that were used."""
+    s = found.setting
+    return (
+        f"**{SIGNS[Status.SUPPORTED]} Supported**: every cell passes two one-sided tests at level {s.alpha:g} of lying "
+        f"within the margin set in advance (growth per doubling of depth {share_words(s.growth)}, change with the "
+        f"precision {share_words(s.precision)}, change per doubling of the chunk size {share_words(s.chunk)}, models "
+        f"within a factor {s.family:g}); a claim about all cells needs all of them (intersection-union). "
+        f"**{SIGNS[Status.REFUTED]} Refuted**: at least one cell passes the test of lying beyond it, after Holm's "
+        f"correction over the cells. **{SIGNS[Status.UNDETERMINED]} Undetermined**: neither; a test that fails to find "
+        f"a difference supports nothing. The claims are those of arXiv 2605.12471; the "
+        f"verdicts are by the drift of the {SHORT.get(found.measure, found.measure)}."
+        + "".join(f" {text}" for text in (found.scope, found.controls) if text)
+    )
+
+
+def sentences(found: Audit, key: str) -> list[str]:
+    """Say of each part of a claim what was published, what counts as that, and the verdicts."""
+    return [
+        f"{claim.name}: {by_protocol(group)}. Published: {claim.published}. Margin: "
+        f"{claim.margin_text(found.setting)}." + _untested(group) + _unestimated(group)
+        for claim, group in _parts(found, key).items()
+    ]
+
+
+def _untested(summaries: Sequence[Summary]) -> str:
+    why = dict.fromkeys(s.words for s in summaries if s.status is Status.NOT_TESTED)
+    return f" Not tested means: {' '.join(why)}" if why else ""
+
+
+def _unestimated(summaries: Sequence[Summary]) -> str:
+    """Say why, where no row of a protocol has an estimate of what it is about."""
+    said = ""
+    for s in summaries:
+        if s.findings and s.claim.name != "C4 plateau" and all(math.isnan(f.estimate) for f in s.findings):
+            said += f" No estimate under {s.protocol}: {' '.join(dict.fromkeys(f.words for f in s.findings))}"
+    return said
+
+
+def changes(found: Audit) -> list[str]:
+    """Say what would change the verdict on each claim."""
+    return [f"{claim.name}: now {by_protocol(group)}; {claim.changes}." for claim, group in _parts(found).items()]
+
+
+def evidence(found: Audit) -> pd.DataFrame:
+    """Every finding by every measure, with p-values; Holm's correction is over the cells of one claim and protocol."""
+    claims = {(c.key, c.part): c for c in CLAIMS}
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for f in found.findings:
+        groups.setdefault((f.claim, f.part, f.protocol, f.measure), []).append(f)
+    rows = []
+    for findings in groups.values():
+        for f, adjusted in zip(findings, holm([f.p_refute for f in findings]), strict=True):
+            write = writer(claims[f.claim, f.part])
+            rows.append(
+                {
+                    "claim": f"{f.claim} {f.part}",
+                    "protocol": f.protocol,
+                    "measure": SHORT.get(f.measure, f.measure),
+                    "cells": f.scope,
+                    "verdict": f"{SIGNS[f.status]} {f.status.value}",
+                    "estimated": f.effect,
+                    "estimate": "–" if math.isnan(f.estimate) else write(f.estimate),
+                    f"{100 * (1 - 2 * found.setting.alpha):g} % interval": _pair(f.interval, write),
+                    "margin": _pair(f.margin, write),
+                    "p (support)": _p(f.p_support),
+                    "p (refute)": _p(f.p_refute),
+                    "p (refute, Holm)": _p(adjusted),
+                    "finding": f.words,
+                    "files": ", ".join(f.cells),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _pair(pair: tuple[float, float], write: Callable[[float], str]) -> str:
+    return "–" if any(map(math.isnan, pair)) else " to ".join(write(x) for x in pair)
+
+
+def estimate(finding: Finding) -> str:
+    """Write an estimate with its interval."""
+    write = writer(next(c for c in CLAIMS if (c.key, c.part) == (finding.claim, finding.part)))
+    return f"{write(finding.estimate)} ({_pair(finding.interval, write)})"
+
+
+def _p(p: float) -> str:
+    return "–" if math.isnan(p) else f"{p:.2g}" if p >= 1e-6 else "< 1e-6"
+
+
+def files(found: Audit) -> pd.DataFrame:
+    """Which files which rows of the claims table rest on."""
+    used: dict[str, list[str]] = {}
+    for s in found.summaries:
+        for f in s.findings:
+            for name in f.cells:
+                used.setdefault(name, []).append(s.claim.name)
+    rows = [(name, ", ".join(dict.fromkeys(claims))) for name, claims in sorted(used.items())]
+    return pd.DataFrame(rows, columns=["file", "rows of the table that rest on it"])
+
+
+def commands(found: Audit, sweep: Sweep, models: Sequence[str] | str | None = None) -> str:
+    """Write the commands that give the numbers of the page again, once the cells are there."""
+    folder, s, default = shlex.quote(sweep.folder.name if sweep.folder else "SWEEP"), found.setting, Setting()
+    margins = {n: v for n, v in vars(s).items() if n != "alpha" and v != getattr(default, n)}
+    what = [f"--measure {found.measure}"] + [f"--layer {found.layer}"] * (found.layer != "last")
+    level = [f"--alpha {s.alpha:g}"] * (s.alpha != default.alpha)
+    table = [*what, *(f"--margin {n}={v:g}" for n, v in margins.items()), *level]
+    # drift.plateau judges what was measured; where that is the square of an amplitude, so are its margins.
+    power = 1 / amplitude_power(found.measure)
+    chain = [f"--margin {(1 + s.growth) ** power - 1:.6g}"] * (power != 1 or s.growth != default.growth)
+    chain += [f"--rise-min {s.rise**power:.6g}"] * (power != 1 or s.rise != default.rise)
+    page = {"measure": found.measure, "layer": found.layer, "alpha": s.alpha, "margins": margins or None}
+    given: dict[str, Any] = {n: v for n, v in page.items() if v not in ("hidden_rel_l2", "last", default.alpha, None)}
+    if models is not None:
+        given["models"] = list(models) if not isinstance(models, str) else models
+    written = (v if isinstance(v, str) else json.dumps(v) for v in given.values())
+    lines = [
+        "# the claims table and every finding" + ("; of all models, not only those of this page" if models else ""),
+        " ".join([f"python -m drift.claims {folder} --details", *table]),
+        "# C1, every chain by itself" + (" (the measure is the square of an amplitude: so are margin and factor)"
+                                         if power != 1 else ""),
+        " ".join([f"python -m drift.plateau {folder}", *what, *chain, *level]),
+        "# this page",
+        " ".join([f"python -m drift.report {folder} --notebook claims",
+                  *(f"-p {shlex.quote(f'{n}={v}')}" for n, v in zip(given, written, strict=True))]),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def method(found: Audit) -> str:
+    """Say in a paragraph how the decision is made."""
+    shares = _join([f"1/{1 / w:g}" for w in WINDOWS])
+    return (
+        "Drift enters as an amplitude (a divergence as its square root) and is judged in logarithms. Growth is its "
+        f"slope per doubling of chain depth, on windows fixed in advance that leave out the first {shares} of the "
+        "steps; a plateau may be certified on any of them, at the price of a Bonferroni factor, and growth is judged "
+        "on the last. Levels are means over that window. The standard error is the least favourable of up to three: "
+        "autocorrelated noise around the trend, means of batches, and, from "
+        f"{DOCUMENTS} documents on, their spread. A change late in the chain, or a model that still changes at its end "
+        "and fits better, can only take a plateau away. Precisions, chunk sizes and models are compared over the same "
+        "text, by the same tests."
+    )
+
+
+def limits(found: Audit) -> list[str]:
+    """Say what the verdicts do not cover, with the sizes of this sweep."""
+    chains = [f for s in found.summaries if s.claim.name == "C1 plateau" for f in s.findings]
+    depths = sorted({f.detail["transitions"] for f in chains})
+    documents = sorted({f.detail["documents"] for f in chains})
+    few = sum(f.detail["documents"] < DOCUMENTS for f in chains)
+    bounded = found.measure in BOUNDED
+    near = sum(f.detail["level"] > 0.5 * UNRELATED for f in chains) if bounded else 0
+    return [
+        f"Depth: nothing is said of a chain beyond its last step; those judged here have {span(depths)} transitions, "
+        f"the published plateau {PUBLISHED_DEPTH}.",
+        f"Documents: fewer than {DOCUMENTS} support no claim about other documents; the chains here have "
+        f"{span(documents)} ({few} of {len(chains)} chains have fewer than {DOCUMENTS}).",
+        "Late growth: growth of a small size that begins in the last 15 % of a chain is weakly covered.",
+        "Bounds: a measure at its bound is trivially flat, and insensitive to everything."
+        + (f" Unrelated states are {UNRELATED:.2g} apart; {near} of {len(chains)} chains come to half of that or more."
+           if bounded else ""),
+    ]  # fmt: skip

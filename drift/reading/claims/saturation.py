@@ -1,0 +1,97 @@
+"""C1: the rise and the plateau."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import xarray as xr
+
+from drift.dataset.sweep import Sweep
+from drift.reading.amplitudes import BOUNDED, UNRELATED, amplitude
+from drift.reading.cells import deepest, file_name
+from drift.reading.claims.model import Finding, Setting, Status
+from drift.reading.claims.testing import decide_status, documents_words, zeros_words
+from drift.reading.plateau.deciding import plateaus
+from drift.reading.plateau.model import Plateau
+from drift.reading.plateau.wording import certificate
+
+__all__ = ["c1_plateau", "c1_rise", "verdicts"]
+
+
+# ---------------------------------------------------------------------------------------------- C1
+def verdicts(
+    sweep: Sweep, measure: str, layer: int | str, setting: Setting
+) -> Iterator[tuple[xr.Dataset, str, Plateau]]:
+    """Yield each deepest chain with its name and the verdict on it."""
+    cells = deepest(sweep)
+    found = plateaus(
+        [amplitude(ds, measure, layer) for ds in cells],
+        margin=setting.growth,
+        alpha=setting.alpha,
+        rise_min=setting.rise,
+    )
+    for ds, plateau in zip(cells, found, strict=True):
+        yield ds, f"{ds['model'].item()} {ds['dtype'].item()}, chunk {ds['chunk_size'].item()}", plateau
+
+
+def c1_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
+    """Yield, per cell, whether drift is a plateau by two one-sided tests."""
+    for ds, scope, p in verdicts(sweep, measure, layer, setting):
+        support = p.p_equivalence if p.reason is None or p.verdict.is_plateau else max(p.p_equivalence, setting.alpha)
+        refute = min(1.0, 2 * min(p.p_growth, p.p_decay))  # growth refutes, and so does decay
+        status = Status.UNDETERMINED
+        if p.verdict.is_plateau:
+            status = Status.SUPPORTED
+        elif p.reason is None and refute < setting.alpha:
+            status = Status.REFUTED
+        words = str(p)
+        if p.reason is None and status is Status.UNDETERMINED:
+            words += f" As growth and decay both refute the claim, p is {refute:.2g}: not refuted."
+        if p.zeros and math.isfinite(p.growth_per_doubling):
+            words = words.rstrip(".") + f"{zeros_words(amplitude(ds, measure, layer))}."
+        if measure in BOUNDED and p.level > 0.5 * UNRELATED:
+            words += f" The level {p.level:.2g} is near that of unrelated states ({UNRELATED:.2g}): flat means little."
+        yield Finding(
+            "C1", "plateau", ds["protocol"].item(), measure, scope, status, "growth per doubling of depth",
+            p.growth_per_doubling, p.growth_interval, (1 / (1 + setting.growth) - 1, setting.growth), support, refute,
+            words, _needed(p), (file_name(ds),),
+            {"verdict": p.verdict.value, "transitions": p.steps - 1, "documents": p.documents, "level": p.level,
+             "level_interval": p.level_interval, "unit_roundoff": ds["unit_roundoff"].item(),
+             "documents_needed": p.documents_needed, "steps_needed": p.steps_needed,
+             **({"certified": {"from_step": p.certified_from, "growth": p.certified_growth,
+                               "interval": p.certified_interval}} if certificate(p) else {})},
+        )  # fmt: skip
+
+
+def _needed(p: Plateau) -> str:
+    options = []
+    if p.reason is not None and math.isfinite(p.documents_needed) and p.documents_needed > p.documents:
+        options.append(f"{p.documents_needed:.0f} documents")
+    if p.reason is not None and math.isfinite(p.steps_needed) and p.steps_needed > p.steps:
+        options.append(f"{p.steps_needed:.0f} steps")
+    return " or ".join(options)
+
+
+def c1_rise(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
+    """Yield, per cell, whether drift rose before its late level."""
+    for ds, scope, p in verdicts(sweep, measure, layer, setting):
+        low, high = p.rise_interval
+        status = decide_status(p.p_rise, p.p_no_rise, setting.alpha)
+        words = f"the level is {p.rise_factor:.3g} times the first step"
+        if math.isinf(p.rise_factor):
+            words = "the first step is exactly zero, both passes being the same bits there, and the level is not"
+        elif math.isnan(p.rise_factor):
+            words = "there is no level to compare with the first step"
+        if math.isfinite(low):
+            words += f" ({100 * (1 - 2 * setting.alpha):g} % interval {low:.3g} to {high:.3g})"
+        if not math.isnan(p.onset_step):
+            words += f"; within the margin of it by step {p.onset_step:.0f} of {p.steps}"
+        if math.isfinite(p.rise_factor):
+            words += zeros_words(amplitude(ds, measure, layer))
+        yield Finding(
+            "C1", "rise", ds["protocol"].item(), measure, scope, status, "level / first step", p.rise_factor,
+            p.rise_interval, (setting.rise, math.inf), p.p_rise, p.p_no_rise,
+            f"{words}; {documents_words(p.documents)}.", "", (file_name(ds),),
+            {"onset_step": p.onset_step, "steps": p.steps},
+        )  # fmt: skip

@@ -1,0 +1,63 @@
+"""Findings in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from drift.reading.claims.model import Claim, Finding, Status
+from drift.reading.wording.numbers import percent
+
+__all__ = ["claim_sentence", "span", "writer"]
+
+
+def _count(findings: Sequence[Finding]) -> str:
+    counts = [(s.value, sum(f.status is s for f in findings)) for s in Status]
+    said = [f"{n} {name}" for name, n in counts if n]
+    return ", ".join(said) + f" of {len(findings)}"
+
+
+def claim_sentence(claim: Claim, findings: Sequence[Finding], status: Status) -> str:
+    """One sentence on a summary, from the findings."""
+    if len(findings) == 1:
+        return f"{findings[0].scope}: {findings[0].words}"
+    good = [f for f in findings if math.isfinite(f.estimate)]
+    text = _count(findings)
+    if status is not Status.REFUTED and any(f.status is Status.REFUTED for f in findings):
+        text += ", none after Holm's correction"
+    if claim.key == "C4" and claim.part == "plateau":
+        return "; ".join(f"{f.scope}: {f.words.rstrip('.')}" for f in findings) + "."
+    write = writer(claim)
+    if good:
+        low, high = write(min(f.estimate for f in good)), write(max(f.estimate for f in good))
+        text += f"; {good[0].effect} {low}" + (f" to {high}" if high != low else "")
+    zero = sum(math.isinf(f.estimate) for f in findings)
+    if zero:
+        text += f"; from exactly zero (the same bits at first) in {zero}"
+    if not good and not zero:
+        text += f"; no estimate of the {findings[0].effect}"
+    if claim.key == "C1" and claim.part == "plateau":
+        depths = sorted({f.detail["transitions"] for f in findings})
+        text += f"; chains of {span(depths)} transitions"
+        kinds = [f.detail["verdict"].replace("_", " ") for f in findings]
+        text += " (" + ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) + ")"
+        needed = [f.detail["documents_needed"] for f in findings if f.status is Status.UNDETERMINED]
+        if needed and all(math.isfinite(n) for n in needed):
+            text += f"; to decide all, about {max(needed):.0f} documents of this depth"
+    if claim.key == "C2":
+        kinds = [f.detail["kind"] for f in findings if f.detail]
+        if kinds:
+            text += " (" + ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) + ")"
+    return text + "."
+
+
+def span(values: Sequence[int]) -> str:
+    """Write the smallest and the largest of sorted numbers."""
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def writer(claim: Claim) -> Callable[[float], str]:
+    """How an estimate of a claim is written."""
+    if claim.name in ("C1 plateau", "C3 chunk size"):
+        return percent
+    return lambda v: f"{v:.3g}" if abs(v) >= 0.0005 else f"{v:z.4f}"

@@ -1,0 +1,425 @@
+"""From two dumps to a verdict."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from drift.reading.diagnose import causes
+from drift.reading.diagnose.causes import CacheFault, Narrowing
+from drift.reading.diagnose.compare import Comparison, compare
+from drift.reading.diagnose.envelope import Roundoff, derive, roundoff
+from drift.reading.diagnose.finding import findings
+from drift.reading.diagnose.model import Cause, Diagnosis, Entry, Evidence, Finding, Verdict
+from drift.reading.diagnose.naming import DOUBT, input_evidence, step_words
+from drift.reading.diagnose.tensors import FORMATS, Dump, Place
+
+__all__ = ["diagnose"]
+
+
+def diagnose(
+    a: Dump,
+    b: Dump,
+    *,
+    floor: Dump | None = None,
+    unit_roundoff: float | None = None,
+    other: tuple[Dump, Dump] | None = None,
+) -> Diagnosis:
+    """Say where two dumps begin to differ, and whether that is rounding.
+
+    Parameters
+    ----------
+    a, b : Dump
+        The lanes; A is the reference.
+    floor : Dump, optional
+        A second accepted way to compute A, from which the rounding of each place is then measured.
+    unit_roundoff : float, optional
+        Of the arithmetic, if the numbers' format does not tell (TF32).
+    other : (Dump, Dump), optional
+        The same two lanes at another precision.
+
+    Returns
+    -------
+    Diagnosis
+        See :class:`Verdict` and :class:`Cause`.
+
+    Raises
+    ------
+    DatasetError
+        If two dumps have nothing in common.
+    """
+    found = _diagnose_pair(a, b, floor, unit_roundoff)
+    if other is not None:
+        second = _diagnose_pair(*other, None, None)
+        found = _with_other_precision(found, second)
+    return found
+
+
+def _diagnose_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | None) -> Diagnosis:
+    diagnosis = _judge_pair(a, b, floor, unit_roundoff)
+    unseen = {place: p for place, p in diagnosis.comparison.profiles.items() if p.unseen}
+    if unseen:
+        place, profile = next(iter(unseen.items()))
+        text = (
+            f"{sum(p.unseen for p in unseen.values()):,} numbers at {len(unseen)} places are NaN or Inf in both lanes, "
+            f"first {profile.unseen:,} of {profile.elements:,} at {place}: what a bug does there cannot be seen"
+        )
+        diagnosis.notes.append(f"{text}.")
+        if diagnosis.verdict in (Verdict.SAME, Verdict.ROUNDING, Verdict.NARROWER):
+            diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
+            diagnosis.reason = f"{text}. Compare lanes in a precision that does not overflow"
+    return diagnosis
+
+
+def _judge_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | None) -> Diagnosis:
+    found = compare(a, b)
+    u = roundoff(found, unit_roundoff)
+    faults = [f for dump, lane in ((a, "A"), (b, "B")) for f in causes.cache_faults(dump, lane, u.value)]
+    narrow_caches = {f.place.block: f.narrow.unit_roundoff for f in faults if f.narrow is not None}
+    measured = compare(a, floor) if floor is not None else None
+    envelopes = derive(found, u, measured, narrow_caches)
+    diagnosis = Diagnosis(
+        Verdict.ROUNDING, Cause.NONE, "", None, [], _notes(found), found, u, envelopes
+    )  # fmt: skip
+    broken = [f for f in faults if f.narrow is None]
+    if not broken and not narrow_caches and all(p.differing == 0 for p in found.profiles.values()):
+        diagnosis.verdict = Verdict.SAME
+        diagnosis.evidence.append(
+            Evidence(f"All {sum(p.elements for p in found.profiles.values()):,} numbers that were compared are equal.")
+        )
+        return diagnosis
+    beyond = list(findings(found, envelopes))
+    structural = next((f for f in beyond if f.level == "structural"), None)
+    fault = min(broken, key=lambda f: (f.step, f.place.block, f.lane), default=None)
+    if fault is not None and (structural is None or _earlier(fault, structural, found)):
+        _cache_verdict(diagnosis, fault)
+    elif structural is not None:
+        _structural_verdict(diagnosis, structural)
+    else:
+        _no_bug(diagnosis, beyond, [f for f in faults if f.narrow is not None])
+    return diagnosis
+
+
+def _notes(found: Comparison) -> list[str]:
+    notes = []
+    for lane, places in found.only.items():
+        if places:
+            shown = ", ".join(str(p) for p in places[:4]) + (", ..." if len(places) > 4 else "")
+            notes.append(f"Not compared, because only {lane} has them ({len(places)} places): {shown}.")
+    notes += [f"Not compared: {m}." for m in found.mismatched]
+    if found.a.tokens != found.b.tokens:
+        notes.append(
+            f"A has {found.a.tokens} tokens and B has {found.b.tokens}: the first {found.tokens} were compared."
+        )
+    for lane, dump in (("A", found.a), ("B", found.b)):
+        if dump.ignored:
+            notes.append(f"{lane} holds {len(dump.ignored)} tensors of other names, for example {dump.ignored[0]!r}.")
+    sources = {"tokens_sha256": "other tokens", "model": "another model"}
+    for key, what in sources.items():
+        values = found.a.metadata.get(key), found.b.metadata.get(key)
+        if None not in values and values[0] != values[1]:
+            notes.append(f"The files' own metadata say that B was made from {what} ({values[0]} and {values[1]}).")
+    if Place("hidden", 0) not in found.profiles:
+        notes.append("The embeddings were not dumped: the lanes are taken to have been given the same tokens.")
+    return notes
+
+
+def _entry(found: Comparison, place: Place, tokens: tuple[int, int]) -> Entry:
+    return Entry(place, found.a.step_of(tokens[0]), found.b.step_of(tokens[0]), *tokens)
+
+
+def _earlier(fault: CacheFault, finding: Finding, found: Comparison) -> bool:
+    """Whether a cache was wrong no later than a place that is beyond its envelope was computed.
+
+    The cache after a step is what later steps read; whether the step itself read it so, an engine alone knows.
+    """
+    dump = found.a if fault.lane == "A" else found.b
+    step = dump.step_of(found.segments[finding.segment][0])
+    if finding.cause is not Cause.OTHER and finding.place.kind in ("key", "value"):
+        return fault.step < step
+    return fault.step <= step
+
+
+def _cache_verdict(diagnosis: Diagnosis, fault: CacheFault) -> None:
+    found = diagnosis.comparison
+    dump = found.a if fault.lane == "A" else found.b
+    what = f"{fault.lane}'s {str(fault.place).removeprefix('the ')} after step {fault.step}"
+    diagnosis.verdict, diagnosis.cause = Verdict.STRUCTURAL, Cause.STALE_CACHE
+    diagnosis.entry = Entry(
+        fault.place,
+        fault.step if fault.lane == "A" else found.a.step_of(min(fault.start, found.tokens - 1)),
+        fault.step if fault.lane == "B" else found.b.step_of(min(fault.start, found.tokens - 1)),
+        fault.start,
+        fault.stop,
+    )
+    if fault.length is not None:
+        diagnosis.cause_text = (
+            f"{what} hold {fault.length[0]} tokens, but only {fault.length[1]} were appended: something was left "
+            "in the "
+            "cache from before"
+        )
+        diagnosis.evidence.append(Evidence(f"{diagnosis.cause_text}.", {"cached": fault.length[0]}))
+        return
+    steps = f"appended at step {dump.step_of(fault.start)}"
+    if dump.step_of(fault.stop - 1) != dump.step_of(fault.start):
+        steps = f"appended at steps {dump.step_of(fault.start)} to {dump.step_of(fault.stop - 1)}"
+    diagnosis.cause_text = (
+        f"stale cache: {what} do not hold what was {steps} (tokens {fault.start} to {fault.stop - 1})"
+    )
+    diagnosis.evidence.append(
+        Evidence(
+            f"{what[0].upper()}{what[1:]} differ from what {fault.lane} itself appended for tokens {fault.start} to "
+            f"{fault.stop - 1} by {fault.relative:.2g} of their norm. A cache only keeps: these must be the same bits.",
+            {"relative": fault.relative},
+        )
+    )
+    if fault.shift is not None:
+        source = fault.start + fault.shift
+        diagnosis.evidence.append(
+            Evidence(
+                f"It holds there what was appended for tokens {source} to {fault.stop - 1 + fault.shift} "
+                f"(step {dump.step_of(max(0, source))}).",
+                {"shift_tokens": fault.shift},
+            )
+        )
+        diagnosis.cause_text += f"; it holds those of step {dump.step_of(max(0, source))}"
+
+
+def _structural_verdict(diagnosis: Diagnosis, finding: Finding) -> None:
+    found = diagnosis.comparison
+    diagnosis.entry = _entry(found, finding.place, finding.tokens)
+    diagnosis.evidence += finding.evidence
+    diagnosis.cause, diagnosis.cause_text = finding.cause, finding.cause_text
+    diagnosis.verdict = Verdict.STRUCTURAL
+    if finding.cause is Cause.OTHER and _like_narrow_arithmetic(diagnosis, finding):
+        diagnosis.verdict, diagnosis.cause = Verdict.UNDETERMINED, Cause.NONE
+        diagnosis.reason = (
+            "the difference is as even over all tokens, and as small, as the rounding of a lane that multiplies "
+            "in TF32 "
+            "or 16 bits (or whose weights were quantised) would be. If one does, say --unit-roundoff tf32; if neither "
+            "does, it is structural"
+        )
+
+
+def _like_narrow_arithmetic(diagnosis: Diagnosis, finding: Finding) -> bool:
+    """Whether a wider unit roundoff would explain everything, and all tokens differ alike from the first on."""
+    if diagnosis.roundoff.value >= 2.0**-13 or diagnosis.roundoff.why == "as given":
+        return False
+    size = diagnosis.comparison.profiles[finding.place].relative
+    size = size[np.isfinite(size)]
+    if np.mean(size > 0.1 * np.median(size)) < 0.9 or np.median(size) == 0:
+        return False
+    envelopes = derive(diagnosis.comparison, Roundoff(2.0**-11, "tried"))
+    return all(float(np.nanmedian(np.nan_to_num(e.ratio))) < 1 for e in envelopes.values())
+
+
+def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[CacheFault]) -> None:
+    found = diagnosis.comparison
+    narrow = causes.narrowings(found)
+    doubt = [f for f in beyond if f.level == "doubt"]
+    narrowed = {p.block for item in narrow for p in item.places} | {f.place.block for f in narrow_caches}
+    if doubt and all(f.place.kind == "hidden" and f.place.block in narrowed for f in doubt):
+        # A format that is proven takes precedence over what it may do to a block's output.
+        diagnosis.notes.append(
+            f"{_sentence(doubt[0].place)} is {max(f.ratio for f in doubt):.2g} times its envelope away: more than the "
+            "narrower numbers should do, less than a bug for sure. Compare lanes that store alike."
+        )
+        doubt = []
+    lone = [f for f in beyond if f.level == "lone"]
+    if doubt:
+        first = doubt[0]
+        envelope = diagnosis.envelopes[first.place]
+        diagnosis.verdict = Verdict.UNDETERMINED
+        diagnosis.entry = _entry(found, first.place, first.tokens)
+        diagnosis.evidence.append(input_evidence(found, envelope, *first.tokens))
+        if not envelope.known or envelope.gap:
+            diagnosis.reason = (
+                f"at {first.place} the difference is {first.ratio:.2g} times what one place's rounding explains, "
+                "but what "
+                "they were "
+                "computed from was not dumped. Dump hidden states, keys and values of every block"
+            )
+        else:
+            diagnosis.reason = (
+                f"at {first.place} the difference is {first.ratio:.2g} times the envelope, where {DOUBT:g} would "
+                "be structural. "
+                "Dump the pair at a finer precision (--other-precision), or a second accepted way to compute A "
+                "(--floor)"
+            )
+    elif lone:
+        first = max(lone, key=lambda f: f.ratio)
+        diagnosis.verdict = Verdict.UNDETERMINED
+        diagnosis.entry = _entry(found, first.place, first.tokens)
+        diagnosis.reason = (
+            f"single tokens stand out ({first.place}, first token {first.tokens[0]}, {first.ratio:.2g} envelopes). An "
+            "expert chosen otherwise because of one bit does that, and so does a bug that hits single tokens. Dump a "
+            "second accepted way to compute A (--floor)"
+        )
+    elif narrow or narrow_caches:
+        _narrow_verdict(diagnosis, narrow, narrow_caches)
+    else:
+        _rounding_evidence(diagnosis)
+
+
+def _narrow_verdict(diagnosis: Diagnosis, narrow: list[Narrowing], caches: list[CacheFault]) -> None:
+    found = diagnosis.comparison
+    diagnosis.verdict, diagnosis.cause = Verdict.NARROWER, Cause.NARROWER_STORAGE
+    texts = []
+    for item in narrow:
+        token = found.segments[item.segment][0]
+        kinds = sorted({p.kind for p in item.places}, key=["hidden", "key", "value", "final", "logits"].index)
+        names = {
+            "hidden": "hidden states",
+            "key": "keys",
+            "value": "values",
+            "final": "final states",
+            "logits": "logits",
+        }
+        blocks = sorted({p.block for p in item.places})
+        wide = "A" if item.lane == "B" else "B"
+        text = (
+            f"{item.lane}'s {' and '.join(names[k] for k in kinds)} from {_level(item.places[0])} on hold numbers of "
+            f"{item.narrow.name} only, while {wide}'s are {item.wide.name}"
+        )
+        texts.append(text)
+        diagnosis.evidence.append(
+            Evidence(
+                f"{text} ({len(item.places)} places). {100 * item.exact:.4g} % of {item.lane}'s "
+                f"{str(item.places[0]).removeprefix('the ')} at step {step_words(found, token)} are exactly {wide}'s, "
+                f"rounded to {item.narrow.name}.",
+                {
+                    "lane": item.lane, "format": item.narrow.name, "other_format": item.wide.name,
+                    "blocks": blocks, "kinds": kinds, "exactly_rounded": item.exact,
+                },
+            )
+        )  # fmt: skip
+    for fault in caches:
+        assert fault.narrow is not None
+        text = f"{fault.lane} keeps {fault.place!s} in {fault.narrow.name}, narrower than what it appends"
+        texts.append(text)
+        diagnosis.evidence.append(Evidence(f"{text}.", {"lane": fault.lane, "format": fault.narrow.name}))
+    diagnosis.cause_text = texts[0]
+    if narrow:
+        first = narrow[0]
+        diagnosis.entry = _entry(found, first.places[0], found.segments[first.segment])
+    else:
+        step = caches[0].step
+        diagnosis.entry = Entry(caches[0].place, step, step, caches[0].start, caches[0].stop)
+    diagnosis.evidence.append(
+        Evidence(f"Everything else is within what rounding to unit roundoff {diagnosis.roundoff.value:.3g} explains.")
+    )
+
+
+def _sentence(place: Place) -> str:
+    """A place at the beginning of a sentence."""
+    words = str(place)
+    return words[0].upper() + words[1:]
+
+
+def _level(place: Place) -> str:
+    if place.kind == "hidden" and place.block == 0:
+        return "the embeddings"
+    return f"block {place.block}" if place.block else str(place)
+
+
+def _rounding_evidence(diagnosis: Diagnosis) -> None:
+    found = diagnosis.comparison
+    worst, at = 0.0, None
+    for place, envelope in diagnosis.envelopes.items():
+        for start, stop in found.segments:
+            piece = envelope.ratio[start:stop]
+            piece = piece[np.isfinite(piece)]
+            if piece.size and float(np.quantile(piece, 0.75)) > worst:
+                worst, at = float(np.quantile(piece, 0.75)), (place, start)
+    if at is not None:
+        diagnosis.evidence.append(
+            Evidence(
+                f"Closest to its envelope: {at[0]}, step {step_words(found, at[1])}: three quarters of the tokens "
+                f"stay below {worst:.2g} of it.",
+                {"largest_ratio": worst},
+            )
+        )
+    first = next((p for p in diagnosis.envelopes if found.profiles[p].differing), None)
+    if first is not None:
+        size = found.profiles[first].difference
+        token = int(np.flatnonzero(np.nan_to_num(size) > 0)[0])
+        diagnosis.entry = _entry(found, first, (token, token + 1))
+        diagnosis.evidence.append(
+            Evidence(
+                f"The first bits that differ are in {first}, token {token}, step {step_words(found, token)}.",
+                {"token": token},
+            )
+        )
+    bounds = [DOUBT * float(np.nanmedian(e.bound)) for e in diagnosis.envelopes.values()]
+    diagnosis.notes.append(
+        f"Rounding is not innocence: a bug that changes the tokens of one place by less than {DOUBT:g} envelopes "
+        f"({min(bounds):.2g} to {max(bounds):.2g} of their norm here) reads the same. A finer precision sees "
+        "smaller ones."
+    )
+    blind = [p for p, e in diagnosis.envelopes.items() if float(np.nanmedian(e.bound)) * DOUBT > 0.7]
+    if blind:
+        diagnosis.notes.append(
+            f"At {len(blind)} of {len(diagnosis.envelopes)} places, first {blind[0]}, rounding may change a "
+            "token by more "
+            "than 0.35 of its norm: a bug that enters only there would not be seen. A finer precision shows it."
+        )
+
+
+def _stored(diagnosis: Diagnosis) -> float:
+    """Unit roundoff of what the coarser lane of a pair is stored in."""
+    pair = diagnosis.comparison.a, diagnosis.comparison.b
+    return max(min(FORMATS[d].unit_roundoff for place in dump.places for d in dump.dtypes(place)) for dump in pair)
+
+
+#: What the verdict at a finer precision may overrule.
+_OVERRULED = {
+    Verdict.STRUCTURAL: (Verdict.SAME, Verdict.ROUNDING, Verdict.UNDETERMINED),
+    Verdict.NARROWER: (Verdict.SAME, Verdict.ROUNDING, Verdict.UNDETERMINED),
+    Verdict.UNDETERMINED: (Verdict.SAME, Verdict.ROUNDING),
+}
+
+
+def _with_other_precision(found: Diagnosis, second: Diagnosis) -> Diagnosis:
+    """Weigh a pair by what the same pair does at another precision."""
+    u, v = found.roundoff.value, second.roundoff.value
+    finer = v < u or (v == u and _stored(second) < _stored(found))
+    before = found.verdict
+    if finer and before in _OVERRULED.get(second.verdict, ()):
+        found.verdict, found.cause, found.entry = second.verdict, second.cause, second.entry
+        found.cause_text, found.reason = second.cause_text, second.reason
+        found.evidence += [Evidence(f"At the other precision: {e.text}", e.numbers) for e in second.evidence]
+    slopes: dict[Place, float] = {}
+    if u != v:
+        for place in found.envelopes.keys() & second.envelopes.keys():
+            one = found.comparison.profiles[place].rel_l2(0, found.comparison.tokens)
+            two = second.comparison.profiles[place].rel_l2(0, second.comparison.tokens)
+            if 0 < one < math.inf and 0 < two < math.inf:
+                slopes[place] = math.log(one / two) / math.log(u / v)
+    if not slopes:
+        found.notes.append(
+            "The other precision gives no slope: its unit roundoff is the same, or a pair does not differ."
+        )
+        return found
+    middle = float(np.median(list(slopes.values())))
+    entry = found.entry.place if found.entry is not None else None
+    at = slopes.get(entry) if entry is not None else None
+    words = f", {at:.2f} at {entry}" if at is not None else ""
+    found.evidence.append(
+        Evidence(
+            f"At the other precision (unit roundoff {v:.3g} instead of {u:.3g}) the log-log slope of the difference is "
+            f"{middle:.2f} over all places{words}: near 1 is rounding, near 0 is not.",
+            {"slope": middle, "slope_at_entry": at, "unit_roundoff_other": v},
+        )
+    )
+    if finer and second.verdict in (Verdict.SAME, Verdict.ROUNDING):
+        if before is Verdict.UNDETERMINED and (at if at is not None else middle) > 0.5:
+            found.verdict, found.cause, found.reason = Verdict.ROUNDING, Cause.NONE, ""
+        elif before is Verdict.STRUCTURAL and found.cause is Cause.OTHER and 0.5 < (at or 0.0) < 1.5:
+            found.verdict = Verdict.UNDETERMINED
+            found.reason = (
+                "the difference exceeds its envelope here, but falls with the unit roundoff as rounding does, and is "
+                "rounding at the finer precision. Either this model magnifies rounding unusually, or the bug is in the "
+                "coarser precision's code alone"
+            )
+    return found

@@ -1,0 +1,216 @@
+"""Executed notebooks as HTML pages."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drift import dataset
+from drift._version import __version__
+from drift.reading import controls, summary
+
+if TYPE_CHECKING:
+    from drift.dataset.sweep import Sweep
+
+__all__ = [
+    "Page",
+    "contents_list",
+    "controls_banner",
+    "page_body",
+    "page_title",
+    "save_figures",
+    "whole_page",
+    "write_index",
+]
+
+_CSS = """
+:root { --ink: #1d2430; --soft: #5b6675; --line: #dfe3e8; --wash: #f6f7f9; --link: #0b5cad; }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; color: var(--ink); background: #fff; font: 15.5px/1.58 -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }
+header { border-bottom: 1px solid var(--line); background: var(--wash); font-size: 14px; }
+header nav, main { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
+header nav { display: flex; flex-wrap: wrap; gap: 4px 22px; padding-top: 10px; padding-bottom: 10px; }
+main { padding-top: 12px; padding-bottom: 64px; }
+a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
+nav .here { color: var(--ink); font-weight: 600; }
+h1 { font-size: 30px; line-height: 1.25; margin: 24px 0 12px; }
+h2 { font-size: 21px; line-height: 1.3; margin: 44px 0 10px; padding-top: 14px; border-top: 1px solid var(--line); }
+h3 { font-size: 17px; margin: 26px 0 6px; }
+p, ul, ol { max-width: 56em; margin: 8px 0 14px; } li { margin: 5px 0; }
+.anchor-link { visibility: hidden; margin-left: 6px; color: var(--soft); }
+h2:hover .anchor-link { visibility: visible; }
+img { display: block; max-width: 100%; height: auto; margin: 14px 0 18px; }
+pre { background: var(--wash); border: 1px solid var(--line); border-radius: 4px; padding: 12px 14px; overflow-x: auto;
+  font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; max-width: 100%;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+code { font: 0.9em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.scroll { overflow-x: auto; margin: 12px 0 20px; border: 1px solid var(--line); border-radius: 4px; max-height: 640px; }
+table { border-collapse: collapse; font-size: 13px; line-height: 1.4; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 11px; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+thead th { position: sticky; top: 0; background: var(--wash); font-weight: 600; }
+tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: var(--wash); }
+.claims { overflow-x: auto; margin: 12px 0 16px; border: 1px solid var(--line); border-radius: 4px; }
+.claims table { width: 100%; }
+.claims th, .claims td { white-space: normal; vertical-align: top; min-width: 6em; }
+.claims th[scope=row], .claims td[rowspan] { border-right: 1px solid var(--line); }
+.claims td:nth-last-child(2) { min-width: 22em; } .claims .verdict { white-space: nowrap; }
+.verdict span { display: inline-block; padding: 1px 8px; border-radius: 10px; border: 1.5px solid var(--soft); }
+.verdict .supported { background: #0b5cad; border-color: #0b5cad; color: #fff; font-weight: 600; }
+.verdict .refuted { border: 2px solid #b34700; color: #b34700; font-weight: 700; }
+.verdict .undetermined { border-style: dashed; color: var(--ink); }
+.verdict .not-drawn { border: 2px dotted #b34700; color: var(--ink); }
+.verdict .not-tested { border-color: transparent; color: var(--soft); }
+.contents { font-size: 14px; columns: 2; column-gap: 32px; list-style: none; padding: 10px 16px; margin: 16px 0;
+  background: var(--wash); border: 1px solid var(--line); border-radius: 4px; max-width: none; }
+.contents li { margin: 2px 0; break-inside: avoid; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 18px;
+  align-items: start; padding: 0; margin: 16px 0; }
+.gallery figure { margin: 0; border: 1px solid var(--line); border-radius: 4px; padding: 10px; }
+.gallery img { margin: 0 0 6px; width: 100%; }
+.gallery figcaption { font-size: 13px; line-height: 1.4; color: var(--soft); }
+.lead { font-size: 17px; } .soft { color: var(--soft); font-size: 14px; }
+.controls { max-width: 1080px; margin: 12px auto 0; padding: 8px 24px; font-size: 14px; color: var(--soft); }
+.controls.failed { border: 3px solid #b34700; border-radius: 4px; color: var(--ink); font-size: 16px;
+  font-weight: 600; }
+@media (max-width: 640px) { .contents { columns: 1; } h1 { font-size: 25px; } }
+@media print { header { display: none; } .scroll { max-height: none; overflow: visible; } }
+"""
+_QUESTION = (
+    "<p>How far does a pass with a chunked KV cache drift from full attention at the same precision, and is it "
+    "rounding? Relative L2 drift of the final hidden state, by reading of the fold:</p>"
+)
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="drift {version}">
+<title>{title}</title>
+<style>{css}</style>
+</head>
+<body>
+<header><nav aria-label="pages">{navigation}</nav></header>
+{banner}
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+@dataclass
+class Page:
+    """A rendered notebook.
+
+    Attributes
+    ----------
+    name : str
+        Of the notebook, without suffix.
+    title : str
+    html : pathlib.Path
+    figures : list of (pathlib.Path, str)
+        PNG files, with what each shows in words.
+    """
+
+    name: str
+    title: str
+    html: Path
+    figures: list[tuple[Path, str]] = field(default_factory=list)
+
+
+# ---------------------------------------------------------------------------------------------- pages
+def save_figures(notebook: Any, name: str, folder: Path) -> list[tuple[Path, str]]:
+    """Write the pictures of an executed notebook as PNG files."""
+    import base64
+
+    found: list[tuple[Path, str]] = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            picture = output.get("data", {}).get("image/png")
+            if not picture:
+                continue
+            meta = output.get("metadata", {}).get("image/png", {})
+            label = meta.get("name") or f"figure-{len(found) + 1}"
+            safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{name}-{label}").strip("-")
+            path = folder / f"{safe}.png"
+            path.write_bytes(base64.b64decode(picture))
+            found.append((path, meta.get("alt") or label))
+    return found
+
+
+def page_body(notebook: Any) -> str:
+    """Write an executed notebook as an HTML fragment, without code and without anything from a network."""
+    from nbconvert import HTMLExporter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+        fragment, _ = exporter.from_notebook_node(notebook)
+    return str(fragment)
+
+
+def contents_list(body: str) -> str:
+    """List the sections of a page as links to them."""
+    import re
+
+    found = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body, flags=re.DOTALL)
+    rows = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in found)
+    return f'<ul class="contents" aria-label="contents">{rows}</ul>' if rows else ""
+
+
+def controls_banner(found: controls.Summary) -> str:
+    """What the controls of the instrument say, for the top of every page; an alert where one failed."""
+    looks = 'class="controls"' if found.ok else 'class="controls failed" role="alert"'
+    return f"<aside {looks}>{escape(found.banner)}</aside>"
+
+
+def whole_page(title: str, body: str, links: Sequence[tuple[str, str]], here: str, banner: str = "") -> str:
+    """Lay out one page: navigation, banner, body."""
+    navigation = "".join(
+        f'<span class="here">{escape(text)}</span>' if file == here else f'<a href="{escape(file)}">{escape(text)}</a>'
+        for file, text in links
+    )
+    return _PAGE.format(
+        version=__version__, title=escape(title), css=_CSS, navigation=navigation, body=body, banner=banner
+    )
+
+
+def page_title(notebook: Any, name: str) -> str:
+    """Title of a notebook: its first heading, else its name."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("# "):
+            return str(cell.source.splitlines()[0][2:].strip())
+    return str(name)
+
+
+def write_index(
+    sweep: Sweep, pages: Sequence[Page], out: Path, links: Sequence[tuple[str, str]], title: str, banner: str
+) -> None:
+    """Write the page that links the others: what was found, what the sweep holds, every figure."""
+    part = dataset.keep(sweep, dataset.is_fold)
+    said = list(summary.headline(part).values()) if len(part) else ["No cell compares a fold with full attention."]
+    lines = "".join(f"<li>{escape(line)}</li>" for line in said)
+    facts = "".join(f"<li>{escape(line.replace('**', ''))}</li>" for line in summary.contents(sweep))
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        _QUESTION,
+        f'<ul class="lead">{lines}</ul>',
+        f"<p>{escape(summary.thresholds())}</p>",
+        f'<ul class="soft">{facts}</ul>',
+    ]
+    for page in pages:
+        body.append(f'<h2><a href="{escape(page.html.name)}">{escape(page.title)}</a></h2>')
+        shown = [
+            f'<figure><a href="{escape(page.html.name)}"><img src="figures/{escape(path.name)}" alt="{escape(alt)}" '
+            f'loading="lazy"></a><figcaption>{escape(alt.split(". ")[0])}</figcaption></figure>'
+            for path, alt in page.figures
+        ]
+        body.append(f'<div class="gallery">{"".join(shown)}</div>')
+    (out / "index.html").write_text(whole_page(title, "\n".join(body), links, "index.html", banner), encoding="utf-8")

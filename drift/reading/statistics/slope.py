@@ -1,0 +1,206 @@
+"""The log-log slope of an error on the unit roundoff, and what it says: rounding, structural, both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
+
+from drift.reading.statistics.arrays import Float
+from drift.reading.statistics.intervals import ALPHA, NO_INTERVAL, Interval, mean_interval
+from drift.reading.statistics.noise import window_mean
+from drift.reading.statistics.windows import ZEROS, late_part
+
+__all__ = [
+    "ROUNDING_MARGIN",
+    "STRUCTURAL_MARGIN",
+    "Reason",
+    "Slope",
+    "Verdict",
+    "fixed_number",
+    "interval_words",
+    "judge",
+    "slope",
+]
+
+#: How far from 1 the whole interval of a slope may reach where drift is called rounding ...
+ROUNDING_MARGIN = 0.2
+#: ... and from 0 where it is called structural.
+STRUCTURAL_MARGIN = 0.05
+#: Windows of the chain that stand in for documents where there is one only.
+WINDOWS = 8
+
+
+class Verdict(Enum):
+    """How drift goes with the precision. The value is the name used in JSON; ``str()`` is a sentence."""
+
+    ROUNDING = "rounding"
+    STRUCTURAL = "structural"
+    BOTH = "both"
+    UNDETERMINED = "undetermined"
+
+    def __str__(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Verdict.ROUNDING: "rounding: drift is proportional to the unit roundoff",
+    Verdict.STRUCTURAL: "structural: drift does not depend on the precision",
+    Verdict.BOTH: "both: drift shrinks with the unit roundoff, but less than in proportion",
+    Verdict.UNDETERMINED: "undetermined: these data do not decide",
+}
+
+
+class Reason(Enum):
+    """Why a slope is undetermined. The value is what tables and JSON show."""
+
+    ONE_RUNG = "one precision only"
+    NONFINITE = "NaN or Inf"
+    ZEROS = "exactly zero too often: there is no level"
+    NO_INTERVAL = "one document and a chain too short for an interval"
+    WIDE = "the interval reaches across a margin"
+    STEEP = "drift shrinks faster than the unit roundoff"
+    REVERSED = "drift is larger at finer precision"
+    CONTROLS = "controls of the instrument failed"
+
+
+def judge(interval: Interval) -> tuple[Verdict, Reason | None]:
+    """Decide what a slope says; the whole interval must lie where the verdict says that it does."""
+    low, high = interval.pair
+    if math.isnan(low):
+        return Verdict.UNDETERMINED, Reason.NO_INTERVAL
+    if low >= 1 - ROUNDING_MARGIN and high <= 1 + ROUNDING_MARGIN:
+        return Verdict.ROUNDING, None
+    if low >= -STRUCTURAL_MARGIN and high <= STRUCTURAL_MARGIN:
+        return Verdict.STRUCTURAL, None
+    if low > STRUCTURAL_MARGIN and high < 1 - ROUNDING_MARGIN:
+        return Verdict.BOTH, None
+    if low > 1 + ROUNDING_MARGIN:
+        return Verdict.UNDETERMINED, Reason.STEEP
+    if high < -STRUCTURAL_MARGIN:
+        return Verdict.UNDETERMINED, Reason.REVERSED
+    return Verdict.UNDETERMINED, Reason.WIDE
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A log-log slope on the unit roundoff and what it says.
+
+    Attributes
+    ----------
+    interval : Interval
+        Of the slope, over documents; over the steps of the chain where there is one document only.
+    by_document : tuple of float
+        Slope of each document.
+    misfit : float
+        Largest factor by which a rung's level departs from the line; 1 with two rungs.
+    zeros : int
+        Pairs of document and late step that were left out because drift is exactly zero in some rung.
+    points : int
+        All pairs of document and late step.
+    verdict : Verdict
+    reason : Reason or None
+    """
+
+    interval: Interval
+    by_document: tuple[float, ...]
+    misfit: float
+    zeros: int
+    points: int
+    verdict: Verdict
+    reason: Reason | None = None
+
+    def __str__(self) -> str:
+        if math.isnan(self.interval.value):
+            return f"{Verdict.UNDETERMINED.value} ({self.reason.value if self.reason else ''})"
+        text = f"{self.verdict.value}" + (f" ({self.reason.value})" if self.reason else "")
+        return f"slope {fixed_number(self.interval.value)} {interval_words(self.interval)}: {text}"
+
+
+def fixed_number(x: float, digits: int = 3) -> str:
+    """Write a number with a fixed number of decimals; a dash for NaN."""
+    return "–" if math.isnan(x) else f"{x:z.{digits}f}"
+
+
+def interval_words(interval: Interval, digits: int = 3) -> str:
+    """Write an interval in parentheses."""
+    if math.isnan(interval.low):
+        return "(no interval)"
+    return f"({fixed_number(interval.low, digits)} to {fixed_number(interval.high, digits)})"
+
+
+def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> Slope:
+    """Estimate the log-log slope of drift on the unit roundoff.
+
+    Least squares on the logs, for each document and step over the rungs; the mean over the late steps is the slope of
+    a document's level (its geometric mean past the first quarter of the chain).
+
+    Parameters
+    ----------
+    unit_roundoff : array_like [rung]
+    values : array_like [rung, document, step]
+        Amplitudes of the same documents and steps at every rung, at least 0.
+    alpha : float
+        The interval has coverage 1 - 2 `alpha`.
+
+    Returns
+    -------
+    Slope
+        A geometric mean cannot take 0: a late step at which some rung is exactly zero is left out at every rung, and
+        counted. Where that is more than a tenth of them, there is no slope.
+    """
+    u, drift = np.asarray(unit_roundoff, dtype=float), np.asarray(values, dtype=float)
+    if drift.ndim != 3 or u.shape != drift.shape[:1]:
+        raise ValueError(f"values are [rung, document, step] with one unit roundoff a rung, not {drift.shape}")
+    late = late_part(drift)
+    points = late[0].size
+
+    def nothing(reason: Reason, zeros: int = 0) -> Slope:
+        return Slope(NO_INTERVAL, (), math.nan, zeros, points, Verdict.UNDETERMINED, reason)
+
+    if len(np.unique(u)) < 2:
+        return nothing(Reason.ONE_RUNG)
+    if not np.isfinite(late).all():
+        return nothing(Reason.NONFINITE)
+    positive = np.asarray((late > 0).all(axis=0))  # [document, step]
+    zeros = int((~positive).sum())
+    if zeros > ZEROS * points or not positive.any(axis=1).all():
+        return nothing(Reason.ZEROS, zeros)
+    x = np.log(u) - np.log(u).mean()
+    logs = np.log(np.where(positive, late, 1.0))
+    series = np.tensordot(x / (x @ x), logs, axes=1)
+    by_document = np.array([row[there].mean() for row, there in zip(series, positive, strict=True)])
+    if len(by_document) > 1:
+        interval = mean_interval(by_document, alpha)
+    else:
+        interval = _along(series[0][positive[0]], drift.shape[2], alpha)
+    levels = np.array([logs[:, d, there].mean(axis=1) for d, there in enumerate(positive)]).mean(axis=0)  # [rung]
+    misfit = math.exp(float(np.abs(levels - levels.mean() - interval.value * x).max()))
+    verdict, reason = judge(interval)
+    return Slope(interval, tuple(by_document.tolist()), misfit, zeros, points, verdict, reason)
+
+
+def _along(series: Float, steps: int, alpha: float) -> Interval:
+    """Mean of one document's slopes [late step]; the interval is over its chain.
+
+    The wider of two: windows of the chain as replicates (they contain whatever autocorrelation is shorter than they
+    are), and autocorrelated noise around the trend, as :mod:`drift.plateau` has it.
+    """
+    if len(series) < 2 * WINDOWS:
+        return Interval(float(series.mean()), math.nan, 0.0, math.nan, math.nan)
+    windows = mean_interval([part.mean() for part in np.array_split(series, WINDOWS)], alpha)
+    whole = np.full(steps, series.mean())
+    whole[steps - len(series) :] = series  # what was exactly zero was left out: the rest moves together
+    found = window_mean(whole[None, None])
+    error, df = windows.standard_error, windows.df
+    if found is not None:
+        noise, freedom = (x.item() for x in found.errors[0])
+        if noise > error:
+            error, df = noise, freedom
+    half = float(stdtrit(df, 1 - alpha)) * error
+    value = float(series.mean())
+    return Interval(value, error, df, value - half, value + half)

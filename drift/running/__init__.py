@@ -1,0 +1,1 @@
+"""The running wing: models and texts in, cells out."""

@@ -1,0 +1,243 @@
+"""Dump the hidden states, keys, values and logits of one pass, as :mod:`drift.reading.diagnose` reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drift.dataset.dumps import LOGITS
+from drift.dataset.rungs import rung
+from drift.errors import ConfigError, DatasetError
+from drift.running.checks import check_chunks, check_planted, check_tokens
+from drift.running.descent.descending import descend
+from drift.running.descent.lanes import Lane, Recorder
+from drift.running.descent.taps import check_supported
+from drift.running.model.numerics import numerics, rung_of
+from drift.running.model.weights import weights_of
+from drift.running.protocols import parse
+from drift.running.provenance import provenance
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from transformers import PreTrainedModel
+
+    from drift.running.protocols.base import Chunk, Protocol
+
+__all__ = ["capture", "free_target"]
+
+
+def capture(
+    model: PreTrainedModel,
+    tokens: ArrayLike,
+    chunk_size: int,
+    protocol: str | Protocol,
+    out: str | os.PathLike[str],
+    *,
+    cache: bool = False,
+    logits: str = "all",
+    dtype: str | None = None,
+    half_matmul: str = "native",
+    bos_token_id: int | None = None,
+    attrs: Mapping[str, object] | None = None,
+) -> Path:
+    """Run one lane and write its hidden states, keys, values and logits.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Any supported causal language model; it is left as it was.
+    tokens : array_like
+        Token ids, integers [token] or [1, token].
+    chunk_size : int
+        Tokens per chunk; 0 for full attention.
+    protocol : str or Protocol
+        Reading of the fold; full attention has none but ``append``.
+    out : path
+        A folder that is not there, or is empty. It appears when all is written, or not at all.
+    cache : bool
+        Whether to write what each block's cache holds after each step, too. That grows with the square of the steps.
+    logits : {"all", "last", "none"}
+        Logits of all tokens, of the last one of each chunk, or none.
+    dtype : str, optional
+        Rung to compute on, if the model's format does not tell: ``"tf32"`` for a model in float32.
+    half_matmul : {"native", "float32"}
+        How 16-bit matrix products are computed on a CPU; see :func:`drift.running.model.numerics.numerics`.
+    bos_token_id : int, optional
+        The token that ``reprime`` puts in front of chunks; the model configuration's BOS token by default.
+    attrs : mapping, optional
+        Provenance to add to the files' metadata.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ConfigError
+        If tokens, chunk size, protocol or options do not fit together, or the folder is taken.
+    DatasetError
+        If the disk refuses.
+    PrecisionError, UnsupportedModelError
+        As for :func:`drift.trace`.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    if logits not in LOGITS:
+        raise ConfigError(f"logits is {logits!r}; it must be one of {', '.join(LOGITS)}.")
+    check_supported(model)
+    ids = check_tokens(model, tokens)
+    if len(ids) != 1:
+        raise ConfigError(f"One lane holds one document; got {len(ids)}. Capture them one by one.")
+    if isinstance(chunk_size, bool) or chunk_size < 0:
+        raise ConfigError(f"chunk_size is {chunk_size}; it must be 0 (full attention) or the tokens of a chunk.")
+    text_config = model.config.get_text_config(decoder=True)
+    count = ids.shape[1]
+    reading = parse(protocol)
+    if chunk_size == 0 and reading.label != "append":
+        raise ConfigError(f"Full attention (chunk size 0) has one chunk: the protocol {reading.label} means nothing.")
+    bos = bos_token_id if bos_token_id is not None else getattr(text_config, "bos_token_id", None)
+    bound = reading.bind(lambda: bos)
+    chunks = bound.chunks(count, chunk_size or count)
+    if bound.continuation() or not all(chunk.measured for chunk in chunks):
+        raise ConfigError(
+            f"{reading.label} generates text or computes chunks twice, so its lane is not one pass over the text. "
+            "Capture another protocol, or measure this one with drift.sweep."
+        )
+    if bound.texts_at_once > 1:
+        raise ConfigError(f"{reading.label} computes several texts at once; capture one lane.")
+    check_planted(bound, chunks)
+    check_chunks(text_config, [chunks], False)
+    computed = rung_of(model.dtype) if dtype is None else rung(dtype)
+    if computed.torch_dtype != str(model.dtype).removeprefix("torch."):
+        raise ConfigError(f"dtype is {computed.name}, but the model is in {model.dtype}.")
+    device = weights_of(model).device
+    target = free_target(out)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    training = model.training
+    try:
+        temporary.mkdir(parents=True)
+        with numerics(computed, str(device), half_matmul) as switches:
+            metadata = {
+                "format": "drift-dump-1",
+                "model": str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
+                "dtype": computed.name,
+                "chunk_size": str(chunk_size),
+                "protocol": reading.label,
+                "tokens": str(count),
+                "attn_implementation": str(model.config._attn_implementation),
+                "tokens_sha256": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
+                "numerics_json": json.dumps(switches),
+                **{key: str(value) for key, value in provenance(device).items()},
+                **{key: str(value) for key, value in (attrs or {}).items()},
+            }
+            recorder = _recorder(temporary, chunks, metadata, cache, logits)
+            model.eval()
+            descend(model, [Lane(torch.from_numpy(ids[0]).to(device), chunks, bound)], recorder)
+            recorder.finish()
+        if target.exists():
+            target.rmdir()  # a folder takes the name of an empty one on some systems only
+        os.replace(temporary, target)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            why = getattr(error, "strerror", None) or error
+            raise DatasetError(
+                f"{out}: cannot be written ({why}). Nothing was left there. Check that the place is writable and its "
+                "disk not full, or choose another."
+            ) from error
+        raise
+    finally:
+        model.train(training)
+    return target
+
+
+def free_target(out: str | os.PathLike[str]) -> Path:
+    """Path of a folder to write to.
+
+    Raises
+    ------
+    ConfigError
+        It is no new or empty folder.
+    """
+    target = Path(out).resolve()
+    try:
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be used ({error.strerror or error}). Choose another.") from error
+    if taken:
+        raise ConfigError(f"{out}: is there already, and is not an empty folder. Choose another.")
+    return target
+
+
+def _recorder(folder: Path, chunks: Sequence[Chunk], metadata: dict[str, str], with_cache: bool, logits: str) -> Any:
+    """Make the recorder; a function, so that importing this module costs no torch."""
+    import torch
+    from safetensors.torch import save_file
+
+    # Prefixes stay in the cache, but belong to no text: their places in it.
+    skipped = torch.cat([torch.arange(len(c)) < len(c.prefix) for c in chunks])
+    lengths = [sum(len(c) for c in chunks[: k + 1]) for k in range(len(chunks))]
+
+    class Writer(Recorder):
+        """Writes a lane, one layer at a time."""
+
+        def __init__(self) -> None:
+            self._caches: dict[str, torch.Tensor] = {}
+            self._final: dict[int, list[torch.Tensor]] = {}
+            self._logits: dict[int, list[torch.Tensor]] = {}
+
+        def _write(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+            plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            # A slice and its whole share memory, which safetensors refuses.
+            save_file({key: value.clone() for key, value in plain.items()}, folder / f"{name}.safetensors", metadata)
+
+        def hidden(self, layer: int, kind: str, states: Sequence[torch.Tensor]) -> None:
+            self._write(
+                f"layer-{layer:03d}",
+                {f"step.{k}.layer.{layer}.hidden": states[0][c.start : c.stop] for k, c in enumerate(chunks)},
+            )
+
+        def cached(self, lane: int, block: int, step: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+            if not with_cache:
+                return
+            keep = ~skipped[: lengths[step]][lengths[step] - keys.shape[1] :]
+            for kind, tensor in (("cache_key", keys), ("cache_value", values)):
+                held = tensor[:, keep.to(tensor.device)] if not bool(keep.all()) else tensor
+                self._caches[f"step.{step}.block.{block}.{kind}"] = held.clone()
+
+        def cache(self, block: int, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+            tensors = {}
+            for k, c in enumerate(chunks):
+                tensors[f"step.{k}.block.{block}.key"] = keys[0][:, c.start : c.stop]
+                tensors[f"step.{k}.block.{block}.value"] = values[0][:, c.start : c.stop]
+            self._write(f"block-{block:03d}", tensors | self._caches)
+            self._caches = {}
+
+        def _step(self, row: int) -> int:
+            return next(k for k, c in enumerate(chunks) if row < c.stop)
+
+        def final(self, lane: int, rows: torch.Tensor, states: torch.Tensor) -> None:
+            self._final.setdefault(self._step(int(rows[-1])), []).append(states.clone())
+
+        def logits(self, lane: int, rows: torch.Tensor, scores: torch.Tensor) -> None:
+            step = self._step(int(rows[-1]))
+            whole = int(rows[-1]) == chunks[step].stop - 1
+            if logits == "all":
+                self._logits.setdefault(step, []).append(scores.clone())
+            elif logits == "last" and whole:
+                self._logits[step] = [scores[-1:].clone()]
+            if whole and step in self._logits:
+                self._write(f"logits-{step:04d}", {f"step.{step}.logits": torch.cat(self._logits.pop(step))})
+
+        def finish(self) -> None:
+            self._write("final", {f"step.{k}.final": torch.cat(parts) for k, parts in self._final.items()})
+
+    return Writer()

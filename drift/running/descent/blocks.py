@@ -1,0 +1,221 @@
+"""A lane on its way down, and the step that it takes: one block, chunk after chunk, with the block's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from drift.errors import UnsupportedModelError
+from drift.running.descent.caches import RoomyLayer, TapeCache, restore_snapshot, take_snapshot
+from drift.running.descent.lanes import Lane
+from drift.running.descent.taps import (
+    Call,
+    attention_as,
+    blank_embeddings,
+    blocks_of,
+    call_memory,
+    noted_attention,
+    rotary_tables,
+    tapped_calls,
+    text_config,
+)
+from drift.running.protocols.base import Carried, Chunk, Protocol
+
+__all__ = ["DescendingLane", "run_block"]
+
+
+@dataclass
+class DescendingLane:
+    """A lane on its way down: its hidden states per chunk, and the calls that the tap saw, if they are kept."""
+
+    lane: Lane
+    model: PreTrainedModel
+    states: list[Tensor] = field(default_factory=list)
+    calls: list[list[Call]] | None = None
+    _tables: list[tuple[Tensor, Tensor]] | None = None
+
+    def tap(self, allowed: float) -> int:
+        """Take the lane to its first block; keep its calls if ``allowed`` bytes hold them; return their bytes."""
+        kept, held = list[list[Call]](), 0
+        for states, calls in tapped_calls(self.model, self.lane):
+            self.states.append(states)
+            if held <= allowed:
+                held += call_memory(calls)
+                kept.append(calls)
+            if held > allowed:
+                kept.clear()
+        self.calls = kept if held <= allowed else None
+        return held if self.calls is not None else 0
+
+    def calls_of(self, index: int) -> Iterator[Call]:
+        """How a block is called, chunk after chunk."""
+        if self.calls is not None:
+            yield from (calls[index] for calls in self.calls)
+        else:
+            for _, calls in tapped_calls(self.model, self.lane, self.states[0]):
+                yield calls[index]
+
+    @property
+    def slots(self) -> int | None:
+        """How much its cache will hold in all, if nothing is ever taken from it."""
+        chunks, protocol = self.lane.chunks, self.lane.protocol
+        if (protocol is not None and protocol.carries) or any(c.alone or not c.kept for c in chunks):
+            return None
+        return sum(len(chunk) for chunk in chunks)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """The numerical switches and the attention implementation that the lane computes with."""
+        protocol = self.lane.protocol
+        wanted = None
+        if protocol is not None:
+            wanted = "eager" if protocol.wants_attention else protocol.attn_implementation
+        with ExitStack() as stack:
+            stack.enter_context(self.lane.scope())
+            stack.enter_context(attention_as(self.model, wanted))
+            yield
+
+    def text(self, per_chunk: Sequence[Tensor], dim: int = -2) -> Tensor:
+        """Join per-chunk tensors along their token axis: what is measured, prefixes and companions left out."""
+        parts = [
+            part[:1].narrow(dim, len(chunk.prefix), chunk.stop - chunk.start)
+            for part, chunk in zip(per_chunk, self.lane.chunks, strict=True)
+            if chunk.measured
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim))[0]
+
+    def rotate(self, index: int, keys: Tensor, shift: Tensor) -> Tensor:
+        """Move keys [..., slot, feature] of a block by ``shift`` positions, int64 [slot]."""
+        if self._tables is None:
+            width = int(text_config(self.model).hidden_size)
+            like = torch.zeros((1, 1, width), dtype=self.model.dtype, device=self.lane.tokens.device)
+            self._tables = rotary_tables(self.model, blank_embeddings(like, len(self.lane.tokens) + 1))
+        cos, sin = self._tables[index]
+        width = cos.shape[-1]
+        wide = keys[..., :width].to(torch.promote_types(keys.dtype, torch.float32))
+        c = cos[shift.abs()].to(wide.dtype)
+        s = (sin[shift.abs()] * shift.sign()[:, None]).to(wide.dtype)
+        half = torch.cat([-wide[..., width // 2 :], wide[..., : width // 2]], dim=-1)
+        return torch.cat([(wide * c + half * s).to(keys.dtype), keys[..., width:]], dim=-1)
+
+
+def run_block(
+    index: int, lane: DescendingLane, on_step: Callable[[int, Tensor, Tensor], None]
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Take one lane through one block.
+
+    Parameters
+    ----------
+    index : int
+        The block, from 0.
+    lane : DescendingLane
+        Its states are replaced by what the block puts out.
+    on_step : callable
+        Called with the chain step and what the cache then holds: keys and values [head, slot, feature].
+
+    Returns
+    -------
+    keys, values : Tensor
+        [head, token, feature] that the text's tokens appended.
+    sizes : list of int
+        Bytes that the cache carries on after each chain step.
+
+    Raises
+    ------
+    ProtocolError
+        If the protocol leaves another number of slots than it says.
+    UnsupportedModelError
+        If the block does not cache keys and values once per chunk.
+    """
+    protocol, chunks = lane.lane.protocol, lane.lane.chunks
+    tape = TapeCache(text_config(lane.model), index, lane.slots)
+    whole = isinstance(tape.layers[index], RoomyLayer)
+    appended: list[tuple[Tensor, Tensor]] = []
+    sizes: dict[int, int] = {}
+    notes: dict[str, Any] = {}
+    block = blocks_of(lane.model)[index]
+    with noted_attention(block, protocol is not None and protocol.wants_attention) as probabilities:
+        for place, (chunk, call) in enumerate(zip(chunks, lane.calls_of(index), strict=True)):
+            probabilities.clear()
+            pair = _take_chunk(index, lane, place, call, tape)
+            if not whole:
+                appended.append(pair)
+            del pair
+            layer = tape.layers[index]
+            if chunk.kept and protocol is not None and protocol.carries:
+                _carry(protocol, index, lane, chunk, layer, probabilities[-1] if probabilities else None, notes)
+            held = [x for x in (layer.keys, layer.values) if isinstance(x, Tensor)]
+            sizes[chunk.step] = sum(x[:1].numel() * x.element_size() for x in held)
+            if held:
+                on_step(chunk.step, held[0][0], held[1][0])
+    if whole:
+        keys, values = _held(tape.layers[index])
+        # Without prefixes, what was appended is what the cache holds.
+        if not any(chunk.prefix for chunk in chunks):
+            return keys[0], values[0], list(sizes.values())
+        lengths = [len(chunk) for chunk in chunks]
+        appended = list(zip(keys.split(lengths, dim=-2), values.split(lengths, dim=-2), strict=True))
+    return lane.text([k for k, _ in appended]), lane.text([v for _, v in appended]), list(sizes.values())
+
+
+def _take_chunk(index: int, lane: DescendingLane, place: int, call: Call, tape: TapeCache) -> tuple[Tensor, Tensor]:
+    """Take one chunk through the block; return the keys and values that it computed, and keep them if it is kept."""
+    chunk, model = lane.lane.chunks[place], lane.model
+    before = [] if chunk.kept else take_snapshot(tape)
+    own = TapeCache(text_config(model)) if chunk.alone else tape
+    block = blocks_of(model)[index]
+    lane.states[place] = block(lane.states[place], *call.args, past_key_values=own, **call.kwargs)
+    if len(own.appended) != 1 or not isinstance(own.layers[index], DynamicLayer):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "
+            "(layers that share a cache, or keep none, are not supported)."
+        )
+    keys, values = own.appended.pop()
+    if not chunk.kept:
+        if not chunk.alone:
+            restore_snapshot(tape, before)
+    elif chunk.alone:
+        tape.update(keys, values, index)
+        tape.appended.clear()
+    return keys, values
+
+
+def _carry(
+    protocol: Protocol,
+    index: int,
+    lane: DescendingLane,
+    chunk: Chunk,
+    layer: Any,
+    attention: Tensor | None,
+    notes: dict[str, Any],
+) -> None:
+    """Let the protocol change the block's cache after a chain step."""
+    keys, values = _held(layer)
+    cache = Carried(
+        keys=keys,
+        values=values,
+        step=chunk.step,
+        block=index + 1,
+        new=len(chunk),
+        sliding=bool(layer.is_sliding),
+        attention=attention,
+        rotate=lambda keys, shift: lane.rotate(index, keys, shift),
+        notes=notes,
+    )
+    protocol.carry(cache)
+    protocol.check_carried(cache, keys.shape[-2])
+    layer.keys, layer.values = cache.keys, cache.values
+
+
+def _held(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer of the cache that holds some."""
+    assert layer.keys is not None
+    assert layer.values is not None
+    return layer.keys, layer.values

@@ -1,0 +1,112 @@
+"""What descends: lanes, their limits, and the recorder that is told of every layer."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from drift.running.protocols.base import Chunk, Protocol
+
+__all__ = ["LOGIT_ROWS", "Lane", "Limits", "Recorder"]
+
+LOGIT_ROWS = 1024
+"""Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB).
+
+Up to this many rows a chunk's logits are bitwise those of a plain forward; a longer chunk's are computed in several
+products with the output embedding, which may round differently from one.
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a descent may keep in memory. The numbers are the same within any limits.
+
+    Attributes
+    ----------
+    call_bytes : float
+        Most bytes of arguments (masks above all) that are kept from the tap until the last block. Those of lanes that
+        would go beyond are made again for every block, one chunk at a time.
+    logit_rows : int
+        Most rows of logits computed at once of chunks longer than `LOGIT_ROWS`; shorter chunks are never cut. Where a
+        chunk is cut decides nothing but how its products with the output embedding round.
+    """
+
+    call_bytes: float = float("inf")
+    logit_rows: int = LOGIT_ROWS
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One way of running one text through the model.
+
+    Attributes
+    ----------
+    tokens : Tensor
+        int64 [token]: the text, the same in all lanes that are compared.
+    chunks : tuple of Chunk
+        How the text is cut; a single chunk is full attention.
+    protocol : Protocol, optional
+        What becomes of the cache after each chain step; by default everything stays.
+    model : PreTrainedModel, optional
+        The same model at another precision; by default the one that the descent was given.
+    scope : callable
+        Makes the context that the lane computes in: the numerical switches of its precision.
+    companions : tuple of Tensor
+        Other texts of the same length, computed in one batch with this one and not looked at.
+    """
+
+    tokens: Tensor
+    chunks: tuple[Chunk, ...]
+    protocol: Protocol | None = None
+    model: PreTrainedModel | None = None
+    scope: Callable[[], AbstractContextManager[Any]] = nullcontext
+    companions: tuple[Tensor, ...] = ()
+
+    def token_ids(self, chunk: Chunk) -> Tensor:
+        """int64 [text, token]: what the model is given for a chunk, prefix included."""
+        texts = torch.stack([text[chunk.start : chunk.stop] for text in (self.tokens, *self.companions)])
+        if chunk.prefix:
+            texts = torch.cat([texts.new_tensor(chunk.prefix).expand(len(texts), -1), texts], dim=1)
+        return texts
+
+
+class Recorder(ABC):
+    """Receives what the lanes hold, layer by layer; overrides what it wants to see.
+
+    All tensors cover text tokens only: the prefixes of chunks are left out.
+    """
+
+    def hidden(self, layer: int, kind: str, states: Sequence[Tensor]) -> None:
+        """Hidden states, one tensor [token, feature] per lane.
+
+        ``layer`` 0 are the embeddings, k the output of block k; ``kind`` is ``embedding`` or ``block``.
+        """
+
+    def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """What block ``block`` (1 is the first) cached, one tensor [head, token, feature] per lane."""
+
+    def cached(self, lane: int, block: int, step: int, keys: Tensor, values: Tensor) -> None:
+        """What the cache of block ``block`` holds after chain step ``step``: [head, token, feature], prefixes included.
+
+        Layers with a sliding window hold their last tokens only.
+        """
+
+    def cache_bytes(self, block: int, sizes: Sequence[Sequence[int]]) -> None:
+        """Bytes that the block's cache carries on after each chain step, per lane and step."""
+
+    def final(self, lane: int, rows: Tensor, states: Tensor) -> None:
+        """States after the final norm [row, feature] of a lane's tokens ``rows`` [row].
+
+        For every stretch of the text, the lanes that others are compared with come first, each with the whole stretch;
+        the other lanes follow with pieces that lie within it.
+        """
+
+    def logits(self, lane: int, rows: Tensor, logits: Tensor) -> None:
+        """Logits [row, vocabulary] of a lane's tokens ``rows`` [row]; the order of calls is that of :meth:`final`."""

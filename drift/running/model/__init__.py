@@ -1,0 +1,1 @@
+"""What a model is computed with: weights, dtypes, numerical switches."""

@@ -1,0 +1,114 @@
+"""One cell of a plan: its settings, its hash, its name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from drift.dataset.hashing import content_hash
+
+__all__ = ["Cell"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the sweep: one file.
+
+    Attributes
+    ----------
+    model : str
+        As resolved by :func:`drift.running.checkpoints.resolving.resolve`; `label` is its short form.
+    protocol : str
+        Canonical label.
+    reference : str
+        What the fold is compared with.
+    control : str
+        ``quiet``, ``floor`` or ``fires``, see :mod:`drift.running.sweep.control_cells`; empty for a cell
+        that was asked for.
+    device : str
+        ``cpu`` or ``cuda``; never ``auto``.
+    half_matmul : str
+        Resolved; ``native`` on the rungs it does not bear on.
+    checkpoint, text : str
+        sha256 of the weights with tokenizer and config, and of the corpus.
+    versions : tuple of (str, str)
+        What else the numbers depend on.
+    beyond_context : bool
+        Whether longer texts than the model's context are allowed. A permission, not part of the identity.
+    kept : str
+        ``auto``, ``resident`` or ``streamed``: where the weights may lie. The numbers are the same.
+    """
+
+    model: str
+    label: str
+    family: str
+    dtype: str
+    chunk_size: int
+    protocol: str
+    documents: int
+    tokens: int
+    corpus: str
+    attn_implementation: str
+    device: str
+    logit_stride: int
+    half_matmul: str
+    seed: int
+    checkpoint: str
+    text: str
+    versions: tuple[tuple[str, str], ...]
+    reference: str = "full"
+    control: str = ""
+    beyond_context: bool = field(default=False, compare=False)
+    kept: str = field(default="auto", compare=False)
+
+    @property
+    def axes(self) -> dict[str, str | int]:
+        """The values a person chose, by axis."""
+        compared = ("dtype", "chunk_size", "protocol", "reference")
+        texts = ("documents", "tokens", "corpus")
+        names = (*compared, *texts, "attn_implementation", "device")
+        options = ("logit_stride", "half_matmul", "seed")
+        return {"model": self.label, **{name: getattr(self, name) for name in (*names, *options)}}
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Everything the numbers in the cell depend on; its hash is the cell's identity."""
+        # What most cells do without is left out, so that it is no part of their hash.
+        rare = {"control": self.control} if self.control else {}
+        axes = {name: value for name, value in self.axes.items() if (name, value) != ("reference", "full")}
+        return {
+            **axes,
+            **rare,
+            "checkpoint_sha256": self.checkpoint,
+            "corpus_sha256": self.text,
+            "versions": dict(self.versions),
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of :attr:`record` as canonical JSON."""
+        return content_hash(self.record)
+
+    @property
+    def file(self) -> str:
+        """Name of the cell's file."""
+        protocol = re.sub(r"[^A-Za-z0-9]+", "-", self.protocol).strip("-")
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.") or "model"
+        reference = "" if self.reference == "full" else f"_{self.reference}"
+        return f"{label}_{self.dtype}_{protocol}{reference}_c{self.chunk_size}_{self.hash[:16]}.nc"
+
+    @property
+    def descent(self) -> tuple[object, ...]:
+        """Cells with the same value share one descent."""
+        return (*self.weights, self.documents, self.tokens, self.corpus, self.logit_stride, self.half_matmul, self.seed)
+
+    @property
+    def weights(self) -> tuple[object, ...]:
+        """Cells with the same value share the model in memory."""
+        return (self.model, self.dtype, self.attn_implementation, self.device)
+
+    def __str__(self) -> str:
+        against = "" if self.reference == "full" else f" against {self.reference}"
+        return f"{self.label} {self.dtype} {self.protocol}{against} chunk {self.chunk_size}"

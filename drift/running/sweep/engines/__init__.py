@@ -1,0 +1,1 @@
+"""Ways to carry out groups: in processes of this machine, and as tasks of Dask."""

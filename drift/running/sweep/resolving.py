@@ -1,0 +1,212 @@
+"""From a configuration's words to cells: checkpoints, rungs, protocols, texts, and what is wrong with them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from typing import Any, TypeVar
+
+from drift import dataset
+from drift._version import NUMERICS_VERSION
+from drift.dataset.contract import SCHEMA_VERSION
+from drift.errors import ConfigError, DriftError
+from drift.running import corpus, protocols
+from drift.running.checkpoints import identity as checkpoints_identity
+from drift.running.checkpoints import resolving
+from drift.running.model import numerics
+from drift.running.sweep import control_cells
+from drift.running.sweep.cells import Cell
+from drift.running.sweep.config import Config, Grid
+from drift.running.sweep.gpus import cuda_problem
+from drift.running.sweep.groups import shape_of
+
+__all__ = ["Problems", "resolve_grid"]
+
+_T = TypeVar("_T")
+
+
+# ---------------------------------------------------------------- the machine
+
+
+@cache
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"{package} is not installed, and a sweep computes with it: pip install {package}") from None
+
+
+# ---------------------------------------------------------------- checking and resolving
+
+
+class Problems:
+    """Collects everything that is wrong, so that a person mends a configuration in one go."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, place: str, text: object) -> None:
+        """Note a problem at a place; the same one once."""
+        line = f"{place}: {text}"
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def attempt(self, place: str, function: Callable[[], _T]) -> _T | None:
+        """Return what a function returns; what it refuses is noted, and None returned."""
+        try:
+            return function()
+        except DriftError as error:
+            self.add(place, error)
+            return None
+
+    def raise_any(self) -> None:
+        """Raise all that was noted, if anything was."""
+        if self.lines:
+            raise ConfigError("\n".join(self.lines))
+
+
+def resolve_grid(grid: Grid, config: Config, problems: Problems, dry_run: bool) -> Iterator[Cell]:
+    """The cells of one grid; values that stand for nothing are reported and left out."""
+    versions = (
+        ("numerics", NUMERICS_VERSION),
+        ("schema", SCHEMA_VERSION),
+        ("torch", _installed("torch")),
+        ("transformers", _installed("transformers")),
+    )
+    models: dict[str, tuple[Any, str]] = {}
+    for name in grid.model:
+        place = grid.origin("model", name)
+        checkpoint = problems.attempt(place, lambda name=name: resolving.resolve(name))  # type: ignore[misc]
+        if checkpoint is not None:
+            identity = problems.attempt(place, lambda found=checkpoint: checkpoints_identity.identity(found.name))  # type: ignore[misc]
+            if identity is not None:
+                models[name] = (checkpoint, identity)
+    texts = {}
+    for name in grid.corpus:
+        identity = problems.attempt(grid.origin("corpus", name), lambda name=name: corpus.identity(name, config.seed))  # type: ignore[misc]
+        if identity is not None:
+            texts[name] = identity
+    readings = {}
+    for name in grid.protocol:
+        reading = problems.attempt(grid.origin("protocol", name), lambda name=name: protocols.parse(name))  # type: ignore[misc]
+        if reading is not None:
+            readings[name] = reading
+    compared = [
+        (label, name)
+        for label, reading in readings.items()
+        for name in grid.reference
+        if problems.attempt(grid.origin("reference", name), lambda r=reading, n=name: r.check_reference(n) or True)  # type: ignore[misc]
+    ]
+    devices = {}
+    for name in grid.device:
+        devices[name] = ("cpu" if cuda_problem() else "cuda") if name == "auto" else name
+        # A dry run may be made on a laptop for a machine that has the device.
+        if name == "cuda" and cuda_problem() and not dry_run:
+            problems.add(grid.origin("device", name), f"cuda cannot be used: {cuda_problem()}. Use device: cpu or auto")
+    rungs = {}
+    for name in grid.dtype:
+        rung = problems.attempt(grid.origin("dtype", name), lambda name=name: _rung(name))  # type: ignore[misc]
+        if rung is None:
+            continue
+        rungs[name] = rung
+        if rung.needs_gpu and "cpu" in devices.values():
+            why = cuda_problem() if "auto" in devices else "this grid runs on the CPU"
+            others = ", ".join(n for n, r in dataset.RUNGS.items() if not r.needs_gpu)
+            problems.add(grid.origin("dtype", name), f"{name} needs a GPU ({why}). On a CPU: {others}")
+    for tokens, size in product(grid.tokens, grid.chunk_size):
+        if size > tokens:
+            problems.add(
+                grid.origin("chunk_size", size),
+                f"chunk size {size} is larger than the text of {tokens} tokens "
+                f"({grid.origin('tokens', tokens)}); make it {tokens} at most, or put it into a grid of its own",
+            )
+    for checkpoint, identity in models.values():
+        shape = shape_of(checkpoint.name, identity)
+        if shape is not None and shape.max_positions and not grid.allow_beyond_context:
+            for label, reading in readings.items():
+                _check_context(grid, checkpoint.name, shape.max_positions, label, reading, problems)
+    for name, dtype, device in product(models, rungs, devices):
+        checkpoint, identity = models[name]
+        half = "native"
+        if dtype in ("bf16", "fp16") and devices[device] == "cpu":
+            half = numerics.default_half_matmul("cpu", dtype) if grid.half_matmul == "auto" else grid.half_matmul
+        for documents, tokens, text, attention, (label, reference), size in product(
+            grid.documents, grid.tokens, texts, grid.attn_implementation, compared, grid.chunk_size
+        ):
+            cell = Cell(
+                model=checkpoint.name,
+                label=checkpoint.label,
+                family=checkpoint.family,
+                dtype=dtype,
+                chunk_size=size,
+                protocol=readings[label].label,
+                reference=reference,
+                documents=documents,
+                tokens=tokens,
+                corpus=text,
+                attn_implementation=attention,
+                device=devices[device],
+                logit_stride=grid.logit_stride,
+                half_matmul=half,
+                seed=config.seed,
+                checkpoint=identity,
+                text=texts[text],
+                versions=versions,
+                beyond_context=grid.allow_beyond_context,
+                kept=grid.weights,
+            )
+            yield cell
+            if grid.controls:
+                yield from _controls(cell, rungs[dtype].unit_roundoff)
+
+
+def _controls(cell: Cell, unit_roundoff: float) -> Iterator[Cell]:
+    """The controls of a cell's model, precision, device and attention; the same for all cells that share these."""
+    tokens = min(control_cells.TOKENS, cell.tokens)
+    for control in control_cells.controls(unit_roundoff, cell.attn_implementation):
+        yield replace(
+            cell,
+            protocol=control.protocol,
+            reference=control.reference,
+            control=control.kind,
+            documents=1,
+            tokens=tokens,
+            chunk_size=min(control_cells.CHUNK_SIZE, max(1, tokens // 8)),
+            logit_stride=control_cells.LOGIT_STRIDE,
+        )
+
+
+_ALIASES = {
+    "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32", "single": "fp32",
+    "float64": "fp64", "double": "fp64",
+}  # fmt: skip
+
+
+def _rung(name: str) -> Any:
+
+    if name in _ALIASES:
+        raise ConfigError(
+            f"Unknown dtype {name!r}; it is called {_ALIASES[name]!r} here. Known dtypes: {', '.join(dataset.RUNGS)}."
+        )
+    return dataset.rung(name)
+
+
+def _check_context(grid: Grid, model: str, context: int, label: str, reading: Any, problems: Problems) -> None:
+    """Positions that the model was not trained on are an error unless they were asked for."""
+    bound = reading.bind(lambda: 0)  # which token is put in front does not matter for counting
+    for tokens, size in product(grid.tokens, grid.chunk_size):
+        if size > tokens:
+            continue
+        length = tokens + bound.continuation()
+        needed = max([length, *(c.first_position + len(c) for c in bound.chunks(length, size))])
+        if needed > context:
+            extra = f" and {needed - tokens} more that {label} adds to chunks of {size}" if needed > tokens else ""
+            problems.add(
+                grid.origin("tokens", tokens),
+                f"{tokens} tokens{extra} are beyond the context of {model} ({context} positions); "
+                "use fewer, or set allow_beyond_context: true",
+            )
+            break

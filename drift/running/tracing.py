@@ -1,0 +1,249 @@
+"""Model and tokens in, datasets out: the way through the running wing."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from transformers import PreTrainedModel
+from xarray import Dataset
+
+from drift import dataset
+from drift.dataset.contract import REFERENCES
+from drift.dataset.rungs import rung
+from drift.errors import ConfigError
+from drift.running.checkpoints.families import family_of
+from drift.running.checks import check_chunks, check_planted, check_tokens
+from drift.running.descent.descending import descend
+from drift.running.descent.lanes import Limits
+from drift.running.descent.taps import check_supported
+from drift.running.lanes import FoldRequest, LaneTable, generated_continuation
+from drift.running.model.numerics import numerics, rung_of
+from drift.running.model.weights import weights_of
+from drift.running.protocols import parse
+from drift.running.protocols.base import Protocol
+from drift.running.protocols.decode import Decode
+from drift.running.provenance import provenance
+from drift.running.recording import DocumentRecorder
+
+__all__ = ["trace", "trace_folds"]
+
+
+def trace(
+    model: PreTrainedModel,
+    tokens: ArrayLike,
+    chunk_size: int = 64,
+    protocol: str = "append",
+    *,
+    reference: str = "full",
+    **options: Any,
+) -> Dataset:
+    """Run one fold and full attention side by side and measure how they differ.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Any supported causal language model, at whatever dtype and device it is in. It is left as it was.
+    tokens : array_like
+        Integers [document, token] or [token].
+    chunk_size : int
+        Tokens per chunk; the last chunk holds what is left.
+    protocol : str
+        Reading of the fold: ``append``, ``restart``, ``reprime``, ... (see :func:`drift.running.protocols.available`).
+    reference : str
+        What the fold is compared with, see :data:`drift.dataset.contract.REFERENCES`.
+    **options
+        As for :func:`trace_folds`.
+
+    Returns
+    -------
+    xarray.Dataset
+        One cell: drift at every (document, layer, step); see :data:`drift.dataset.contract.VARIABLES`.
+
+    Raises
+    ------
+    ConfigError, PrecisionError, UnsupportedModelError
+        See :func:`trace_folds`.
+
+    Examples
+    --------
+    >>> model, tokenizer = drift.load_model("smollm2-135m-instruct", dtype="fp32")  # doctest: +SKIP
+    >>> ids = tokenizer(text, return_tensors="np").input_ids  # doctest: +SKIP
+    >>> drift.trace(model, ids, chunk_size=64).hidden_rel_l2.isel(layer=-1)  # doctest: +SKIP
+    """
+    return trace_folds(model, tokens, [(chunk_size, protocol, reference)], **options)[0]
+
+
+def trace_folds(
+    model: PreTrainedModel,
+    tokens: ArrayLike,
+    folds: Sequence[tuple[int, str | Protocol] | tuple[int, str | Protocol, str]],
+    *,
+    bos_token_id: int | None = None,
+    logit_stride: int = 1,
+    half_matmul: str = "native",
+    labels: Mapping[str, str] | None = None,
+    attrs: Mapping[str, object] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+    allow_beyond_context: bool = False,
+    limits: Limits | None = None,
+) -> list[Dataset]:
+    """Run several folds beside full attention.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Any supported causal language model, at whatever dtype and device it is in. It is left as it was.
+    tokens : array_like
+        Integers [document, token] or [token]. Documents are replicates; they never see each other.
+    folds : sequence of (int, str) or (int, str, str)
+        Chunk size and protocol of each fold, and what it is compared with, a key of
+        :data:`drift.dataset.contract.REFERENCES` (``full`` by default). All share one descent
+        through the layers. ``gold`` and ``fold64`` make a copy of the model in float64.
+    bos_token_id : int, optional
+        The token that `reprime` puts in front of chunks; the model configuration's BOS token by default.
+    logit_stride : int
+        Logits are compared at every ``logit_stride``-th token; hidden states, keys and values at every one.
+    half_matmul : {"native", "float32"}
+        How 16-bit matrix products are computed on a CPU; see :func:`drift.running.model.numerics.numerics`.
+    labels : mapping, optional
+        Overrides of the coordinates `model`, `family` and `dtype` (``"tf32"`` to compute float32 in TF32).
+    attrs : mapping, optional
+        Provenance to add to, or put in place of, what is recorded.
+    on_progress : callable, optional
+        Called with the share done, 0 to 1.
+    allow_beyond_context : bool
+        Whether positions may run past the context length that the model declares.
+    limits : Limits, optional
+        What may be kept in memory; see :class:`drift.running.descent.lanes.Limits`.
+
+    Returns
+    -------
+    list of xarray.Dataset
+        One cell per fold, in order.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model keeps no KV cache or cannot be driven layer by layer.
+    ConfigError
+        If tokens, chunk sizes, protocols or options do not fit together, or the text exceeds the model's context.
+    PrecisionError
+        If the model's dtype is on no rung of the ladder.
+    """
+    check_supported(model)
+    if not folds:
+        raise ConfigError("No fold was asked for: give at least one (chunk_size, protocol).")
+    if logit_stride < 1:
+        raise ConfigError(f"logit_stride is {logit_stride}; it must be at least 1.")
+    ids = check_tokens(model, tokens)
+    labels = dict(labels or {})
+    text_config = model.config.get_text_config(decoder=True)
+
+    def bos() -> int | None:
+        return bos_token_id if bos_token_id is not None else getattr(text_config, "bos_token_id", None)
+
+    asked = [FoldRequest.of(fold, bos) for fold in folds]
+    dtype = rung(labels["dtype"]) if "dtype" in labels else rung_of(model.dtype)
+    if dtype.torch_dtype != str(model.dtype).removeprefix("torch."):
+        raise ConfigError(f"labels say dtype {dtype.name}, but the model is in {model.dtype}.")
+    device = weights_of(model).device
+    # Folds of the same text descend together; a generated continuation makes another text.
+    together: dict[Decode | None, list[int]] = {}
+    for place, fold in enumerate(asked):
+        together.setdefault(fold.continued, []).append(place)
+    for continued, places in together.items():
+        length = ids.shape[1] + (continued.continuation() if continued else 0)
+        lanes = [asked[p].bound.chunks(length, asked[p].size) for p in places]
+        for p, chunks in zip(places, lanes, strict=True):
+            check_planted(asked[p].bound, chunks)
+        check_chunks(text_config, [parse("append").chunks(length, length), *lanes], allow_beyond_context)
+    started = time.perf_counter()
+    arrays: list[list[dict[str, NDArray[Any]]]] = [[] for _ in asked]
+    training = model.training
+    model.eval()
+    try:
+        with numerics(dtype, str(device), half_matmul) as switches:
+            wide = model
+            if any(f.needs_float64 for f in asked) and model.dtype is not torch.float64:
+                wide = weights_of(model).beside(rung("fp64"))
+            for index, document in enumerate(ids):
+                for turn, (continued, places) in enumerate(together.items()):
+                    done = index + turn / len(together)
+
+                    def on_block(block: int, blocks: int, done: float = done) -> None:
+                        if on_progress is not None:
+                            on_progress((done + block / (blocks + 1) / len(together)) / len(ids))
+
+                    text = torch.from_numpy(document).to(device)
+                    if continued is not None:
+                        text = generated_continuation(model, text, continued)
+                    table = LaneTable(text, model, wide)
+                    recorder = DocumentRecorder(text, [table.comparison(asked[p]) for p in places], logit_stride)
+                    descend(
+                        model,
+                        table.lanes,
+                        recorder,
+                        references=recorder.references,
+                        logit_stride=logit_stride,
+                        limits=limits,
+                        on_block=on_block,
+                    )
+                    for number, place in enumerate(places):
+                        arrays[place].append(recorder.variables(number))
+                if on_progress is not None:
+                    on_progress((index + 1) / len(ids))
+    finally:
+        model.train(training)
+
+    common: dict[str, object] = {
+        **provenance(device),
+        "numerics_json": {**switches, "attn_implementation": model.config._attn_implementation},
+        "checkpoint_sha256": "not recorded",
+        "tokens_sha256": hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest(),
+        "seed": -1,
+        "bos_token_id": -1 if bos() is None else int(bos()),  # type: ignore[arg-type]
+        "logit_stride": logit_stride,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "elapsed_s": round(time.perf_counter() - started, 3),
+        **(attrs or {}),
+    }
+    family = family_of(str(getattr(text_config, "model_type", "unknown")))
+    results = []
+    for fold, documents in zip(asked, arrays, strict=True):
+        starts = fold.bound.starts(ids.shape[1] + fold.bound.continuation(), fold.size)
+        stops = (*starts[1:], ids.shape[1] + fold.bound.continuation())
+        scalars = {
+            "model": labels.get("model") or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
+            "family": labels.get("family") or family,
+            "dtype": dtype.name,
+            "unit_roundoff": dtype.unit_roundoff,
+            "chunk_size": fold.size,
+            "protocol": fold.protocol.label,
+            "reference": fold.reference,
+            "attn_implementation": str(model.config._attn_implementation),
+            "device": device.type,
+        }
+        own = {
+            "title": f"Drift of {fold.protocol.label} (chunk size {fold.size}) against {REFERENCES[fold.reference]}: "
+            f"{scalars['model']}, {dtype.name}",
+            "config_json": {**{k: v for k, v in scalars.items() if k != "unit_roundoff"}, "logit_stride": logit_stride},
+            "protocol_json": {"name": fold.bound.name, "label": fold.bound.label},
+            "protocol_summary": fold.bound.in_words,
+        }
+        results.append(
+            dataset.build(
+                {name: np.stack([variables[name] for variables in documents]) for name in documents[0]},
+                scalars=scalars,
+                token_start=np.array(starts),
+                token_stop=np.array(stops),
+                attrs={**own, **common},
+            )
+        )
+    return results

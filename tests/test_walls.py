@@ -1,0 +1,79 @@
+"""Walls that import-linter does not see: where a function may import a module of ours, and what a command costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "drift"
+DOORS = ("capture", "checkpoints", "claims", "diagnose", "ladder", "plateau", "report", "sweep", "thin")
+# Where a command, or a process that it starts, first needs torch or the scientific packages.
+SEAMS = {
+    *((f"{door}.py", "main") for door in DOORS),
+    ("running/sweep/running.py", "_engine"),
+    ("running/sweep/running.py", "_load"),
+    ("running/sweep/running.py", "_trace"),
+    ("running/sweep/engines/processes.py", "_work"),
+    ("running/sweep/engines/dask.py", "compute"),
+}
+
+
+def inner_imports(source: str) -> Iterator[tuple[str, str]]:
+    """Function and module of every import of drift's own modules inside a function."""
+
+    def walk(node: ast.AST, function: str) -> Iterator[tuple[str, str]]:
+        for child in ast.iter_child_nodes(node):
+            if function and isinstance(child, ast.ImportFrom):
+                if child.level or (child.module or "").split(".")[0] == "drift":
+                    yield function, child.module or "."
+            elif function and isinstance(child, ast.Import):
+                yield from ((function, a.name) for a in child.names if a.name.split(".")[0] == "drift")
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from walk(child, child.name if inside else function)  # type: ignore[attr-defined]
+
+    return walk(ast.parse(source), "")
+
+
+def test_a_function_that_imports_is_seen() -> None:
+    inner = "    def g():\n        from drift.errors import DriftError\n"
+    source = f"import drift\ndef f():\n{inner}    import drift.sweep, os\n"
+    assert sorted(inner_imports(source)) == [("f", "drift.sweep"), ("g", "drift.errors")]
+
+
+def test_functions_import_no_module_of_ours_save_at_the_seams() -> None:
+    found = {
+        (str(path.relative_to(PACKAGE)), function)
+        for path in PACKAGE.rglob("*.py")
+        for function, _ in inner_imports(path.read_text(encoding="utf-8"))
+    }
+    assert found - SEAMS == set()
+    assert {(f, n) for f, n in SEAMS if "/" in f} - found == set(), "seams that are none any more"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_help_loads_neither_torch_nor_xarray(door: str) -> None:
+    code = (
+        f"import sys, drift.{door} as door\n"
+        "try:\n    door.main(['--help'])\nexcept SystemExit as stopped:\n    assert not stopped.code\n"
+        "assert not {'torch', 'transformers', 'xarray', 'matplotlib'} & sys.modules.keys()"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith(f"usage: python -m drift.{door}")
+
+
+def test_importing_drift_attaches_the_accessor_without_importing_xarray() -> None:
+    before = "import xarray, drift; assert 'drift.reading.accessor' not in sys.modules; "
+    after = "import drift; assert 'xarray' not in sys.modules; import xarray; "
+    use = "print(xarray.Dataset().drift.plateau.__qualname__); assert 'torch' not in sys.modules"
+    asked = "import drift; from importlib.util import find_spec; assert find_spec('xarray'); import xarray; "
+    for first in (before, after, asked):
+        told = subprocess.run(
+            [sys.executable, "-c", "import sys; " + first + use], capture_output=True, text=True, check=False
+        )
+        assert told.stdout == "CellAccessor.plateau\n", told.stderr
