@@ -20,7 +20,7 @@ from drift.running.model.modes import accumulate_in_float32, keep_float64
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HALF_MATMUL", "default_half_matmul", "numerics", "rung_of"]
+__all__ = ["HALF_MATMUL", "default_half_matmul", "held_back", "numerics", "rung_of"]
 
 HALF_MATMUL = ("native", "float32")
 """How 16-bit matrix products can be computed on a CPU, see :func:`numerics`."""
@@ -41,6 +41,33 @@ def rung_of(dtype: torch.dtype) -> Rung:
     raise PrecisionError(f"The model computes in {name}, which is not on the precision ladder ({', '.join(RUNGS)}).")
 
 
+def _flags() -> set[str]:
+    """What an x86 processor under Linux says that it can do; empty elsewhere."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return set()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return set(text.split("flags", 1)[1].split("\n")[0].split())
+    except (OSError, IndexError):
+        return set()
+
+
+def held_back() -> str:
+    """Say what is set that makes torch's own 16-bit attention refuse, and what to do; empty where nothing is.
+
+    On a CPU with AMX that attention lays keys out for AMX, whatever ``ATEN_CPU_CAPABILITY`` says (``could_pack`` in
+    ATen/native/CPUBlas.cpp asks oneDNN alone), and only the AVX-512 build of its kernels can. Needs no torch.
+    """
+    asked = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    if asked not in ("default", "avx2") or "amx_tile" not in _flags():
+        return ""
+    return (
+        f"ATEN_CPU_CAPABILITY={asked} is set, and torch's 16-bit attention cannot run like that on a CPU with AMX. If "
+        "it is what failed: unset that, or set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 too, or take "
+        "attn_implementation: eager"
+    )
+
+
 def default_half_matmul(device: str, dtype: str = "bf16") -> str:
     """Say how 16-bit matrix products should be computed on a device: ``native`` or ``float32``.
 
@@ -48,12 +75,8 @@ def default_half_matmul(device: str, dtype: str = "bf16") -> str:
     products through a reference path that is five to ten times slower than float32. There, ``float32`` is chosen.
     Needs no torch.
     """
-    if not device.startswith("cpu") or platform.machine().lower() not in ("x86_64", "amd64"):
-        return "native"
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        flags = set(text.split("flags", 1)[1].split("\n")[0].split())
-    except (OSError, IndexError):
+    flags = _flags()
+    if not device.startswith("cpu") or not flags:
         return "native"
     known = {"bf16": {"avx512_bf16", "amx_bf16", "avx_ne_convert"}, "fp16": {"avx512_fp16", "amx_fp16"}}
     return "native" if flags & known[dtype] else "float32"

@@ -17,6 +17,7 @@ from drift.errors import (
     PrecisionError,
     UnsupportedModelError,
 )
+from drift.running.model.numerics import held_back
 from drift.running.sweep.cost import show_seconds
 
 __all__ = ["Exit", "Failure", "Interrupted", "Summary", "is_refusal"]
@@ -184,6 +185,8 @@ class Failure:
             message = f"{type(error).__name__}: {message}"
         if kind == "out_of_memory":
             message = f"out of memory ({message[:200]}); use fewer tokens, a smaller model or a narrower dtype"
+        elif isinstance(error, RuntimeError) and (advice := held_back()):
+            message = f"{message[:300]}. {advice}"
         return cls(kind, message[:600], "".join(traceback.format_exception(error)))
 
     @property
