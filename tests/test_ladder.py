@@ -25,7 +25,7 @@ from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import figures, ladder
 from drift.reading.statistics.intervals import Interval, mean_interval
-from drift.reading.statistics.slope import Reason, Verdict, judge, slope
+from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Reason, Verdict, judge, slope
 
 pytestmark = pytest.mark.numerical
 
@@ -90,8 +90,8 @@ def test_slopes_do_not_depend_on_scale_or_order(power: float, seed: int, scale: 
     two = slope(np.asarray(u)[order], drift[order])
     assert two.interval.value == pytest.approx(one.interval.value, rel=0, abs=value)
     assert two.interval.pair == pytest.approx(one.interval.pair, rel=0, abs=ends)
-    borders = (-ladder.STRUCTURAL_MARGIN, ladder.STRUCTURAL_MARGIN, 1 - ladder.ROUNDING_MARGIN)
-    near = min(abs(end - b) for end in one.interval.pair for b in (*borders, 1 + ladder.ROUNDING_MARGIN))
+    borders = (-STRUCTURAL_MARGIN, STRUCTURAL_MARGIN, 1 - ROUNDING_MARGIN, 1 + ROUNDING_MARGIN)
+    near = min(abs(end - border) for end in one.interval.pair for border in borders)
     assert one.verdict is two.verdict or near <= ends
 
 
