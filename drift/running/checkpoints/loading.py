@@ -113,9 +113,8 @@ def load(
     config = read_config(folder)
     published, others = _published(folder)
     device = _device(name, device)
-    streamed = weights == "streamed"
-    model, tokenizer = _from_folder(folder, config, published, attn_implementation, streamed=streamed)
-    widened = _widened(folder, model, rung, device, streamed=streamed)
+    model, tokenizer = _from_folder(folder, config, published, attn_implementation, streamed=weights == "streamed")
+    widened = _widened(folder, model, rung, device, streamed=weights == "streamed")
     record = {
         **_origin(checkpoint, folder, config),
         "dtype": rung.name,
