@@ -17,10 +17,12 @@ import torch
 from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
 
 from drift import dataset
-from drift.running.sweep import gpus, running
+from drift.running.sweep import gpus
+from drift.running.sweep.computing import Computer
 from drift.running.sweep.engines import engine, processes
 from drift.running.sweep.engines.engine import Turns
 from drift.running.sweep.engines.processes import automatic_jobs
+from drift.running.sweep.outcome import Outcome
 from drift.running.sweep.progress import Lines
 from drift.running.sweep.running import run
 
@@ -131,8 +133,16 @@ def test_jobs_take_turns_on_gpus() -> None:
 
 
 class Pipe:
+    """The worker's end of a pipe through which one group comes."""
+
     def __init__(self) -> None:
         self.sent: list[Any] = []
+        self.groups: list[Any] = [None]
+
+    def recv(self) -> Any:
+        if not self.groups:
+            raise EOFError
+        return self.groups.pop()
 
     def send(self, found: Any) -> None:
         self.sent.append(found)
@@ -152,11 +162,12 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
     seen: list[str] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.setattr(running, "compute_group", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(Computer, "compute", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     plan: Any = None
-    processes._work(plan, plan, False, 1, "1", os.getpid(), pipe)
+    processes._work(plan, False, 1, "1", os.getpid(), pipe)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    processes._work(plan, plan, False, 1, "", os.getpid(), pipe)
+    pipe.groups.append(None)
+    processes._work(plan, False, 1, "", os.getpid(), pipe)
     assert seen == ["1", "0,1"]
 
 
@@ -178,9 +189,9 @@ def test_what_breaks_off_says_why(monkeypatch: pytest.MonkeyPatch, pipe: Any) ->
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(running, "compute_group", broken)
+    monkeypatch.setattr(Computer, "compute", broken)
     plan: Any = None
-    processes._work(plan, plan, False, 1, "", os.getpid(), pipe)
+    processes._work(plan, False, 1, "", os.getpid(), pipe)
     assert pipe.sent[0].died == "its process broke off: RuntimeError: the device is lost"
 
 
@@ -190,7 +201,7 @@ def test_a_cell_of_before_does_not_count_where_it_was_to_be_computed_again(confi
     def dying(todo: Any, groups: Any, *, fail_fast: bool, begin: Any, go_on: Any, **_: Any) -> Any:
         for group in groups:
             begin(group)
-            yield group, engine.Outcome(died="its process was killed by SIGKILL")
+            yield group, Outcome(died="its process was killed by SIGKILL")
 
     summary = run(config, tmp_path / "out", force=True, engine=dying)
     assert summary.failed == summary.total

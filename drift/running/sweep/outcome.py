@@ -1,12 +1,13 @@
-"""How a sweep ends and how a cell fails, in words."""
+"""What became of a group, how a sweep ends and how a cell fails."""
 
 from __future__ import annotations
 
 import errno
 import traceback
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drift.errors import (
     CheckpointError,
@@ -19,7 +20,11 @@ from drift.errors import (
 )
 from drift.running.sweep.cost import show_seconds
 
-__all__ = ["Exit", "Failure", "Interrupted", "Summary", "is_refusal"]
+if TYPE_CHECKING:
+    from drift.running.sweep.cells import Cell
+    from drift.running.sweep.state import Folder
+
+__all__ = ["Exit", "Failure", "Interrupted", "Outcome", "Summary", "is_refusal", "now"]
 
 
 class Exit(IntEnum):
@@ -123,12 +128,46 @@ class Summary:
         return lines
 
 
+@dataclass
+class Outcome:
+    """What became of one group.
+
+    Attributes
+    ----------
+    files : list of str
+        Cells that were written.
+    checked : dict
+        Their fingerprints.
+    failures : dict
+        File to failure record, of the cells that could not be computed.
+    stopped : str
+        Why the run must end, or empty.
+    computing, seconds : float
+        Seconds spent on passes, and in all.
+    died : str
+        What killed the worker, or empty.
+    """
+
+    files: list[str] = field(default_factory=list)
+    checked: dict[str, list[int]] = field(default_factory=dict)
+    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stopped: str = ""
+    computing: float = 0.0
+    seconds: float = 0.0
+    died: str = ""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, after the state was saved; carries the summary."""
 
     def __init__(self, summary: Summary) -> None:
         super().__init__("interrupted")
         self.summary = summary
+
+
+def now() -> str:
+    """The time, as it is written into records."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 # ---------------------------------------------------------------- failures
@@ -185,6 +224,18 @@ class Failure:
         if kind == "out_of_memory":
             message = f"out of memory ({message[:200]}); use fewer tokens, a smaller model or a narrower dtype"
         return cls(kind, message[:600], "".join(traceback.format_exception(error)))
+
+    def recorded(self, cell: Cell, folder: Folder) -> dict[str, Any]:
+        """The record of the cell that failed so; the traceback is kept among the folder's logs."""
+        return {
+            "file": cell.file,
+            "cell": str(cell),
+            "config": cell.axes,
+            "kind": self.kind,
+            "reason": self.reason,
+            "log": folder.log(cell.file, self.text),
+            "at": now(),
+        }
 
     @property
     def may_be_one_folds(self) -> bool:

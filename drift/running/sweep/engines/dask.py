@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from drift.errors import ConfigError
 from drift.running.sweep.cost import cores
-from drift.running.sweep.engines.engine import Outcome, Sparingly
+from drift.running.sweep.engines.engine import Sparingly, computer
 from drift.running.sweep.engines.receipts import Receipt, difference, settle, sha256_or_nothing
+from drift.running.sweep.outcome import Outcome
 from drift.running.sweep.state import Folder, Survey
 
 if TYPE_CHECKING:
@@ -92,13 +93,8 @@ def compute(
         if missing:
             receipt.stopped = difference(missing[0])
             if not receipt.stopped:
-                import torch
-
-                from drift.running.sweep.running import compute_group
-
-                if threads is not None:
-                    torch.set_num_threads(threads)
-                outcome = compute_group(todo, replace(group, cells=missing), fail_fast=fail_fast, fraction=fraction)
+                left = replace(group, cells=missing)
+                outcome = computer(threads).compute(todo, left, fail_fast=fail_fast, fraction=fraction)
                 written, receipt.failures, receipt.stopped = outcome.files, outcome.failures, outcome.stopped
                 receipt.computing = 0.0 if there else outcome.computing
         receipt.cells = [
