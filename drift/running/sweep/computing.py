@@ -227,6 +227,7 @@ class _Work:
                 "corpus_sha256": first.text,
                 "seed": first.seed,
             },
+            fold_attrs=[_own(cell) for cell in cells],
             on_progress=self._progress,
             allow_beyond_context=any(cell.beyond_context for cell in cells),
             limits=Limits(float("inf") if way.keeps_calls else 0, way.logit_rows) if way else None,
@@ -240,13 +241,6 @@ class _Work:
 
     def _keep(self, cell: Cell, ds: Dataset) -> None:
         """Write a computed cell."""
-        if cell.control:
-            ds.attrs["control"] = cell.control
-        ds.attrs.update(
-            title=f"Drift of the folded pass: {cell}",
-            config_json=dataset.canonical_json(cell.record),
-            config_sha256=cell.hash,
-        )
         try:
             dataset.write(ds, self._folder.cell(cell.file))
         except DatasetError as error:
@@ -263,6 +257,12 @@ class _Work:
             self.outcome.failures[cell.file] = failure.recorded(cell, self._folder)
             if self._fail_fast and not self.outcome.stopped:
                 self.outcome.stopped = f"--fail-fast, after {cell} failed"
+
+
+def _own(cell: Cell) -> dict[str, object]:
+    """What a cell says of itself; the sha256 of its configuration is the cell's hash."""
+    control = {"control": cell.control} if cell.control else {}
+    return {"title": f"Drift of the folded pass: {cell}", "config_json": cell.record, **control}
 
 
 def _too_large(way: Footprint, budget: float, device: str) -> Failure:
