@@ -11,6 +11,7 @@ from drift.running.sweep.cells import Cell
 from drift.running.sweep.groups import Group
 from drift.running.sweep.outcome import Failure, Outcome, Summary, now
 from drift.running.sweep.planning import Plan
+from drift.running.sweep.state import Survey
 
 __all__ = ["Ledger"]
 
@@ -53,6 +54,7 @@ class Ledger:
         self._fail_fast = fail_fast
         self._done = set(todo.survey.done)
         self._checked = dict(todo.survey.checked)
+        self._again = dict(todo.survey.again)
         self._set_aside: list[str] = []
         self._started = time.monotonic()
 
@@ -72,9 +74,15 @@ class Ledger:
             self._say(f"warning: {reason}\n    renamed to {aside.name}; the cell is computed again")
 
     def expect(self, cells: Sequence[Cell]) -> None:
-        """Take note that these cells are to be computed, whatever is known of them."""
+        """Take note that these cells are to be computed, whatever is known of them.
+
+        A file that is there already does not count any more, also not for a later run, until it is another.
+        """
         for cell in cells:
             self.failures.pop(cell.file, None)
+            if cell.file in self._done:
+                self._done.discard(cell.file)
+                self._again[cell.file] = self._checked.pop(cell.file)
 
     def fail(self, cell: Cell, failure: Failure) -> None:
         """Take note of why a cell cannot be computed."""
@@ -85,10 +93,8 @@ class Ledger:
         written, failed = dict.fromkeys(outcome.files), dict(outcome.failures)
         self._checked |= outcome.checked
         if outcome.died:
-            # What it had written before it died is good: cells are written whole or not at all. What was there before,
-            # and was to be computed again, does not count.
-            found = self.folder.survey({cell.file: cell.hash for cell in group.cells})
-            new = {file: mark for file, mark in found.checked.items() if mark != self._checked.get(file)}
+            # What it had written before it died is good: cells are written whole or not at all.
+            new = self._sound(self.folder.survey({cell.file: cell.hash for cell in group.cells}))
             written |= dict.fromkeys(new)
             self._checked |= new
             why = Failure.of(RuntimeError(outcome.died), "died")
@@ -97,6 +103,7 @@ class Ledger:
         self._done |= written.keys()
         for file in written:
             self.failures.pop(file, None)
+            self._again.pop(file, None)
         for cell in group.cells:
             if cell.file in failed:
                 self._failed(cell, failed[cell.file])
@@ -133,11 +140,16 @@ class Ledger:
 
     def look_again(self) -> None:
         """Believe the folder: an interruption may fall between the writing of a cell and the remembering of it."""
-        found = self.plan.surveyed().survey
-        self._done, self._checked = set(found.done), dict(found.checked)
-        for file in found.done:
+        self._checked = self._sound(self.plan.surveyed().survey)
+        self._done = set(self._checked)
+        for file in self._done:
             self.failures.pop(file, None)
+            self._again.pop(file, None)
         self.at_work_on = ""
+
+    def _sound(self, found: Survey) -> dict[str, list[int]]:
+        """Fingerprints of the files that count: what was there before, and was to be computed again, does not."""
+        return {file: mark for file, mark in found.checked.items() if mark != self._again.get(file)}
 
     # -------------------------------------------------------- what is handed on
 
@@ -169,6 +181,7 @@ class Ledger:
             "hash": cell.hash,
             "state": state,
             **({"checked": self._checked[cell.file]} if cell.file in self._checked else {}),
+            **({"again": self._again[cell.file]} if cell.file in self._again else {}),
             **({"reason": self.failures[cell.file]["reason"]} if state == "failed" else {}),
             "config": cell.axes,
         }
@@ -187,6 +200,7 @@ class Ledger:
             failed=states.count("failed"),
             left=states.count("pending"),
             files=[str(self.folder.cell(file)) for file in self.files],
+            again=sum(cell.file in self._again for cell in self.plan.cells if self.state(cell) == "pending"),
             failures=self._failures(),
             set_aside=self._set_aside,
             not_in_this_plan=self.plan.survey.strangers,

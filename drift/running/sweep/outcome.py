@@ -54,6 +54,8 @@ class Summary:
     ----------
     total, done, failed, left : int
         Cells of the plan, and how they stand now: complete, failed, not computed.
+    again : int
+        How many of those left have a file of before, which ``--force`` was to replace and did not get to.
     files : list of str
         Cells computed by this run.
     failures : list of dict
@@ -73,6 +75,7 @@ class Summary:
     done: int = 0
     failed: int = 0
     left: int = 0
+    again: int = 0
     files: list[str] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     set_aside: list[str] = field(default_factory=list)
@@ -100,6 +103,7 @@ class Summary:
             "status": _EXIT_WORDS[self.exit],
             "stopped": self.stopped,
             "cells": {**cells, "computed": len(self.files)},
+            "to_compute_again": self.again,
             "files": self.files,
             "failures": self.failures,
             "set_aside": self.set_aside,
@@ -124,8 +128,25 @@ class Summary:
         if self.stopped:
             lines.append(f"  Stopped: {self.stopped}")
         if self.left:
-            lines.append("  Running the same command again (without --only, --limit) computes what is left.")
+            without = "--only, --limit" + (", --force" if self.again else "")
+            lines.append(f"  Running the same command again (without {without}) computes what is left.")
+        if self.again:
+            lines.append(f"  {self._of_before()}")
         return lines
+
+    def _of_before(self) -> str:
+        one = self.again == 1
+        return (
+            f"{self.again} of those left {'is' if one else 'are'} there as computed before: --force was to compute "
+            f"{'it' if one else 'them'} again and did not get to {'it' if one else 'them'}."
+        )
+
+    def interruption(self) -> str:
+        """What a person is told who interrupted the run."""
+        said = f"interrupted: {self.done} of {self.total} cells are done; running the same command "
+        if not self.again:
+            return f"{said}resumes"
+        return f"{said}without --force resumes. {self._of_before()}"
 
 
 @dataclass

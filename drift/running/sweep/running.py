@@ -59,7 +59,8 @@ def run(
     limit : int, optional
         Compute this many cells at most.
     force : bool
-        Compute cells again that are done or have failed.
+        Compute cells again that are done or have failed. Those that the run does not get to count as pending from then
+        on, though their files of before are there.
     retry_failed : bool
         Compute cells again that have failed.
     fail_fast : bool
@@ -275,6 +276,12 @@ def _tell(todo: Plan, report: Silent) -> None:
         report.line(
             f"note: an earlier run was killed while computing {todo.survey.cut_off}. If it was for lack of memory, "
             "use fewer tokens or a smaller model."
+        )
+    if todo.survey.again:
+        count = len(todo.survey.again)
+        report.line(
+            f"note: {count} cell{'s' * (count > 1)} that an earlier --force was to compute again and did not get to "
+            "count as pending, though there are files of before"
         )
     if todo.survey.strangers:
         count = len(todo.survey.strangers)
