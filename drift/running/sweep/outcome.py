@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 import traceback
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -199,11 +201,34 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
         return False
     if isinstance(error, DriftError):  # another error in words for people
         return _is_out_of_memory(error.__cause__)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # An error of torch's can only be there where torch is; this module does not need it otherwise.
+    exhausted = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    if isinstance(error, (MemoryError, exhausted)):
         return True
+    # What the allocator of a CPU says is a plain RuntimeError: there is nothing but its text to know it by.
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
         words in text for words in ("not enough memory", "out of memory", "can't allocate memory", "failed to allocate")
+    )
+
+
+# What torch's own 16-bit attention says where ATEN_CPU_CAPABILITY takes from it what the processor has. It is a plain
+# RuntimeError: there is nothing but its text to tell it from others, and this is the one place that looks at it.
+_HELD_BACK = "pack_vnni2 is only supported when avx512 is supported"
+
+
+def _is_held_back(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and _HELD_BACK in str(error)
+
+
+def _what_holds_back() -> str:
+    setting = os.environ.get("ATEN_CPU_CAPABILITY")
+    unset = "unset ATEN_CPU_CAPABILITY, or " if setting else ""
+    under = f" under ATEN_CPU_CAPABILITY={setting}" if setting else ""
+    return (
+        f"torch's own 16-bit attention cannot be computed{under} on this processor ({_HELD_BACK}); {unset}have 16-bit "
+        "products computed in float32 (--set half_matmul=float32); with --set attn_implementation=eager all but the "
+        "control that compares with torch's attention is computed"
     )
 
 
@@ -237,6 +262,8 @@ class Failure:
         """Put an error into a line; `kind` is what it is called if its class does not say."""
         if _is_out_of_memory(error):
             kind = "out_of_memory"
+        elif _is_held_back(error):
+            kind = "processor"
         elif isinstance(error, DriftError):
             kind = next((name for cls_, name in _KINDS if isinstance(error, cls_)), kind)
         message = " ".join(str(error).split()) or type(error).__name__
@@ -244,6 +271,8 @@ class Failure:
             message = f"{type(error).__name__}: {message}"
         if kind == "out_of_memory":
             message = f"out of memory ({message[:200]}); use fewer tokens, a smaller model or a narrower dtype"
+        if kind == "processor":
+            message = _what_holds_back()
         return cls(kind, message[:600], "".join(traceback.format_exception(error)))
 
     def recorded(self, cell: Cell, folder: Folder) -> dict[str, Any]:
@@ -261,4 +290,4 @@ class Failure:
     @property
     def may_be_one_folds(self) -> bool:
         """Whether the same descent may go well without one of its folds."""
-        return self.kind in ("out_of_memory", "config", "dataset", "defect")
+        return self.kind in ("out_of_memory", "processor", "config", "dataset", "defect")
