@@ -11,15 +11,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "drift"
+LONGEST = 500  # lines of a file: what can be read at a sitting
 DOORS = ("capture", "checkpoints", "claims", "diagnose", "ladder", "plateau", "report", "sweep", "thin")
 # Where a command, or a process that it starts, first needs torch or the scientific packages.
 SEAMS = {
     *((f"{door}.py", "main") for door in DOORS),
-    ("running/sweep/running.py", "_engine"),
-    ("running/sweep/running.py", "_load"),
-    ("running/sweep/running.py", "_trace"),
-    ("running/sweep/engines/processes.py", "_work"),
-    ("running/sweep/engines/dask.py", "compute"),
+    ("running/sweep/engines/engine.py", "computer"),
 }
 
 
@@ -53,6 +50,13 @@ def test_functions_import_no_module_of_ours_save_at_the_seams() -> None:
     }
     assert found - SEAMS == set()
     assert {(f, n) for f, n in SEAMS if "/" in f} - found == set(), "seams that are none any more"
+
+
+def test_no_file_is_longer_than_can_be_read_at_a_sitting() -> None:
+    lines = {
+        str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8").count("\n") for path in PACKAGE.rglob("*.py")
+    }
+    assert {file: count for file, count in lines.items() if count > LONGEST} == {}
 
 
 @pytest.mark.parametrize("door", DOORS)

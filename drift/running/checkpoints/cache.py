@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError
+
 from drift.errors import CheckpointError
 from drift.running.checkpoints.identity import cache_home, file_sha256, identity, remember_hashes, remembered_sha256
 from drift.running.checkpoints.names import RECORD, Checkpoint, Report, cache_dir
@@ -57,8 +59,8 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that no space is left."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
-    # safetensors writes from Rust and reports the same thing as text
-    return type(error).__name__ == "SafetensorError" and any(f"os error {code})" in str(error) for code in _FULL)
+    # safetensors writes from Rust: what the system said is in the error's text only, as a number
+    return isinstance(error, SafetensorError) and any(f"os error {code})" in str(error) for code in _FULL)
 
 
 @contextlib.contextmanager
