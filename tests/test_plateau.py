@@ -18,6 +18,7 @@ from drift.dataset.opening import open_sweep
 from drift.errors import DatasetError
 from drift.plateau import main
 from drift.reading import amplitudes
+from drift.reading.controls import NO_CONTROLS
 from drift.reading.plateau import csv_files, curves
 from drift.reading.plateau.deciding import plateau, plateaus
 from drift.reading.plateau.model import Plateau, Reason, Verdict
@@ -274,7 +275,7 @@ def test_verdicts_are_sentences_and_names():
     assert all(v.value == v.value.lower().replace(" ", "_") for v in Verdict)
     # every code of the kernel is either a verdict or a reason
     assert {c.name for c in statistics_plateau.Code if c >= statistics_plateau.Code.NONFINITE} == {
-        r.name for r in Reason
+        r.name for r in Reason if r is not Reason.CONTROLS
     }
 
 
@@ -295,7 +296,7 @@ def test_names_of_figures_are_not_those_of_a_cells_coordinates():
     cell = synthetic.cell(model="tiny", layers=2, tokens=512, chunk_size=16, documents=4)
     (curve,) = curves.from_cell(cell)
     assert not set(curve.labels) & {f.name for f in fields(Plateau)}
-    row = curves.frame([curve], curves.judge([curve])).iloc[0]
+    row = curves.frame([curve], curves.judge([curve], NO_CONTROLS)).iloc[0]
     assert (row["model"], row["dtype"], row["documents"]) == ("tiny", "bf16", 4)
 
 
@@ -439,7 +440,7 @@ def test_csv_of_one_curve(tmp_path, first):
     (curve,) = csv_files.from_csv(write(tmp_path / "mine.csv", values, first=first))
     assert (curve.name, curve.labels, curve.caveats) == ("mine", {}, ())
     np.testing.assert_array_equal(curve.values, values)  # repr of a float is exact
-    assert_same(curves.judge([curve])[0], plateau(values))
+    assert_same(curves.judge([curve], NO_CONTROLS)[0], plateau(values))
 
 
 def test_csv_of_several_curves_unsorted_and_with_other_columns(tmp_path):
@@ -463,7 +464,7 @@ def test_csv_takes_nan_and_inf_for_findings(csv):
         csv("document,step,value\na,0,NaN\na,1,inf\na,2,+Infinity\na,3,1e400\na,4,nan\na,5,0\n")
     )
     np.testing.assert_array_equal(curve.values, [[math.nan, math.inf, math.inf, math.inf, math.nan, 0.0]])
-    assert curves.judge([curve])[0].nonfinite == 5
+    assert curves.judge([curve], NO_CONTROLS)[0].nonfinite == 5
 
 
 def test_csv_of_ragged_documents_is_cut_and_says_so(csv):
@@ -471,7 +472,7 @@ def test_csv_of_ragged_documents_is_cut_and_says_so(csv):
     (curve,) = csv_files.from_csv(csv("document,step,value\n" + "\n".join(rows)))
     assert curve.values.shape == (2, 26)
     assert curve.caveats == ("documents have 26 to 30 steps: the first 26 are used",)
-    assert curves.judge([curve])[0].caveats[0] == curve.caveats[0]
+    assert curves.judge([curve], NO_CONTROLS)[0].caveats[0] == curve.caveats[0]
 
 
 def test_csv_as_spreadsheets_write_it(csv, tmp_path):
@@ -733,7 +734,8 @@ def test_derived_measures_are_distances(sweep_folder):
 
 # ------------------------------------------------------------------------------------------ processes
 def test_plateau_needs_no_torch():
-    code = "import sys, drift.plateau, drift.plateau.curves; print([m for m in sys.modules if m.startswith('torch')])"
+    names = "sys, drift.plateau, drift.reading.plateau.curves"
+    code = f"import {names}; print([m for m in sys.modules if m.startswith('torch')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

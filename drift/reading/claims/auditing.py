@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from drift import dataset
 from drift.dataset.sweep import Sweep
@@ -105,20 +104,4 @@ def audit(
         tuple(summaries), measure, layer, setting, tuple(findings), scope=dataset.left_out(everything, sweep),
         controls=checked.banner,
     )  # fmt: skip
-    return found if checked.ok else _withhold(found, "; ".join(checked.failed))
-
-
-def _withhold(found: Audit, why: str) -> Audit:
-    """Take every verdict back that was drawn, and keep the estimates."""
-
-    def silent(f: Finding) -> Finding:
-        words = f"no verdict: controls failed. Estimated all the same: {f.words}"
-        return replace(f, status=Status.WITHHELD, words=words)
-
-    said = "no verdict is drawn: controls of the instrument failed."
-    summaries = tuple(
-        s if s.status is Status.NOT_TESTED
-        else replace(s, status=Status.WITHHELD, words=said, findings=tuple(map(silent, s.findings)), others={})
-        for s in found.summaries
-    )  # fmt: skip
-    return replace(found, summaries=summaries, findings=tuple(map(silent, found.findings)), withheld=why)
+    return controls.gate(everything).let(found)

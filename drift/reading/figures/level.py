@@ -48,7 +48,7 @@ def level_vs_roundoff(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int |
     data = summary.table(sweep, measure, layer)
     protocols, models = sweep.values("protocol"), sweep.values("model")
     colour, marker = colours_of(models), cycle_styles(models, MARKERS)
-    believed = controls.evaluate(sweep).ok
+    believed = controls.gate(sweep).is_open
     with set_style():
         figure, axes = make_grid(1, len(protocols), height=3.4, sharex=True, sharey=True)
         for ax, protocol in zip(axes[0], protocols, strict=True):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from drift.dataset.contract import SCALARS, VARIABLES
 from drift.dataset.sweep import Sweep
 from drift.reading.amplitudes import DISTANCES, measure_values
+from drift.reading.controls.gating import Gate
 from drift.reading.plateau.deciding import plateaus
 from drift.reading.plateau.model import Plateau
 
@@ -87,10 +88,19 @@ def from_sweep(
         yield from from_cell(ds, measures, layer)
 
 
-def judge(curves: Sequence[Curve], **options: Any) -> list[Plateau]:
-    """Decide for each curve; options as for :func:`drift.reading.plateau.deciding.plateaus`."""
+def judge(curves: Sequence[Curve], gate: Gate, **options: Any) -> list[Plateau]:
+    """Decide for each curve.
+
+    Parameters
+    ----------
+    curves : sequence of Curve
+    gate : Gate
+        Of the sweep that they come from, or :data:`~drift.reading.controls.gating.NO_CONTROLS`.
+    **options
+        As for :func:`drift.reading.plateau.deciding.plateaus`.
+    """
     found = plateaus([curve.values for curve in curves], **options)
-    return [replace(p, caveats=(*c.caveats, *p.caveats)) for c, p in zip(curves, found, strict=True)]
+    return [gate.let(replace(p, caveats=(*c.caveats, *p.caveats))) for c, p in zip(curves, found, strict=True)]
 
 
 def frame(curves: Sequence[Curve], found: Sequence[Plateau]) -> pd.DataFrame:

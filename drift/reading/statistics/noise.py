@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from drift.reading.statistics.arrays import Float
-from drift.reading.statistics.windows import DOCUMENTS, LEAST_POINTS, late_start
+from drift.reading.statistics.windows import DOCUMENTS, LATE_STEP, LEAST_POINTS, late_start
 
 __all__ = ["Estimate", "WindowFit", "fit_window", "noise_of", "window_mean"]
 
@@ -137,7 +137,7 @@ def noise_of(first: int, steps: int, batch: int) -> tuple[_Noise, Float]:
         x = _batches(x, batch)
     n = len(x)
     centred = x - x.mean()
-    tail = max(1, round(0.2 * n))
+    tail = max(1, round(LATE_STEP * n))
     late = np.where(np.arange(n) >= n - tail, 1 / tail, -1 / (n - tail))
     weights = np.stack([centred / (centred @ centred), np.full(n, 1 / n), late])
     return _Noise(x, weights), weights

@@ -31,7 +31,16 @@ from scipy.special import stdtrit
 from drift.reading.statistics.arrays import Bool, Float
 from drift.reading.statistics.models import AICC_LEAD, LATE_MODEL, compare_models
 from drift.reading.statistics.noise import Estimate, WindowFit, fit_window, noise_of
-from drift.reading.statistics.windows import DOCUMENTS, FEW_STEPS, FIRST, LEAST_POINTS, ZEROS, least_steps, windows
+from drift.reading.statistics.windows import (
+    DOCUMENTS,
+    FEW_STEPS,
+    FIRST,
+    LEAST_POINTS,
+    ZEROS,
+    last_start,
+    least_steps,
+    windows,
+)
 
 __all__ = ["Analysis", "Code", "analyse", "as_stack"]
 
@@ -98,7 +107,8 @@ class Analysis:
     model : int64
         Index of the best model in :func:`model_names`.
     late_slope, late_step : float64
-        Slope of the last half; mean of the last fifth of the judging window less that of the rest.
+        Slope from :func:`~drift.reading.statistics.windows.last_start` on; mean of the last share
+        :data:`~drift.reading.statistics.windows.LATE_STEP` of the judging window less that of the rest.
     onset, onset_low, onset_high : float64
         First step (counted from 1) at which a document has come within the margin of its level: median over documents
         and the smallest and largest.
@@ -251,8 +261,8 @@ def analyse(
     p_equivalence = p.min(axis=1)
     p_growth, p_decay = judge.slope.p_above(delta), judge.slope.p_below(-delta)
 
-    half = max(judging, steps - max(LEAST_POINTS, steps // 2))
-    last = fit_window(z[:, :, half:], half, steps).slope
+    end = last_start(steps)
+    last = fit_window(z[:, :, end:], end, steps).slope
     late_slope = (np.abs(last.estimate) > delta) & (2 * np.minimum(last.p_above(0), last.p_below(0)) < alpha)
     late = judge.late
     late_step = (np.abs(late.estimate) > delta) & (2 * np.minimum(late.p_above(0), late.p_below(0)) < alpha)
