@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import synthetic
+import synthetic_controls
 from scipy.signal import lfilter
 
 from drift.dataset.opening import open_sweep
@@ -675,7 +676,8 @@ def test_command_line_takes_measures_and_layers(sweep_folder, capsys):
     assert mine == [("logit_kl", "last"), *(("hidden_rel_l2", k) for k in range(4))]
     assert main([str(sweep_folder), "--measure", "all"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in amplitudes.DISTANCES)
+    cell = open_sweep(sweep_folder).cells[0]
+    assert all((name in out) == amplitudes.has_measure(cell, name) for name in amplitudes.DISTANCES)
 
 
 @pytest.mark.parametrize(
@@ -702,7 +704,9 @@ def test_cells_judge_themselves(sweep_folder):
     table = cell.drift.plateau(["hidden_rel_l2", "nll_gap"])
     assert table["measure"].tolist() == ["hidden_rel_l2", "nll_gap"]
     assert table["verdict"].iloc[0] == found.verdict.value
-    assert len(cell.drift.plateau("all")) == len(amplitudes.DISTANCES)
+    had = [name for name in amplitudes.DISTANCES if amplitudes.has_measure(cell, name)]
+    assert cell.drift.plateau("all")["measure"].tolist() == had
+    assert len(had) > 10
     assert cell.drift.plateau("key_rel_l2", layer="all")["layer"].tolist() == [1, 2]
     assert cell.drift.plateau("hidden_rel_l2", layer=0).zeros == 4 * 64  # embeddings cannot drift
     with pytest.raises(DatasetError, match="'foo' is not a measure"):
@@ -728,8 +732,34 @@ def test_derived_measures_are_distances(sweep_folder):
     below = cell.copy(deep=True)
     below["logit_kl"].values[0, 3] = -1e-12
     assert amplitudes.measure_values(below, "logit_kl")[0, 3] == 0
-    for measure in amplitudes.DISTANCES:
+    for measure in (name for name in amplitudes.DISTANCES if amplitudes.has_measure(cell, name)):
         assert (amplitudes.measure_values(cell, measure) >= 0).all(), measure
+
+
+def test_measures_that_only_some_cells_have_are_judged_like_others(tmp_path):
+    """Parts of an error, and agreement of generated tokens, are no rows of a second rank."""
+    folder = synthetic_controls.whole(tmp_path / "whole")
+    sweep = open_sweep(folder)
+    for name, has in (
+        ("hidden_rel_l2_structural", sweep.sel(reference="gold")),
+        ("token_disagreement", sweep.sel(protocol="decode(append,tokens=8)")),
+    ):
+        table = sweep.drift.plateau(name)
+        assert len(table) == len(has) > 0
+        assert set(table["measure"]) == {name}
+        whole = sweep.drift.plateau("all")
+        assert (whole["measure"] == name).sum() == len(has)
+        assert has.cells[0].drift.plateau(name).verdict
+        assert amplitudes.measure_name(name)
+        with pytest.raises(DatasetError, match=f"no cell has {name}: only some references or protocols"):
+            sweep.sel(protocol="restart", reference="full").drift.plateau(name)
+    np.testing.assert_allclose(amplitudes.measure_values(has.cells[0], name), 0.1, rtol=1e-15)
+    found = sweep.drift.ladder("hidden_rel_l2_full_rounding", reference="gold")
+    assert set(found["measure"]) == {"hidden_rel_l2_full_rounding"}
+    np.testing.assert_allclose(found["slope"], 1, atol=0.1)  # made as 4 u, by hand
+    assert "hidden_share_structural" not in amplitudes.DISTANCES, "a share is signed, and no distance"
+    with pytest.raises(DatasetError, match="there is no measure 'foo'"):
+        amplitudes.holding(sweep, "foo")
 
 
 # ------------------------------------------------------------------------------------------ processes

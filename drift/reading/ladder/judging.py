@@ -12,7 +12,7 @@ import xarray as xr
 
 from drift import dataset
 from drift.reading import controls
-from drift.reading.amplitudes import BOUNDED, UNRELATED, amplitude
+from drift.reading.amplitudes import BOUNDED, UNRELATED, amplitude, holding
 from drift.reading.cells import grouped_cells
 from drift.reading.statistics import levels
 from drift.reading.statistics.arrays import Float
@@ -101,7 +101,7 @@ def ladders(
         withheld where the sweep's controls failed.
     """
     part = dataset.keep(sweep, lambda ds: dataset.is_fold(ds, reference, generating=True))
-    found = _ladders(part, measure, layer, controls.gate(sweep))
+    found = _ladders(holding(part, measure), measure, layer, controls.gate(sweep))
     return sorted(found, key=lambda one: tuple(one.labels[n] for n in ("protocol", "model", "chunk_size")))
 
 

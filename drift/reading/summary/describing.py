@@ -108,7 +108,7 @@ def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     """
     if not gate(sweep).is_open:
         return {str(p): f"{p}: {WITHHELD}" for p in sweep.values("protocol")}
-    for ds in sweep:
+    for ds in amplitudes.holding(sweep, measure):
         dataset.curve(ds, measure, layer)  # says what is wrong with a measure or layer
     ladders = ladder.ladders(sweep, measure, layer) if measure in amplitudes.DISTANCES else []
     found: dict[str, str] = {}

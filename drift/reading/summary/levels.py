@@ -15,6 +15,7 @@ from drift.dataset.contract import SCALARS
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import controls
+from drift.reading.amplitudes import holding
 from drift.reading.cells import cell_identity
 from drift.reading.plateau.deciding import plateau
 from drift.reading.statistics.levels import collapse_documents, geometric_mean, level
@@ -132,7 +133,7 @@ def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last
     """
     rows = []
     gate = controls.gate(sweep)
-    for ds in sweep:
+    for ds in holding(sweep, measure):
         found = gate.let(figures(dataset.curve(ds, measure, layer)))
         rows.append({**cell_identity(ds), **asdict(found), "roundoffs": found.level / ds["unit_roundoff"].item()})
     columns = [*SCALARS, "tokens", *Figures.__dataclass_fields__, "roundoffs"]
@@ -189,7 +190,7 @@ def curves(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "las
         what is positive and finite), ``zeros``, ``nonfinite``.
     """
     frames = []
-    for ds in sweep:
+    for ds in holding(sweep, measure):
         frame = collapse_documents(dataset.curve(ds, measure, layer))
         frame.insert(0, "step", ds["step"].values)
         frame.insert(1, "token", ds["token_stop"].values)
