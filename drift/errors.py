@@ -16,6 +16,7 @@ __all__ = [
     "DriftError",
     "Fault",
     "PrecisionError",
+    "ProtocolError",
     "ReportError",
     "UnsupportedModelError",
 ]
@@ -27,6 +28,10 @@ class DriftError(Exception):
 
 class ConfigError(DriftError):
     """A configuration, command line or argument that cannot be carried out as written."""
+
+
+class ProtocolError(ConfigError):
+    """A reading of the fold whose code contradicts itself: what it says of its cache is not what it leaves."""
 
 
 class CheckpointError(DriftError):

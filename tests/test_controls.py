@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import synthetic
 import synthetic_controls as made
 
@@ -50,7 +51,9 @@ def test_all_pass() -> None:
     )
     for r in found.responses:
         if r.used.sum() > 1:
-            assert r.slope.value == pytest.approx(1, abs=0.03)
+            # The made response is bent where noise is large, most at 0.1, and a decade lies between two sizes at least.
+            # Where it is small, a tenth of the floor is added in quadrature: nothing, beside that.
+            assert r.slope.value == pytest.approx(1, abs=math.log10(1 + made.GAIN * 0.1 / 4))
     assert len(found.frame()) == 12
     assert json.loads(json.dumps(found.as_dict()))["ok"] is True
 
@@ -150,7 +153,8 @@ def test_the_bound_on_rounding_holds_for_rounding() -> None:
         floor = controls.Floor("full(batch=2)", ("m", "bf16", "cpu", "sdpa"), 2.0**-8, values, "")
         fresh = math.sqrt(2) * 1e-3 * np.exp(0.2 * rng.standard_normal((2, 8)))
         over += bool((fresh > controls.threshold([floor], 2.0**-8)).any())
-    assert over <= 3
+    # One in a thousand floors is passed, for errors that are log-normal as here.
+    assert over <= scipy.stats.binom.ppf(0.999, 300, 0.001)
     assert controls.threshold([], 2.0**-24) == 2.0**-12
 
 

@@ -58,12 +58,12 @@ def test_the_machine_says_what_is_free() -> None:
 
 def test_weights_and_masks_of_an_8b_model_are_what_they_are() -> None:
     way = footprint(LLAMA_8B, **LONG)
-    assert way.parts["weights"] == pytest.approx(2 * 8.03e9, rel=1e-3)
-    # 512 chunks of 256 queries against all keys so far, one byte each
+    assert way.parts["weights"] == pytest.approx(2 * 8.03e9, abs=2 * 0.005e9)  # published with three digits
+    # 512 chunks of 256 queries against all keys so far, one byte each; positions and rotations add some per cent
     assert way.parts["calls"] == pytest.approx(131072**2 / 2, rel=0.03)
     assert footprint(LLAMA_8B, keeps_calls=False, **LONG).parts["calls"] < 0.05e9
     streamed = footprint(LLAMA_8B, weights="streamed", **LONG)
-    # two blocks of 218 million weights, and what is being read
+    # two blocks of 218 million weights, and what is being read: less than half a block, two bytes a weight
     assert streamed.parts["weights"] == pytest.approx(4 * 218.1e6, rel=0.2)
     assert footprint(LLAMA_70B, weights="streamed", **LONG).parts["weights"] < 4e9
 
@@ -184,6 +184,7 @@ def test_a_checkpoint_that_cannot_be_streamed_is_loaded_whole_unless_that_was_as
 )
 def test_the_predicted_peak_is_within_fifteen_percent(case: dict[str, Any], smollm2: str, tmp_path: Path) -> None:
     found = _bench().measure({"model": smollm2, **case}, tmp_path)
+    # No rounding: what the allocator keeps and libraries take differs from machine to machine (bench/README.md).
     assert found["predicted"] == pytest.approx(found["measured"], rel=0.15)
 
 

