@@ -762,7 +762,7 @@ def test_measures_that_only_some_cells_have_are_judged_like_others(tmp_path):
     np.testing.assert_array_equal(amplitudes.measure_values(has.cells[0], name), 1 - 0.9)
     found = sweep.drift.ladder("hidden_rel_l2_full_rounding", reference="gold")
     assert set(found["measure"]) == {"hidden_rel_l2_full_rounding"}
-    # Made as 4 u with a scatter of a tenth: over ln(2^16) = 11 between the rungs, two levels tilt by less than 0.2 / 11.
+    # Made as 4 u with a scatter of a tenth: over ln(2^16) = 11 between the rungs, levels tilt by less than 0.2 / 11.
     np.testing.assert_allclose(found["slope"], 1, atol=0.02)
     assert "hidden_share_structural" not in amplitudes.DISTANCES, "a share is signed, and no distance"
     with pytest.raises(DatasetError, match="there is no measure 'foo'"):
