@@ -27,7 +27,7 @@ from drift.dataset.sweep import Sweep
 from drift.reading import controls
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import ALPHA, mean_interval
-from drift.reading.statistics.rate import Rate, Reason, Verdict, rate
+from drift.reading.statistics.rate import Rate, Reason, rate
 
 __all__ = ["GAIN_COMMAND", "Gain", "by_layer", "by_step", "frame", "gains", "sentences"]
 
@@ -76,11 +76,10 @@ class Gain:
 
 def gains(sweep: Sweep, layer: int | str = "last") -> list[Gain]:
     """Take the gain of every disturbed fold of a sweep; verdicts are withheld where the sweep's controls failed."""
-    withheld = not controls.evaluate(sweep).ok
-    return list(_gains(sweep, layer, withheld))
+    return list(_gains(sweep, layer, controls.gate(sweep)))
 
 
-def _gains(sweep: Sweep, layer: int | str, withheld: bool) -> Iterator[Gain]:
+def _gains(sweep: Sweep, layer: int | str, gate: controls.Gate) -> Iterator[Gain]:
     for ds in sweep:
         label = parse_label(ds["protocol"].item())
         if ds["reference"].item() != "unperturbed" or label.name != "perturbed":
@@ -91,9 +90,7 @@ def _gains(sweep: Sweep, layer: int | str, withheld: bool) -> Iterator[Gain]:
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             values = np.where(drift[:, :1] > 0, drift / drift[:, :1], np.nan)
-        found = rate(values)
-        if withheld:
-            found = Rate(found.interval, found.margin, found.first, found.zeros, Verdict.UNDETERMINED, Reason.CONTROLS)
+        found = gate.let(rate(values))
         labels = {n: ds[n].item() for n in SCALARS}
         labels |= {"fold": label.inner, "step": step, "size": label.number("size"), "layer": layer}
         labels["text"] = str(ds.attrs.get("tokens_sha256", ""))
@@ -179,6 +176,7 @@ def frame(found: Sequence[Gain]) -> pd.DataFrame:
 def by_layer(sweep: Sweep) -> pd.DataFrame:
     """Rate per step at a few layers (embeddings left out), for reading: one row per cell."""
     rows: dict[str, dict[str, Any]] = {}
+    gate = controls.gate(sweep)
     for ds in sweep:
         if ds["reference"].item() != "unperturbed":
             continue
@@ -187,7 +185,7 @@ def by_layer(sweep: Sweep) -> pd.DataFrame:
         depth = np.array([(n - 1) / max(numbers[-1] - 1, 1) for n in numbers])
         for place in sorted({int(np.argmin(np.abs(depth - k / 3))) for k in range(4)}):
             last = place == len(numbers) - 1
-            for one in _gains(sweep.derive([ds]), numbers[place], False):
+            for one in _gains(sweep.derive([ds]), numbers[place], gate):
                 names = ("fold", "model", "dtype", "chunk_size", "step", "size")
                 first = {n.replace("_", " "): one.labels[n] for n in names}
                 row = rows.setdefault(one.name + one.labels["text"] + str(id(ds)), first)

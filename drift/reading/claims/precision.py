@@ -23,6 +23,7 @@ from drift.reading.claims.testing import (
     slope_weights,
     zeros_words,
 )
+from drift.reading.controls.gating import gate
 from drift.reading.statistics.noise import window_mean
 
 __all__ = ["c2"]
@@ -58,7 +59,8 @@ def c2(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterat
         near = setting.proportional
         proportional = max(found.p_below(1 + near).item(), found.p_above(1 - near).item()) < setting.alpha
         kind = (
-            "insensitive to precision" if status is Status.SUPPORTED
+            "undetermined" if not gate(sweep).is_open
+            else "insensitive to precision" if status is Status.SUPPORTED
             else "proportional to the unit roundoff" if proportional
             else "partly sensitive to precision" if status is Status.REFUTED and 0 < slope < 1
             else "sensitive to precision" if status is Status.REFUTED

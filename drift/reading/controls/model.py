@@ -17,6 +17,7 @@ from drift.reading.statistics import levels
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import Interval
 from drift.reading.statistics.levels import geometric_mean
+from drift.reading.wording.tables import first_few
 
 __all__ = ["CONTROLS_COMMAND", "Control", "Floor", "Instrument", "Response", "State", "Summary", "instrument_of"]
 
@@ -180,7 +181,7 @@ class Summary:
         if count:
             return (
                 f"No conclusion is drawn: {count} control{'s' * (count != 1)} of the instrument failed. "
-                f"{'; '.join(self.failed[:3])}{f'; and {count - 3} more' if count > 3 else ''}. What stands below "
+                f"{first_few(self.failed)}. What stands below "
                 "describes numbers that cannot be trusted."
             )
         passed = sum(c.state is State.PASSED for c in self.controls)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -75,6 +76,10 @@ class Rate:
     zeros: int
     verdict: Verdict
     reason: Reason | None = None
+
+    def without_verdict(self, failed: Sequence[str]) -> Rate:
+        """Return the estimate alone, controls of the instrument having failed."""
+        return replace(self, verdict=Verdict.UNDETERMINED, reason=Reason.CONTROLS)
 
 
 def rate(gain: ArrayLike, alpha: float = ALPHA) -> Rate:

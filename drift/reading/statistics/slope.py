@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -113,6 +114,10 @@ class Slope:
     points: int
     verdict: Verdict
     reason: Reason | None = None
+
+    def without_verdict(self, failed: Sequence[str]) -> Slope:
+        """Return the estimate alone, controls of the instrument having failed."""
+        return replace(self, verdict=Verdict.UNDETERMINED, reason=Reason.CONTROLS)
 
     def __str__(self) -> str:
         if math.isnan(self.interval.value):

@@ -22,13 +22,12 @@ from drift.dataset.sweep import Sweep
 from drift.reading import amplitudes, ladder
 from drift.reading.amplitudes import measure_name
 from drift.reading.cells import after_layer, cell_identity, layer_words
+from drift.reading.controls.gating import WITHHELD, gate
 from drift.reading.statistics import slope as statistics_slope
 from drift.reading.statistics.levels import geometric_mean, level
 from drift.reading.summary.levels import (
     EXTRA_COLUMNS,
-    WITHHELD,
     depth,
-    is_believed,
     late_mean,
     late_nonfinite,
     slopes,
@@ -107,9 +106,9 @@ def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     dict of str to str
         Protocol to sentence.
     """
-    if not is_believed(sweep):
+    if not gate(sweep).is_open:
         return {str(p): f"{p}: {WITHHELD}" for p in sweep.values("protocol")}
-    for ds in sweep:
+    for ds in amplitudes.holding(sweep, measure):
         dataset.curve(ds, measure, layer)  # says what is wrong with a measure or layer
     ladders = ladder.ladders(sweep, measure, layer) if measure in amplitudes.DISTANCES else []
     found: dict[str, str] = {}
@@ -156,7 +155,7 @@ def sentences(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "
     levels = table(sweep, measure, layer)
     if levels.empty:
         return ["There are no cells to describe."]
-    if not is_believed(sweep):
+    if not gate(sweep).is_open:
         return [f"All protocols: {WITHHELD}."]
     said = []
     for label, group in _groups(levels, ("protocol", "model")):

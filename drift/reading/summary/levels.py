@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from drift.dataset.contract import SCALARS
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import controls
+from drift.reading.amplitudes import holding
 from drift.reading.cells import cell_identity
 from drift.reading.plateau.deciding import plateau
 from drift.reading.statistics.levels import collapse_documents, geometric_mean, level
@@ -21,12 +23,10 @@ from drift.reading.statistics.windows import late_part
 
 __all__ = [
     "EXTRA_COLUMNS",
-    "WITHHELD",
     "Figures",
     "curves",
     "depth",
     "figures",
-    "is_believed",
     "late_mean",
     "late_nonfinite",
     "slopes",
@@ -80,6 +80,10 @@ class Figures:
     nonfinite: int
     points: int
 
+    def without_verdict(self, failed: Sequence[str]) -> Figures:
+        """Return the description alone, controls of the instrument having failed."""
+        return replace(self, verdict="not drawn", reason="controls failed")
+
 
 def figures(values: np.ndarray) -> Figures:
     """Describe one curve.
@@ -118,14 +122,6 @@ def figures(values: np.ndarray) -> Figures:
 
 
 # ---------------------------------------------------------------------------------------------- from cells
-def is_believed(sweep: Sweep) -> bool:
-    """Whether no control of the sweep failed: else nothing may be concluded from it."""
-    return controls.evaluate(sweep).ok
-
-
-WITHHELD = "no conclusion is drawn, because controls of the instrument failed"
-
-
 def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> pd.DataFrame:
     """Describe the curve of every cell, one row each.
 
@@ -136,11 +132,9 @@ def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last
         the unit roundoff.
     """
     rows = []
-    believed = is_believed(sweep)
-    for ds in sweep:
-        found = figures(dataset.curve(ds, measure, layer))
-        if not believed:
-            found = replace(found, verdict="not drawn", reason="controls failed")
+    gate = controls.gate(sweep)
+    for ds in holding(sweep, measure):
+        found = gate.let(figures(dataset.curve(ds, measure, layer)))
         rows.append({**cell_identity(ds), **asdict(found), "roundoffs": found.level / ds["unit_roundoff"].item()})
     columns = [*SCALARS, "tokens", *Figures.__dataclass_fields__, "roundoffs"]
     return pd.DataFrame(rows, columns=columns)
@@ -196,7 +190,7 @@ def curves(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "las
         what is positive and finite), ``zeros``, ``nonfinite``.
     """
     frames = []
-    for ds in sweep:
+    for ds in holding(sweep, measure):
         frame = collapse_documents(dataset.curve(ds, measure, layer))
         frame.insert(0, "step", ds["step"].values)
         frame.insert(1, "token", ds["token_stop"].values)
