@@ -94,6 +94,13 @@ def break_the_contract(out: Path) -> str:
     return first(out).name
 
 
+def name_a_group_like_a_finding(out: Path) -> str:
+    """What is wrong with a file is known where it is found, not read out of the words for it."""
+    with h5py.File(first(out), "r+") as file:
+        file.create_group("schema of the data contract")
+    return first(out).name
+
+
 def edit_the_record(out: Path) -> str:
     with h5py.File(first(out), "r+") as file:
         file.attrs["config_json"] = file.attrs["config_json"].replace('"seed":0', '"seed":1')
@@ -183,14 +190,15 @@ CASES: dict[str, tuple[Callable[[Path], str], set[str], str]] = {
     "a flipped bit": (flip_a_bit, {"damaged"}, "run the sweep again"),
     "not a cell": (other_file, {"damaged", "stranger"}, "move it"),
     "no driver": (break_the_contract, {"contract"}, "run the sweep again"),
+    "a group of a telling name": (name_a_group_like_a_finding, {"damaged"}, "run the sweep again"),
     "record edited": (edit_the_record, {"config"}, "run the sweep again"),
     "record and hash edited": (edit_record_and_hash, {"config", "name"}, "rename it back"),
     "renamed": (rename, {"name", "missing", "stranger"}, "rename it back"),
     "lost": (lose, {"missing"}, "copy it here"),
-    "copied beside": (copy_beside, {"duplicate", "name", "stranger"}, "delete it"),
+    "copied beside": (copy_beside, {"duplicate", "name", "stranger"}, "move it out of the folder"),
     "copied and altered": (copy_altered, {"duplicate", "name", "stranger"}, "whose origin you trust"),
     "another torch": (same_point_other_torch, {"duplicate"}, "one set of circumstances"),
-    "foreign": (foreign_cell, {"stranger"}, "delete sweep.json"),
+    "foreign": (foreign_cell, {"stranger"}, "rename sweep.json"),
     "plan damaged": (damage_the_plan, {"plan"}, "cells are kept"),
     "plan names a cell twice": (plan_with(lambda listed: listed.append(listed[0])), {"plan"}, "cells are kept"),
     "plan contradicts a name": (plan_with(lambda c: c[0].update(hash="f" * 64)), {"plan"}, "cells are kept"),
@@ -199,8 +207,8 @@ CASES: dict[str, tuple[Callable[[Path], str], set[str], str]] = {
         {"plan"},
         "cells are kept",
     ),
-    "half a file": (half_a_file, {"leftover"}, "delete it"),
-    "set aside": (set_aside, {"leftover"}, "delete it"),
+    "half a file": (half_a_file, {"leftover"}, "which clears it away"),
+    "set aside": (set_aside, {"leftover"}, "no reader takes it for a cell"),
 }
 
 

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from drift._accessors import sweep_accessor
-from drift.dataset.contract import SCALARS, VARIABLES
+from drift.dataset.contract import SCALARS, SCHEMA_VERSION, VARIABLES, required, schema_of
 from drift.errors import DatasetError
 
-__all__ = ["Sweep"]
+__all__ = ["Controls", "Sweep"]
+
+_SCHEMA = int(SCHEMA_VERSION)
+
+
+class Controls(Sequence[xr.Dataset]):
+    """Cells that test the instrument, sorted.
+
+    A sweep and all that :meth:`Sweep.derive` makes of it have the same object. It cannot be changed, and is equal only
+    to itself: a reader may keep beside it what it worked out of it.
+    """
+
+    def __init__(self, cells: Iterable[xr.Dataset] = ()) -> None:
+        self._cells = tuple(sorted(cells, key=_order))
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    @overload
+    def __getitem__(self, place: int) -> xr.Dataset: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[xr.Dataset]: ...
+    def __getitem__(self, place: int | slice) -> xr.Dataset | Sequence[xr.Dataset]:
+        return self._cells[place]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} control cells>"
 
 
 class Sweep:
@@ -33,7 +60,7 @@ class Sweep:
     left_out : list of str
         Files of the folder that ``sweep.json`` does not name.
     folder : pathlib.Path or None
-    controls : list of xarray.Dataset
+    controls : Controls
         Cells that test the instrument, not the fold (they have the attribute ``control``); no part of `cells`.
     """
 
@@ -49,9 +76,7 @@ class Sweep:
         folder: Path | None = None,
     ) -> None:
         self.cells = sorted(cells, key=_order)
-        self.controls = sorted(controls, key=_order)
-        #: What readers worked out of the controls; selections share it, as they share the controls.
-        self.memo: dict[Any, Any] = {}
+        self.controls = Controls(controls)
         self.plan = dict(plan or {})
         self.failures = [dict(f) for f in failures]
         self.problems = dict(problems or {})
@@ -73,6 +98,14 @@ class Sweep:
     def drift(self) -> Any:
         """Verdicts on every cell: ``sweep.drift.plateau()``, as ``ds.drift.plateau()`` for one."""
         return sweep_accessor(self)
+
+    @property
+    def notes(self) -> list[str]:
+        """Say in sentences which cells were written under another schema version, and what that means."""
+        written: dict[int, list[xr.Dataset]] = {}
+        for ds in (*self.cells, *self.controls):
+            written.setdefault(schema_of(ds.attrs) or 0, []).append(ds)
+        return [_schema_note(schema, cells) for schema, cells in sorted(written.items()) if schema != _SCHEMA]
 
     def values(self, axis: str) -> list[Any]:
         """Return the distinct values of a scalar coordinate, in the cells' order."""
@@ -119,17 +152,19 @@ class Sweep:
         if not kept:
             wish = ", ".join(f"{k}={v!r}" for k, v in axes.items())
             raise DatasetError(f"no cell matches {wish or 'anything: the sweep is empty'}. Cells:\n{self._listing()}")
-        selected = Sweep(
-            kept,
-            controls=self.controls,
-            plan=self.plan,
-            failures=self.failures,
-            problems=self.problems,
-            left_out=self.left_out,
-            folder=self.folder,
-        )
-        selected.memo = self.memo
-        return selected
+        return self.derive(kept)
+
+    def derive(self, cells: Iterable[xr.Dataset]) -> Sweep:
+        """Return a sweep of other cells, and of everything else that this one has: the one way to make one of another.
+
+        Parameters
+        ----------
+        cells : iterable of xarray.Dataset
+            Some of the cells, or what was made of them; none at all is no error.
+        """
+        derived = copy(self)
+        derived.cells = sorted(cells, key=_order)
+        return derived
 
     def only(self) -> xr.Dataset:
         """Return the one cell there is.
@@ -213,6 +248,15 @@ class Sweep:
     def _listing(self) -> str:
         rows = ["  {model} {dtype} {protocol} chunk {chunk_size}".format(**_scalars(ds)) for ds in self.cells]
         return "\n".join(rows[:40] + ([f"  ... and {len(rows) - 40} more"] if len(rows) > 40 else [])) or "  (none)"
+
+
+def _schema_note(schema: int, cells: Sequence[xr.Dataset]) -> str:
+    said = f"{len(cells)} cell{'s' * (len(cells) != 1)} of schema version {schema} (this drift: {_SCHEMA})"
+    if schema > _SCHEMA:
+        names = sorted({str(name) for ds in cells for name in ds.data_vars if name not in VARIABLES})
+        return f"{said} were read for what is known here; not known, and not shown: {_listing(names)}."
+    later = [name for name in required(_SCHEMA) if any(name not in ds.data_vars for ds in cells)]
+    return f"{said} were read for what they hold; measured only since: {_listing(later)}."
 
 
 def _scalar(ds: xr.Dataset, axis: str) -> Any:

@@ -71,15 +71,11 @@ def longest(sweep: Sweep) -> Sweep:
     for ds in sweep:
         key = tuple(ds[n].item() for n in ("model", "dtype", "protocol"))
         smallest[key] = min(smallest.get(key, ds["chunk_size"].item()), ds["chunk_size"].item())
-    kept = [
+    return sweep.derive(
         ds
         for ds in sweep
         if ds["chunk_size"].item() == smallest[tuple(ds[n].item() for n in ("model", "dtype", "protocol"))]
-    ]
-    return Sweep(
-        kept, controls=sweep.controls, plan=sweep.plan, failures=sweep.failures, problems=sweep.problems,
-        folder=sweep.folder,
-    )  # fmt: skip
+    )
 
 
 def file_name(ds: xr.Dataset) -> str:

@@ -170,7 +170,7 @@ def depth_growth(sweep: Sweep, measure: str = "hidden_rel_l2", chunk_size: int |
             part = drawn.sel(model=model)
             zeros = bad = 0
             for ds in part:
-                frame = summary.depth(Sweep([ds]), measure)
+                frame = summary.depth(sweep.derive([ds]), measure)
                 frame["at"] = frame["layer"]
                 zeros, bad = zeros + int(frame["zeros"].sum()), bad + int(frame["nonfinite"].sum())
                 key, how = ds["dtype"].item(), ds["protocol"].item()
@@ -221,7 +221,7 @@ def keys_values(sweep: Sweep, chunk_size: int | None = None) -> Figure:
             some = False
             for column, model in enumerate(models):
                 cells = [ds for ds in drawn if (ds["model"].item(), ds["protocol"].item()) == (model, protocol)]
-                some |= _block_panel(axes[row][column], cells, style, ratios)
+                some |= _block_panel(axes[row][column], sweep, cells, style, ratios)
             axes[row][0].set_ylabel(f"{protocol}\nrelative L2 drift")
             if some:
                 log_y(axes[row][0])
@@ -244,14 +244,16 @@ def keys_values(sweep: Sweep, chunk_size: int | None = None) -> Figure:
         return finish_figure(figure, title, caption, legends)
 
 
-def _block_panel(ax: Axes, cells: Sequence[xr.Dataset], style: dict[str, Any], ratios: list[float]) -> bool:
+def _block_panel(
+    ax: Axes, sweep: Sweep, cells: Sequence[xr.Dataset], style: dict[str, Any], ratios: list[float]
+) -> bool:
     """Draw keys, values and states of some cells and note how values compare with keys; whether anything is drawn."""
     colour, marker = colours_of(list(_QUANTITIES)), cycle_styles(list(_QUANTITIES), MARKERS)
     zeros, bad, some = 0, 0, False
     for ds in cells:
         means = {}
         for name in _QUANTITIES:
-            frame = summary.depth(Sweep([ds]), name)
+            frame = summary.depth(sweep.derive([ds]), name)
             frame = frame[(frame["layer"] >= 1) & (frame["layer"] <= ds["block"].values[-1])]
             frame = frame.assign(at=frame["layer"])
             zeros, bad = zeros + int(frame["zeros"].sum()), bad + int(frame["nonfinite"].sum())
@@ -283,7 +285,7 @@ def worst_tokens(
         figure, axes = make_grid(2, len(chosen), height=2.6, sharey=True)
         for column, ds in enumerate(chosen):
             for row, by in enumerate(("step", "layer")):
-                data = summary.tokens(Sweep([ds]), by)
+                data = summary.tokens(sweep.derive([ds]), by)
                 data = data[data["quantile"].isin(DRAWN_QUANTILES)]
                 some |= _token_panel(axes[row][column], data, by)
                 if by == "step":

@@ -283,7 +283,7 @@ def choose(
         part = part.sel(dtype=dtype or dtypes_of(part)[0])
         part = part.sel(chunk_size=chunk_size or min(part.values("chunk_size")))
         cells.append(max(part.cells, key=lambda ds: ds.sizes["step"]))
-    return Sweep(cells, folder=sweep.folder)
+    return sweep.derive(cells)
 
 
 def smallest_chunks(sweep: Sweep, chunk_size: int | None = None) -> Sweep:

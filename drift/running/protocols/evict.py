@@ -43,7 +43,7 @@ class Evict(Protocol):
         """Eviction goes by attention probabilities."""
         return True
 
-    def slots(self, step: int, held: int) -> int:
+    def slots(self, step: int, held: int, new: int) -> int:
         """The budget, once it is exceeded."""
         return min(held, self.budget)
 

@@ -34,7 +34,7 @@ class Merge(Protocol):
     def __post_init__(self) -> None:
         self._require(self.budget >= 1, "budget must be at least 1")
 
-    def slots(self, step: int, held: int) -> int:
+    def slots(self, step: int, held: int, new: int) -> int:
         """The budget, once it is exceeded."""
         return min(held, self.budget)
 

@@ -45,6 +45,10 @@ class Perturbed(Variation):
         """The first step to see the noise."""
         return self.step + 1
 
+    def slots(self, step: int, held: int, new: int) -> int:
+        """As the protocol inside: noise drops none."""
+        return super().slots(step, held, new)
+
     def carry(self, cache: Carried) -> None:
         """Do as the protocol inside, then put in the noise if this is the step and the block."""
         import numpy as np

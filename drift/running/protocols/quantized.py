@@ -43,6 +43,10 @@ class Quantized(Protocol):
     format: str = "int8"
     axis: str = "token"
 
+    def slots(self, step: int, held: int, new: int) -> int:
+        """All of them: storing in fewer bits drops none."""
+        return held
+
     def carry(self, cache: Carried) -> None:
         """Replace what the step appended by what would be read back."""
         import torch
