@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from drift.dataset.sweep import Sweep
-from drift.reading import controls, figures, gain, ladder
+from drift.reading import controls, figures, gain, ladder, summary
 from drift.reading.amplitudes import measure_name
 from drift.reading.claims import auditing, model
 from drift.reading.controls import firing
@@ -26,6 +26,7 @@ from drift.reading.figures import chain, depth
 from drift.reading.plateau.deciding import plateau
 from drift.reading.statistics import intervals, windows
 from drift.reading.statistics.slope import Reason, Verdict, slope
+from drift.reading.summary.explaining import table_legend
 
 SHARES = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4, "eighth": 1 / 8}
 #: Another share than the default is left out at the beginning of a chain.
@@ -365,6 +366,8 @@ def test_levels(cut: tuple[float, ...], alpha: float, steps: int) -> None:
     kinds = {one.slope.verdict for one in found if len(one.dtypes) > 1}
     assert kinds == {Verdict.ROUNDING}
     assert title(figure).endswith("Rounding: append")
+    more = ladder.ladders(Sweep([*cells, cell("bf16", steps=steps, model="other")]))
+    assert title(figures.levels(more)).endswith("Rounding: append"), "a model at one precision takes nothing from it"
     alone = figures.levels(ladder.ladders(Sweep([ds.isel(document=[0]) for ds in cells])))
     assert ("over the steps of the chain" in caption(alone)) is True
     assert "over the steps of the chain" not in words
@@ -514,3 +517,12 @@ def test_nonfinite(monkeypatch: pytest.MonkeyPatch) -> None:
         assert figure is not None
         assert f"The first {most} of 11 cells are drawn" in caption(figure)
         assert len(figure.axes[0].lines) == most
+
+
+def test_the_legend_of_the_table_of_levels(cut: tuple[float, ...], alpha: float) -> None:
+    words, ds = table_legend(), cell(steps=64)
+    row = summary.table(Sweep([ds])).iloc[0]
+    assert row["level"] == pytest.approx(level(last(ds), words))
+    by_document = np.exp(np.log(last(ds)[:, left_out(words, 64) :]).mean(axis=1))
+    assert (row["level_low"], row["level_high"]) == pytest.approx((by_document.min(), by_document.max()))
+    assert percent_of(words, "interval") == pytest.approx(1 - 2 * alpha)
