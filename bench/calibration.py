@@ -27,7 +27,8 @@ from scipy.signal import lfilter
 
 from drift.dataset.opening import open_sweep
 from drift.reading.plateau import curves
-from drift.reading.statistics.plateau import Code, analyse
+from drift.reading.statistics.analysis import Code
+from drift.reading.statistics.plateau import analyse
 from drift.reading.statistics.windows import windows
 
 Float = NDArray[np.float64]

@@ -7,10 +7,11 @@ named here, and attached to :class:`xarray.Dataset` when xarray is imported: at 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -38,8 +39,9 @@ def _register(xarray: ModuleType) -> None:
 class _Registering(Loader):
     """Load xarray as its own loader does, then register."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, finder: MetaPathFinder) -> None:
         self._loader = loader
+        self._finder = finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -47,21 +49,25 @@ class _Registering(Loader):
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
         _register(module)
+        with suppress(ValueError):
+            sys.meta_path.remove(self._finder)
 
     def __getattr__(self, name: str) -> Any:  # resources and sources of xarray are found by its own loader
         return getattr(self._loader, name)
 
 
 class _UntilXarray(MetaPathFinder):
-    """Wait for the first import of xarray; steps aside for it and for ever after."""
+    """Wait until xarray is loaded; that somebody only asks whether it is there ends nothing."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != "xarray":
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        found = (other.find_spec(fullname, path, target) for other in list(sys.meta_path) if other is not self)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Registering(spec.loader)
+            spec.loader = _Registering(spec.loader, self)
         return spec
 
 

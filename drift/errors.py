@@ -6,13 +6,17 @@ without a traceback. Anything else that escapes is a defect in drift itself.
 
 from __future__ import annotations
 
+from enum import Enum
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "CorpusError",
     "DatasetError",
     "DriftError",
+    "Fault",
     "PrecisionError",
+    "ProtocolError",
     "ReportError",
     "UnsupportedModelError",
 ]
@@ -26,6 +30,10 @@ class ConfigError(DriftError):
     """A configuration, command line or argument that cannot be carried out as written."""
 
 
+class ProtocolError(ConfigError):
+    """A reading of the fold whose code contradicts itself: what it says of its cache is not what it leaves."""
+
+
 class CheckpointError(DriftError):
     """Weights or a tokenizer that cannot be found, fetched, verified or trusted."""
 
@@ -34,8 +42,34 @@ class CorpusError(DriftError):
     """Text that cannot be found, or that is too short for what was asked."""
 
 
+class Fault(Enum):
+    """What is wrong with the file of a cell."""
+
+    DAMAGED = "damaged"
+    """It cannot be read."""
+    CONTRACT = "contract"
+    """It breaks the data contract."""
+    CONFIG = "config"
+    """It breaks the contract, and its configuration is not what its hash says."""
+
+
 class DatasetError(DriftError):
-    """A result file or folder that breaks the data contract."""
+    """A result file or folder that breaks the data contract.
+
+    Parameters
+    ----------
+    message : str
+        The whole story.
+    fault : Fault, optional
+        What kind of thing is wrong, where it is the file of a cell.
+    problem : str
+        What is wrong, without the file's name and without what to do about it; the message by default.
+    """
+
+    def __init__(self, message: str, *, fault: Fault | None = None, problem: str = "") -> None:
+        super().__init__(message)
+        self.fault = fault
+        self.problem = problem or message
 
 
 class PrecisionError(DriftError):

@@ -16,7 +16,7 @@ from types import FrameType
 from drift.errors import DriftError
 from drift.running.sweep.checking import check
 from drift.running.sweep.config import AXES, DEFAULTS, OPTIONS, load_config, presets
-from drift.running.sweep.memory import parse
+from drift.running.sweep.memory import parse_size
 from drift.running.sweep.outcome import Exit, Interrupted
 from drift.running.sweep.planning import plan
 from drift.running.sweep.preview import preview_json, preview_words
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=_jobs, default=1, metavar="N|auto", help="groups computed at once, each in its own process")
     add(
         "--memory",
-        type=parse,
+        type=parse_size,
         metavar="SIZE",
         help="memory that a descent may take, such as 24GiB (default: what is free)",
     )

@@ -77,6 +77,22 @@ def make_model(
     return model.eval()
 
 
+def half_attention(dtype: str, *, heads: int, tokens: int, features: int) -> None:
+    """Skip where torch's own attention refuses a 16-bit format, with torch's reason.
+
+    On a CPU with AMX it packs keys for AMX whatever ATEN_CPU_CAPABILITY says, and can do so with AVX-512 code only.
+    """
+    import torch
+
+    try:
+        for texts in (1, 2):
+            x = torch.ones((texts, heads, tokens, features), dtype=getattr(torch, dtype))
+            torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+    except RuntimeError as error:
+        capability = torch.backends.cpu.get_cpu_capability()
+        pytest.skip(f"torch's {dtype} attention refuses to run at ATEN_CPU_CAPABILITY={capability}: {error}")
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Any]:
     """Factory of tiny models."""

@@ -96,7 +96,7 @@ class Zygote:
     _PROGRAM = """
 import json, os, signal, sys
 import torch, transformers
-import drift.checkpoints, drift.corpus, drift.dataset, drift.sweep.__main__ as sweep, drift.tracing
+import drift.dataset, drift.sweep as sweep, drift.running.checkpoints.loading, drift.running.tracing
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 - imported lazily
 for line in sys.stdin:
     request = json.loads(line)

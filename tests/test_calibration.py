@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rounding import linear
 from scipy.stats import binom
 
 from drift.reading.statistics import noise as statistics_noise
@@ -131,14 +132,18 @@ def test_truths_are_those_of_the_shapes(bench):
     steps = 127
     assert bench.truth(bench.SHAPES["linear"], steps)[0] == pytest.approx(np.log(2))
     assert bench.truth(bench.SHAPES["square root"], steps)[0] == pytest.approx(np.log(2) / 2)
-    assert bench.truth(bench.SHAPES["never rose"], steps) == pytest.approx((0, 0), abs=1e-12)
-    assert bench.truth(bench.SHAPES[BOUNDARY], steps)[0] == pytest.approx(np.log(1.05), abs=1e-9)
+    # Logarithms of up to 1, a slope over two doublings.
+    bound = linear(steps, 1, weight=2)
+    assert bench.truth(bench.SHAPES["never rose"], steps) == pytest.approx((0, 0), rel=0, abs=bound)
+    # Here a rise by 90 % comes first, of which something is left at step 33, where the window begins.
+    left = 2 * 0.9 * np.exp(-32 / 1.5)
+    assert bench.truth(bench.SHAPES[BOUNDARY], steps)[0] == pytest.approx(np.log(1.05), rel=0, abs=bound + left)
     delta = np.log(1.05)
     for name in GROWING:
         assert bench.truth(bench.SHAPES[name], steps)[0] > delta
         assert not bench.SHAPES[name].plateau
     for name in PLATEAUS:
-        assert abs(bench.truth(bench.SHAPES[name], steps)[0]) < 1e-6
+        assert abs(bench.truth(bench.SHAPES[name], steps)[0]) < delta / 1000
         assert bench.SHAPES[name].plateau
 
 
@@ -180,9 +185,10 @@ def test_the_committed_table_is_what_this_code_gives(bench, committed):
             r for r in committed
             if (r["shape"], r["sd"], r["rho"], r["steps"], r["documents"]) == (row["shape"], "0.05", "0.5", "31", "4")
         ]  # fmt: skip
-        # Another processor's rounding may tip a run that stands on an edge, not more.
+        # Another processor's rounding would tip a run that stands on an edge. What is compared with an edge is spread
+        # over more than 0.001 and off by less than 1e-10 (as in the kernel's own tests): not one of 400 runs does.
         for column in bench.COLUMNS[5:]:
-            assert int(stored[column]) == pytest.approx(row[column], abs=2), (row["shape"], column)
+            assert int(stored[column]) == row[column], (row["shape"], column)
 
 
 # ------------------------------------------------------------------------------------------ what it can detect

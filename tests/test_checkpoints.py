@@ -235,9 +235,11 @@ def test_sources_are_told_apart(house: Path, ready: Path) -> None:
 
 def test_no_torch_until_weights_are_touched(house: Path) -> None:
     code = (
-        "import sys; from drift import checkpoints as c;"
-        "c.main(['list']); c.identity(sys.argv[1]); c.shape(sys.argv[1]);"
-        "c.resolve(sys.argv[2]); c.shape(sys.argv[2]); c.download(sys.argv[1], print);"
+        "import sys; from drift import checkpoints as c; from drift.running.checkpoints.identity import identity;"
+        "from drift.running.checkpoints.resolving import resolve; from drift.running.checkpoints.shapes import shape;"
+        "from drift.running.checkpoints.wheels import download;"
+        "c.main(['list']); identity(sys.argv[1]); shape(sys.argv[1]);"
+        "resolve(sys.argv[2]); shape(sys.argv[2]); download(sys.argv[1], print);"
         "print(sorted({'torch', 'transformers', 'gguf'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, NAME, str(house / "tiny.gguf")]
@@ -477,8 +479,8 @@ def test_too_little_room_is_seen_before_anything_is_downloaded(house: Path, monk
 def test_killed_in_mid_conversion(house: Path, tmp_path: Path) -> None:
     """kill -9 between the weights and the record: the next run does not trust what lies there, and clears it away."""
     code = (
-        "import sys, time; from drift import checkpoints as c;"
-        "c._finish = lambda *a: (print('here', flush=True), time.sleep(60)); c.fetch(sys.argv[1])"
+        "import sys, time; from drift.running.checkpoints import fetching as f;"
+        "f.finish_entry = lambda *a: (print('here', flush=True), time.sleep(60)); f.fetch(sys.argv[1])"
     )
     victim = subprocess.Popen([sys.executable, "-c", code, NAME], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert victim.stdout is not None

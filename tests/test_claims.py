@@ -20,6 +20,7 @@ import synthetic
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import gamma, linear
 from scipy.signal import lfilter
 
 from drift import dataset
@@ -57,6 +58,16 @@ def ar1(rng: np.random.Generator, shape: tuple[int, ...], rho: float = 0.3) -> n
     noise = rng.standard_normal(shape)
     noise[..., 1:] *= math.sqrt(1 - rho**2)
     return np.asarray(lfilter([1.0], [1.0, -rho], noise, axis=-1))
+
+
+def errors(noise: float = 0.05, *, slope: bool = False) -> float:
+    """Four standard errors of the mean log of six documents in the judging window of 128 steps, or of its slope.
+
+    Noise with the autocorrelation of :func:`ar1` counts (1 + rho) / (1 - rho) times in the variance.
+    """
+    x = np.log2(np.arange(late_start(128) + 1, 129))
+    spread = math.sqrt(float(((x - x.mean()) ** 2).sum())) if slope else math.sqrt(len(x))
+    return 4 * noise * math.sqrt(1.3 / 0.7 / 6) / spread
 
 
 def put(ds: xr.Dataset, amplitude: np.ndarray) -> xr.Dataset:
@@ -282,7 +293,7 @@ def test_c1_knows_a_plateau_from_growth_and_decay(
     ds = cell(law)
     found = only([ds], "C1 plateau", measure)
     assert (found.status, found.detail["verdict"]) == (plateau, verdict)
-    assert found.estimate == pytest.approx(growth, abs=0.03)
+    assert found.estimate == pytest.approx(growth, abs=(1 + max(growth, 0)) * errors(slope=True))
     assert found.interval[0] < found.estimate < found.interval[1]
     assert found.margin == pytest.approx((-0.05 / 1.05, 0.05))
     assert (found.p_support < 0.05, found.p_refute < 0.05) == (plateau is SUPPORTED, plateau is REFUTED)
@@ -291,7 +302,9 @@ def test_c1_knows_a_plateau_from_growth_and_decay(
     first = only([ds], "C1 rise", measure)
     assert first.status is rise
     level = np.log(amplitude(ds)[:, late_start(128) :]).mean()
-    assert first.estimate == pytest.approx(math.exp(level - np.log(amplitude(ds)[:, 0]).mean()), rel=0.01)
+    # The kernel clips what is far from its neighbourhood: no point in a hundred, and that by less than the noise.
+    want = math.exp(level - np.log(amplitude(ds)[:, 0]).mean())
+    assert first.estimate == pytest.approx(want, rel=0.05 / 100)
 
 
 def test_c1_shows_what_certifies_a_plateau_where_the_judging_window_does_not() -> None:
@@ -313,8 +326,8 @@ def test_c1_sees_the_root_of_a_divergence() -> None:
     ds = cell(power(0.5))
     rows = [only([ds], "C1 plateau", m) for m in AMPLITUDE_POWERS]
     for row in rows:  # noise is clipped in units of its own spread, which a power does not change
-        assert row.estimate == pytest.approx(rows[0].estimate, rel=1e-6)
-        assert row.interval == pytest.approx(rows[0].interval, rel=1e-6)
+        assert row.estimate == pytest.approx(rows[0].estimate)
+        assert row.interval == pytest.approx(rows[0].interval)
 
 
 def test_short_and_noisy_chains_are_undetermined() -> None:
@@ -394,7 +407,7 @@ def test_c2_finds_the_power_of_the_unit_roundoff(measure: str, law: float, statu
     # the slope by hand: least squares of the late mean of log drift on the log of the unit roundoff
     late = [np.log(amplitude(ds)[:, late_start(128) :]).mean() for ds in cells]
     by_hand = np.polyfit(np.log([UNIT[d] for d in dtypes]), late, 1)[0]
-    assert found.estimate == pytest.approx(by_hand, abs=1e-8)
+    assert found.estimate == pytest.approx(by_hand, rel=0, abs=linear(3 * 6 * 96, 20))  # logarithms of up to 20
     assert found.detail["ratio"] == pytest.approx(2**16)
     assert found.scope == "a, chunk 64, bf16/fp16/fp32"
     assert len(found.cells) == 3
@@ -403,7 +416,8 @@ def test_c2_finds_the_power_of_the_unit_roundoff(measure: str, law: float, statu
 def test_c2_accepts_the_published_effect_and_not_three_times_its_margin() -> None:
     published = only(pair(1 - 0.028, noise=0.02), "C2 precision")
     assert published.status is SUPPORTED
-    assert published.estimate == pytest.approx(-math.log(1 - 0.028) / math.log(2**16), abs=1e-3)
+    want = -math.log(1 - 0.028) / math.log(2**16)
+    assert published.estimate == pytest.approx(want, abs=errors(0.02) * math.sqrt(2) / math.log(2**16))
     assert published.margin == pytest.approx((-math.log(1.1) / math.log(2**16), math.log(1.1) / math.log(2**16)))
     assert only(pair(0.7, noise=0.02), "C2 precision").status is REFUTED
     assert only(pair(0.7, noise=0.02), "C2 precision", precision=0.6).status is SUPPORTED
@@ -425,7 +439,7 @@ def test_c2_a_difference_that_is_not_significant_supports_nothing() -> None:
         found = only(cells, "C2 precision")
         a, b = (np.log(amplitude(ds)[:, late_start(128) :]).mean(axis=1) for ds in cells)
         assert found.status is not SUPPORTED
-        assert found.p_support >= tost(a - b, math.log(1.1)) - 1e-9
+        assert found.p_support >= tost(a - b, math.log(1.1)) * (1 - 1e-6)
         if scipy.stats.ttest_rel(a, b).pvalue > 0.1:
             insignificant += 1
             assert found.status is UNDETERMINED
@@ -437,7 +451,7 @@ def test_c2_support_never_rests_on_less_than_the_spread_of_the_documents() -> No
         cells = pair(1.0, between=0.02, seed=seed)
         a, b = (np.log(amplitude(ds)[:, late_start(128) :]).mean(axis=1) for ds in cells)
         found = only(cells, "C2 precision")
-        assert found.p_support >= tost(a - b, math.log(1.1)) - 1e-9
+        assert found.p_support >= tost(a - b, math.log(1.1)) * (1 - 1e-6)
         assert (found.status is SUPPORTED) == (found.p_support < 0.05)
 
 
@@ -458,7 +472,7 @@ def test_c2_divergences_enter_as_their_root() -> None:
     slopes = {
         m: only(cells, "C2 precision", m).estimate for m in (*AMPLITUDE_POWERS, "logit_js", "hidden_cosine_distance")
     }
-    assert slopes == pytest.approx(dict.fromkeys(slopes, 1.0), abs=0.01)
+    assert slopes == pytest.approx(dict.fromkeys(slopes, 1.0), abs=errors() * math.sqrt(2) / math.log(2**16))
 
 
 # ------------------------------------------------------------------------------------------ C3
@@ -526,6 +540,14 @@ class Text:
         return np.sqrt(mean(self.error2 / self.norm2, np.ones(self.tokens)))
 
 
+def pooling(tokens: int, measure: str = "hidden_rel_l2") -> tuple[float, float]:
+    """Relative and absolute rounding of quotients of sums over tokens, by two ways of which one goes over chunks.
+
+    A gap has either sign, and is the difference of two NLL around 3.
+    """
+    return gamma(4 * tokens + 40), linear(tokens, 3.5) if measure == "nll_gap" else 0.0
+
+
 def pooled(ds: xr.Dataset, measure: str, size: int, layer: int | str = "last") -> np.ndarray:
     return chunking._blocks(ds, amplitudes.amplitude(ds, measure, layer), measure, size, layer)
 
@@ -539,14 +561,16 @@ def test_blocks_are_what_the_tokens_say(measure: str, tokens: int, size: int, bl
     text = Text(tokens=tokens, documents=3)
     found = pooled(text.cell(size, stride=stride), measure, block)
     assert found.shape == (3, tokens // block)
-    np.testing.assert_allclose(found, text.blocks(measure, block, stride), rtol=1e-12)
+    rtol, atol = pooling(block, measure)
+    np.testing.assert_allclose(found, text.blocks(measure, block, stride), rtol=rtol, atol=atol)
 
 
 def test_blocks_pool_by_the_norm_of_their_own_layer() -> None:
     text = Text(tokens=512, documents=2)
     count = (2, 4, 128)
     expected = np.sqrt(text.error2[:, ::-1].reshape(count).sum(axis=2) / text.norm2[:, ::-1].reshape(count).sum(axis=2))
-    np.testing.assert_allclose(pooled(text.cell(32), "hidden_rel_l2", 128, layer=1), expected, rtol=1e-12)
+    found = pooled(text.cell(32), "hidden_rel_l2", 128, layer=1)
+    np.testing.assert_allclose(found, expected, rtol=pooling(128)[0])
 
 
 @pytest.mark.parametrize("measure", list(AMPLITUDE_POWERS))
@@ -568,7 +592,9 @@ def test_chunks_across_a_border_count_by_their_tokens(measure: str, tokens: int,
     parts = [np.repeat(v / length, length, axis=1)[:, :kept].reshape(3, -1, block) for v in (weight * values, weight)]
     expected = parts[0].sum(axis=2) / parts[1].sum(axis=2)
     expected = np.abs(expected) if measure == "nll_gap" else np.sqrt(expected)
-    np.testing.assert_allclose(pooled(ds, measure, block), expected, rtol=1e-10)
+    # Sums up to a border are taken from one another: a block's share of the text is what is left of their digits.
+    rtol, atol = (tokens / block * bound for bound in pooling(tokens, measure))
+    np.testing.assert_allclose(pooled(ds, measure, block), expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("measure", list(AMPLITUDE_POWERS))
@@ -577,7 +603,11 @@ def test_c3_the_same_drift_at_every_token_does_not_depend_on_the_chunks(measure:
     text = Text()
     found = only([text.cell(s) for s in sizes], "C3 chunk size", measure)
     assert found.status is SUPPORTED
-    assert found.estimate == pytest.approx(0, abs=1e-9 if 96 not in sizes else 0.01)
+    # Chunks across a border give half of themselves to either side: squares that scatter by twice 0.3, at 6 x 8192
+    # tokens, four standard errors. Without such chunks there is nothing but rounding, of logarithms of up to 10.
+    assert found.estimate == pytest.approx(
+        0, rel=0, abs=4 * 2 * 0.3 / math.sqrt(6 * 8192) if 96 in sizes else linear(8192, 10)
+    )
     assert found.scope == f"a bf16, chunks {', '.join(map(str, sorted(sizes)))}"
 
 
@@ -588,9 +618,10 @@ def test_c3_finds_the_change_per_doubling(measure: str, growth: float, status: S
     cells = [text.cell(s, (1 + growth) ** math.log2(s / 32)) for s in sizes]
     found = only(cells, "C3 chunk size", measure)
     assert found.status is status
-    assert found.estimate == pytest.approx(growth, abs=1e-9)
-    assert found.interval[0] <= growth + 1e-9
-    assert found.interval[1] >= growth - 1e-9
+    bound = linear(8192, 10)  # rounding of logarithms of up to 10: the noise is the same in every cell
+    assert found.estimate == pytest.approx(growth, rel=0, abs=bound)
+    assert found.interval[0] <= growth + bound
+    assert found.interval[1] >= growth - bound
     assert found.margin == pytest.approx((-0.05 / 1.05, 0.05))
     wide = only(cells, "C3 chunk size", measure, chunk=0.3)
     assert wide.status is SUPPORTED
@@ -628,9 +659,9 @@ def test_c4_compares_levels(measure: str, ratio: float, status: Status) -> None:
     cells = [cell(flat(0.1), model="a"), cell(flat(0.1 / ratio), model="b")]
     found = only(cells, "C4 level", measure)
     assert found.status is status
-    assert found.estimate == pytest.approx(ratio, rel=0.02)
+    assert found.estimate == pytest.approx(ratio, rel=errors() * math.sqrt(2))
     late = [np.log(amplitude(ds)[:, late_start(128) :]).mean() for ds in cells]
-    assert found.estimate == pytest.approx(math.exp(late[0] - late[1]), rel=1e-8)
+    assert found.estimate == pytest.approx(math.exp(late[0] - late[1]), rel=2 * linear(6 * 96, 10), abs=0)
     assert found.margin == (0.5, 2.0)
     assert found.scope == "a : b, bf16, chunk 64, 8192 tokens"
     assert only(cells, "C4 level", measure, family=6.0).status is SUPPORTED
@@ -659,7 +690,7 @@ def test_c4_compares_all_pairs_over_the_same_text_length() -> None:
 def test_c4_takes_the_cell_with_most_documents() -> None:
     few, many, other = cell(flat(0.9), documents=2), cell(flat(0.1)), cell(flat(0.1), model="b")
     for cells in itertools.permutations([few, many, other]):
-        assert only(cells, "C4 level").estimate == pytest.approx(1, rel=0.05)
+        assert only(cells, "C4 level").estimate == pytest.approx(1, rel=errors() * math.sqrt(2))
 
 
 def test_c4_plateau_is_refuted_where_models_have_different_verdicts_on_c1() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import synthetic
 import synthetic_controls as made
 
 from drift import dataset
 from drift import ladder as drift_ladder
 from drift.claims import main as claims_main
-from drift.dataset.labels import parse
+from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep
 from drift.plateau import main as plateau_main
 from drift.reading import controls, figures, gain, ladder, side_by_side, summary
@@ -50,7 +51,9 @@ def test_all_pass() -> None:
     )
     for r in found.responses:
         if r.used.sum() > 1:
-            assert r.slope.value == pytest.approx(1, abs=0.03)
+            # The made response is bent where noise is large, most at 0.1, and a decade lies between two sizes at least.
+            # Where it is small, a tenth of the floor is added in quadrature: nothing, beside that.
+            assert r.slope.value == pytest.approx(1, abs=math.log10(1 + made.GAIN * 0.1 / 4))
     assert len(found.frame()) == 12
     assert json.loads(json.dumps(found.as_dict()))["ok"] is True
 
@@ -150,7 +153,8 @@ def test_the_bound_on_rounding_holds_for_rounding() -> None:
         floor = controls.Floor("full(batch=2)", ("m", "bf16", "cpu", "sdpa"), 2.0**-8, values, "")
         fresh = math.sqrt(2) * 1e-3 * np.exp(0.2 * rng.standard_normal((2, 8)))
         over += bool((fresh > controls.threshold([floor], 2.0**-8)).any())
-    assert over <= 3
+    # One in a thousand floors is passed, for errors that are log-normal as here.
+    assert over <= scipy.stats.binom.ppf(0.999, 300, 0.001)
     assert controls.threshold([], 2.0**-24) == 2.0**-12
 
 
@@ -188,7 +192,7 @@ def test_noise_at_one_size_decides_nothing_and_nan_before_it_fails() -> None:
     assert [c.state for c in evaluate(found).controls if c.kind == "response"] == [State.UNDECIDED, State.PASSED]
     hit = max(
         (ds for ds in found.controls if ds["protocol"].item().startswith("perturbed") and ds["dtype"].item() == "fp32"),
-        key=lambda ds: parse(ds["protocol"].item()).number("size"),
+        key=lambda ds: parse_label(ds["protocol"].item()).number("size"),
     )
     hit["hidden_rel_l2"].values[0, 0, 0] = math.nan
     spoilt = evaluate(Sweep(list(found), controls=found.controls))

@@ -63,7 +63,7 @@ def test_texts_are_there_and_stay_the_same() -> None:
     assert "assert" in pydoc
     assert "def dataclass(" in stdlib
     assert corpus.identity("pydoc", 0) == corpus.identity("pydoc", 7) != corpus.identity("stdlib", 0)
-    code = "from drift import corpus; print(corpus.identity('pydoc', 0), corpus.identity('stdlib', 0))"
+    code = "from drift.running import corpus; print(corpus.identity('pydoc', 0), corpus.identity('stdlib', 0))"
     environment = {**os.environ, "PYTHONHASHSEED": "3"}
     command = [sys.executable, "-c", code]
     again = subprocess.run(
@@ -74,7 +74,7 @@ def test_texts_are_there_and_stay_the_same() -> None:
 
 def test_no_torch_for_text_and_identity() -> None:
     code = (
-        "import sys; from drift import corpus as c; c.identity('pydoc', 0); c.identity('random', 1);"
+        "import sys; from drift.running import corpus as c; c.identity('pydoc', 0); c.identity('random', 1);"
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

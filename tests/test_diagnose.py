@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
-from diagnose_tools import Tensors, lane, random_model, save, text
+from diagnose_tools import Tensors, lane, random_model, rounded, save, text
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import U16, U32
 
 from drift.diagnose import main
 from drift.errors import DatasetError
 from drift.reading.diagnose.compare import compare
-from drift.reading.diagnose.envelope import derive, roundoff
+from drift.reading.diagnose.envelope import ALLOWANCE, ROUNDINGS, derive, roundoff
 from drift.reading.diagnose.model import Cause, Diagnosis, Verdict
 from drift.reading.diagnose.showing import as_dict, page
 from drift.reading.diagnose.tensors import FORMATS, Place, fits, open_dump, written
@@ -118,7 +120,11 @@ def test_planted_bugs_are_named_where_they_are(
         assert (row["verdict"], row["cause"], row["kind"], row["block"]) == (
             "narrower_storage", "narrower_storage", "key", 1,
         )  # fmt: skip
-        assert row["evidence"][0]["exactly_rounded"] > 0.9
+        # The others lie so near to the border of two bf16 numbers that what the envelope of fp32 allows carries them
+        # over: by chance, less than one in a thousand of the 256 numbers of a chunk's keys.
+        bound = ALLOWANCE * (ROUNDINGS["key"] + found.comparison.width) ** 0.5 * U32
+        others = scipy.stats.binom.ppf(1 - 1e-6, CHUNK * 32, 2 * bound / U16)
+        assert row["evidence"][0]["exactly_rounded"] >= 1 - others / (CHUNK * 32)
         assert found.exit_code == 1
 
 
@@ -128,11 +134,13 @@ def test_a_spoiled_cache_is_seen_in_the_output_and_named_by_the_cache(
 ) -> None:
     model, ids, full = pair(family, dtype, seed)
     after = spoiler(previous(model, seed))
-    row = as_dict(judge(full, lane(model, ids, CHUNK, after=after)))
+    found = judge(full, lane(model, ids, CHUNK, after=after))
+    row = as_dict(found)
     assert (row["verdict"], row["cause"], row["step"], row["kind"], row["block"]) == (
         "structural", "other", 3, "hidden", 1,
     )  # fmt: skip
-    assert row["evidence"][1]["input"] < 0.01
+    # What the block reads, as its own chunk computed it, is within its envelopes: the bug is in what it carried on.
+    assert row["evidence"][1]["input"] < max(found.envelopes[Place(kind, 1)].bound.max() for kind in ("key", "value"))
     row = as_dict(judge(full, lane(model, ids, CHUNK, after=after, cache=True)))
     assert (row["verdict"], row["cause"], row["step"], row["kind"], row["block"]) == (
         "structural", "stale_cache", 2, "cache_key", 1,
@@ -283,7 +291,8 @@ def test_two_hundred_clean_pairs_are_never_called_a_bug(judge: Callable[..., Dia
         assert found.verdict not in (Verdict.STRUCTURAL, Verdict.NARROWER), f"{name}\n{page(found)}"
         if found.verdict is Verdict.UNDETERMINED:
             undetermined.append(name)
-    assert len(undetermined) <= 4, undetermined
+    # Of 1,000 other pairs three were (docs/diagnose.md): more than four of 200 happen once in 2,500 draws.
+    assert len(undetermined) <= scipy.stats.binom.ppf(1 - 1 / 2500, 200, 3 / 1000), undetermined
 
 
 def test_one_token_with_another_expert_does_not_make_keys_move(judge: Callable[..., Diagnosis]) -> None:
@@ -332,7 +341,7 @@ def test_biases_of_keys_hide_no_stale_cache(judge: Callable[..., Diagnosis]) -> 
 def test_the_envelope_is_what_its_page_says(judge: Callable[..., Diagnosis]) -> None:
     model, ids, full = pair("llama", "bf16")
     found = judge(full, lane(model, ids, CHUNK))
-    u = 2.0**-8
+    u = U16
     assert found.roundoff.value == u
     key = found.envelopes[Place("key", 1)]
     assert key.bound == pytest.approx(4 * 8**0.5 * u)
@@ -391,7 +400,7 @@ def test_a_finer_precision_is_believed_without_a_slope_too(tmp_path: Path, judge
 
     # fp32 and fp64 share a unit roundoff here, and lanes that are the same bits have no slope.
     model, ids, full = pair("llama", "fp32")
-    clean = lane(model, ids, CHUNK)
+    clean = rounded(lane(model, ids, CHUNK))
     assert judge(full, clean, other=saved("spoilt", "fp64", 0.01)).verdict is Verdict.STRUCTURAL
     assert judge(full, clean, other=saved("clean", "fp64", 0.0)).verdict is Verdict.ROUNDING
     coarse = pair("llama", "bf16")[2]
@@ -402,13 +411,15 @@ def test_a_finer_precision_is_believed_without_a_slope_too(tmp_path: Path, judge
 
 def test_rounding_has_slope_one(tmp_path: Path, judge: Callable[..., Diagnosis]) -> None:
     model, ids, _ = pair("llama", "fp32")
-    fine = lane(random_model("llama", torch.float32, "eager"), ids), lane(model, ids, CHUNK)
+    fine = lane(random_model("llama", torch.float32, "eager"), ids), rounded(lane(model, ids, CHUNK))
     other = tuple(open_dump(save(x, tmp_path / f"fine{i}")) for i, x in enumerate(fine))
     coarse = random_model("llama", torch.bfloat16), random_model("llama", torch.bfloat16, "eager")
-    found = judge(lane(coarse[1], ids), lane(coarse[0], ids, CHUNK), other=other)
+    found = judge(lane(coarse[1], ids), rounded(lane(coarse[0], ids, CHUNK)), other=other)
     assert found.verdict is Verdict.ROUNDING
     slope = next(e.numbers["slope"] for e in found.evidence if "slope" in e.numbers)
-    assert 0.8 < slope < 1.2
+    # Both differences are of the order of sqrt(m + n) u, with n = 0 in bf16; how far they are from it, ALLOWANCE says.
+    n, m = found.comparison.width, min(ROUNDINGS["key"], ROUNDINGS["value"])
+    assert abs(slope - 1) < np.log(ALLOWANCE * (1 + n / m) ** 0.5) / np.log(U16 / U32)
 
 
 def test_even_noise_of_tf32_size_is_undetermined_until_it_is_named(judge: Callable[..., Diagnosis]) -> None:
@@ -432,7 +443,7 @@ def test_partial_dumps_find_the_shift_and_spare_the_clean(
     def part(tensors: Tensors) -> Tensors:
         return {k: v for k, v in tensors.items() if k.endswith(kinds)}
 
-    assert judge(part(full), part(lane(model, ids, CHUNK))).verdict is Verdict.ROUNDING
+    assert judge(part(full), part(rounded(lane(model, ids, CHUNK)))).verdict is Verdict.ROUNDING
     row = as_dict(judge(part(full), part(lane(model, ids, CHUNK, position=lambda k, s: s + (k >= 2)))))
     assert row["verdict"] == "structural"
     # Positions shifted as a whole do not change a chunk by itself, but what it reads of the chunks before.
@@ -444,7 +455,7 @@ def test_logits_alone_never_prove_a_bug(judge: Callable[..., Diagnosis]) -> None
     model, ids, full = pair()
 
     b = lane(model, ids, CHUNK, position=lambda k, s: s + (k >= 2))
-    clean, shifted = lane(model, ids, CHUNK), b
+    clean, shifted = rounded(lane(model, ids, CHUNK)), b
     for tensors in (clean, shifted, full):
         for name in [n for n in tensors if "logits" not in n and "layer.0" not in n]:
             del tensors[name]
@@ -457,7 +468,7 @@ def test_logits_alone_never_prove_a_bug(judge: Callable[..., Diagnosis]) -> None
 def test_cuts_of_any_size_are_lined_up(judge: Callable[..., Diagnosis]) -> None:
     model, ids, _ = pair()
     a, b = lane(model, ids, [20, 28]), lane(model, ids, [7, 13, 1, 27])
-    found = judge(a, b)
+    found = judge(a, rounded(b))
     assert found.verdict is Verdict.ROUNDING
     assert found.comparison.segments == [(0, 7), (7, 20), (20, 21), (21, 48)]
     shifted = judge(a, lane(model, ids, [7, 13, 1, 27], position=lambda k, s: s + (k >= 3)))
@@ -471,7 +482,7 @@ def test_same_bits_and_what_was_not_compared(judge: Callable[..., Diagnosis]) ->
     assert found.verdict is Verdict.SAME
     assert found.exit_code == 0
     assert any("only A has them (1 places): the logits" in note for note in found.notes)
-    shorter = lane(model, ids[:40], CHUNK)
+    shorter = rounded(lane(model, ids[:40], CHUNK))
     found = judge(full, shorter)
     assert found.verdict is Verdict.ROUNDING
     assert any("first 40 were compared" in note for note in found.notes)
@@ -524,7 +535,7 @@ def test_every_format_is_read_as_torch_reads_it(tmp_path: Path, kind: str) -> No
 
 def test_numbers_of_a_narrow_format_set_the_unit_roundoff(judge: Callable[..., Diagnosis]) -> None:
     model, ids, full = pair("llama", "bf16")
-    widened = [{k: v.float() for k, v in x.items()} for x in (full, lane(model, ids, CHUNK))]
+    widened = [{k: v.float() for k, v in x.items()} for x in (full, rounded(lane(model, ids, CHUNK)))]
     found = judge(*widened)
     assert found.roundoff.value == 2.0**-8
     assert found.verdict is Verdict.ROUNDING

@@ -184,13 +184,14 @@ def index(sweep: Sweep) -> str:
 
 #: Functions that take a sweep and draw no conclusion: they choose, describe, or speak of the instrument.
 SILENT = """
-cells.deepest cells.grouped_cells cells.longest cells.select claims.chunking.c3 claims.models.c4_level
+cells.deepest cells.grouped_cells cells.longest cells.protocol_lines cells.protocol_summaries
+cells.select claims.chunking.c3 claims.models.c4_level
 claims.saturation.c1_rise claims.missing.undecided claims.page.commands controls.evaluating.evaluate
-controls.floor.floors controls.floor.in_floors controls.gating.gate figures.chain.logits_per_step
+controls.floor.floors controls.floor.in_floors controls.gating.gate figures.logits.logits_per_step
 figures.chain.nonfinite figures.depth.depth_growth figures.depth.heat_map figures.depth.keys_values
 figures.depth.worst_tokens figures.level.level_vs_chunk_size figures.side_by_side.readings figures.style.choose
 figures.style.dtypes_of figures.style.groups figures.style.model_title figures.style.need_cells gain.by_layer
-plateau.curves.from_sweep report.pages.controls_banner side_by_side.chains summary.describing.chunk_sentences
+plateau.curves.from_sweep side_by_side.chains summary.describing.chunk_sentences
 summary.describing.depth_sentences summary.describing.logit_sentences summary.describing.token_sentences
 summary.inventory.contents summary.inventory.failures summary.inventory.nonfinite summary.inventory.problems
 summary.inventory.provenance summary.levels.curves summary.levels.depth summary.levels.tokens

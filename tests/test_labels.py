@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import MISSING, fields
+
 import numpy as np
 import pytest
 import synthetic
@@ -10,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drift.dataset.choosing import folds, left_out
-from drift.dataset.labels import Label, parse
+from drift.dataset.labels import Label, parse_label
 from drift.dataset.sweep import Sweep
-from drift.errors import DatasetError
+from drift.errors import ConfigError, DatasetError
 from drift.reading import summary
 from drift.reading.claims import auditing
 from drift.reading.plateau import curves
+from drift.running import protocols
 
 
 @pytest.mark.parametrize(
@@ -32,18 +36,67 @@ from drift.reading.plateau import curves
     ],
 )
 def test_labels(label: str, expected: Label) -> None:
-    assert parse(label) == expected
+    assert parse_label(label) == expected
 
 
 @given(st.integers(0, 500), st.floats(1e-9, 1.0), st.sampled_from(["append", "evict(budget=64)", "a(b(c=1),d=2)"]))
 def test_numbers_come_back(step: int, size: float, inner: str) -> None:
-    found = parse(f"perturbed({inner},step={step},size={size})")
+    found = parse_label(f"perturbed({inner},step={step},size={size})")
     assert (found.inner, found.number("step"), found.number("size")) == (inner, step, size)
+
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+VALUES = st.text(st.characters(codec="utf-8", exclude_characters="(),="), max_size=8).map(str.strip)
+OPTIONS = st.dictionaries(st.from_regex(r"[A-Za-z0-9_]{1,6}", fullmatch=True), VALUES, max_size=3)
+LABELS = st.recursive(
+    st.builds(Label, NAMES, st.just(""), OPTIONS),
+    lambda inner: st.builds(Label, NAMES, inner.map(lambda label: label.text), OPTIONS),
+    max_leaves=4,
+)
+
+
+@given(LABELS, st.sampled_from(["", " ", "  "]))
+def test_a_label_is_read_as_it_was_written(label: Label, space: str) -> None:
+    assert parse_label(label.text) == label
+    assert list(parse_label(label.text).options) == list(label.options)
+    assert parse_label(parse_label(label.text).text).text == label.text
+    loose = re.sub(r"([(),=])", rf"{space}\1{space}", label.text)
+    assert parse_label(f"{space}{loose}{space}") == label
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "''"),
+        ("Append", "'Append'"),
+        ("append(", "'append('"),
+        ("append)", "'append)'"),
+        ("a(b)(c)", "'b)(c'"),
+        ("a(step=1,step=2)", "sets 'step' twice"),
+        ("a(step=1,append)", "'append' is no OPTION=VALUE, and not the first"),
+        ("a(b(c=1)d)", "'b(c=1)d'"),
+    ],
+)
+def test_what_is_no_label_is_refused_by_both_wings(text: str, part: str) -> None:
+    with pytest.raises(DatasetError, match=re.escape(part)):
+        parse_label(text)
+    with pytest.raises(ConfigError, match=re.escape(part)):
+        protocols.parse(text)
+
+
+@pytest.mark.parametrize("name", protocols.available())
+def test_protocols_and_labels_share_one_grammar(name: str) -> None:
+    """What running writes is what reading takes apart, and there is no second expression for it."""
+    kind = protocols._registry()[name]
+    label = f"{name}(append)" if issubclass(kind, protocols.Variation) else name
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.name != "protocol"]
+    text = Label(name, parse_label(label).inner, dict.fromkeys(needed, "1")).text
+    assert parse_label(protocols.parse(text).label) == parse_label(text)
 
 
 def test_missing_numbers_are_named() -> None:
     with pytest.raises(DatasetError, match=r"'perturbed' .* no number 'size'"):
-        parse("perturbed(append,step=4)").number("size")
+        parse_label("perturbed(append,step=4)").number("size")
 
 
 def test_folds_and_what_is_left_out() -> None:

@@ -19,7 +19,7 @@ from drift.running.model import weights
 from drift.running.sweep import config as sweep_config
 from drift.running.sweep import groups
 from drift.running.sweep.engines.processes import automatic_jobs
-from drift.running.sweep.memory import _control_group, choose, footprint, free, parse
+from drift.running.sweep.memory import _control_group, choose, footprint, free, parse_size
 from drift.running.sweep.planning import plan
 from drift.running.sweep.running import run
 from drift.sweep import main
@@ -42,13 +42,13 @@ LONG: dict[str, Any] = {
     [("24GiB", 24 * 2**30), ("500MB", 500_000_000), ("500 mb", 500_000_000), ("8e9", 8_000_000_000), ("1.5kB", 1500)],
 )
 def test_amounts_of_memory(text: str, size: int) -> None:
-    assert parse(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "much", "24 apples", "0", "-3GB", "1.2.3GB", "1e999"])
 def test_no_amounts_of_memory(text: str) -> None:
     with pytest.raises(ConfigError, match="is no amount of memory; write 24GiB"):
-        parse(text)
+        parse_size(text)
 
 
 def test_the_machine_says_what_is_free() -> None:
@@ -58,12 +58,12 @@ def test_the_machine_says_what_is_free() -> None:
 
 def test_weights_and_masks_of_an_8b_model_are_what_they_are() -> None:
     way = footprint(LLAMA_8B, **LONG)
-    assert way.parts["weights"] == pytest.approx(2 * 8.03e9, rel=1e-3)
-    # 512 chunks of 256 queries against all keys so far, one byte each
+    assert way.parts["weights"] == pytest.approx(2 * 8.03e9, abs=2 * 0.005e9)  # published with three digits
+    # 512 chunks of 256 queries against all keys so far, one byte each; positions and rotations add some per cent
     assert way.parts["calls"] == pytest.approx(131072**2 / 2, rel=0.03)
     assert footprint(LLAMA_8B, keeps_calls=False, **LONG).parts["calls"] < 0.05e9
     streamed = footprint(LLAMA_8B, weights="streamed", **LONG)
-    # two blocks of 218 million weights, and what is being read
+    # two blocks of 218 million weights, and what is being read: less than half a block, two bytes a weight
     assert streamed.parts["weights"] == pytest.approx(4 * 218.1e6, rel=0.2)
     assert footprint(LLAMA_70B, weights="streamed", **LONG).parts["weights"] < 4e9
 
@@ -184,6 +184,7 @@ def test_a_checkpoint_that_cannot_be_streamed_is_loaded_whole_unless_that_was_as
 )
 def test_the_predicted_peak_is_within_fifteen_percent(case: dict[str, Any], smollm2: str, tmp_path: Path) -> None:
     found = _bench().measure({"model": smollm2, **case}, tmp_path)
+    # No rounding: what the allocator keeps and libraries take differs from machine to machine (bench/README.md).
     assert found["predicted"] == pytest.approx(found["measured"], rel=0.15)
 
 

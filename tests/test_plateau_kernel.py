@@ -11,6 +11,7 @@ import scipy.optimize
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import U64, gamma, linear
 from scipy.signal import lfilter
 
 from drift.reading.plateau.deciding import plateau
@@ -18,7 +19,8 @@ from drift.reading.statistics import models as statistics_models
 from drift.reading.statistics import noise as statistics_noise
 from drift.reading.statistics import plateau as statistics_plateau
 from drift.reading.statistics import windows
-from drift.reading.statistics.plateau import Code, analyse
+from drift.reading.statistics.analysis import Analysis, Code
+from drift.reading.statistics.plateau import analyse
 
 FLAT = (Code.SATURATED, Code.FLAT, Code.RISE_UNRESOLVED)
 DELTA = math.log(1.05)
@@ -35,8 +37,14 @@ def correlation(n, rho):
     return rho ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
 
 
+def quadratics(x):
+    """A basis of the quadratics in x whose columns are of one size: how well conditioned it is, counts below."""
+    scaled = (x - x.mean()) / np.ptp(x)
+    return np.stack([np.ones_like(x), scaled, scaled**2], axis=1)
+
+
 def residual_maker(x):
-    design = np.stack([np.ones_like(x), x, x**2], axis=1)
+    design = quadratics(x)
     return np.eye(len(x)) - design @ np.linalg.pinv(design)
 
 
@@ -55,26 +63,38 @@ def test_traces_are_those_of_the_dense_matrices(x):
     weights = np.random.default_rng(n).standard_normal((3, n))
     noise = statistics_noise._Noise(x, weights)
     m = residual_maker(x)
-    np.testing.assert_allclose(noise.residuals(np.eye(n)), m, atol=1e-11)
-    ratios = []
+    # A factorisation of n rows and three columns turns the space that they span by this angle at most (Higham, theorem
+    # 19.4, with 4 for its small constant), whatever their sizes; here and there.
+    angle = 2 * gamma(12 * n) * np.linalg.cond(quadratics(x))
+    np.testing.assert_allclose(noise.residuals(np.eye(n)), m, rtol=0, atol=angle)
+    ratios, bounds = [], []
     for k, rho in enumerate(statistics_noise._RHO):
         g = correlation(n, rho)
         a = m @ g @ m
-        # sums of n^2 terms of size 1: what rounding leaves is below n^2 eps, about 1e-12
-        assert noise.trace[k] == pytest.approx(np.trace(a), rel=1e-9, abs=1e-11)
-        assert noise.trace2[k] == pytest.approx(np.trace(a @ a), rel=1e-9, abs=1e-11)
-        assert noise.lag1[k] == pytest.approx(np.trace(a, offset=1), rel=1e-9, abs=1e-10)
-        assert noise.df[k] == pytest.approx(np.trace(a) ** 2 / np.trace(a @ a), rel=1e-8)
-        np.testing.assert_allclose(noise.forms[k], np.einsum("ci,ij,cj->c", weights, g, weights), rtol=1e-9)
-        ratios.append(np.trace(a, offset=1) / np.trace(a))
+        # What is subtracted: of three directions, 2 x norm of G x angle each; of their squares, the norm once more.
+        first = 6 * np.linalg.norm(g, 2) * angle
+        second = 2 * np.linalg.norm(g, 2) * first
+        trace, trace2, lag1 = np.trace(a), np.trace(a @ a), np.trace(a, offset=1)
+        assert noise.trace[k] == pytest.approx(trace, rel=0, abs=first)
+        assert noise.trace2[k] == pytest.approx(trace2, rel=0, abs=second)
+        assert noise.lag1[k] == pytest.approx(lag1, rel=0, abs=first)
+        assert noise.df[k] == pytest.approx(trace**2 / trace2, rel=2 * first / trace + second / trace2, abs=0)
+        size = np.einsum("ci,ij,cj->c", abs(weights), g, abs(weights))
+        form = np.einsum("ci,ij,cj->c", weights, g, weights)
+        assert (abs(noise.forms[k] - form) <= 2 * gamma(4 * n) * size).all()
+        ratios.append(lag1 / trace)
+        bounds.append(first / trace * (1 + abs(ratios[-1])))
     assert (np.diff(noise.ratio) >= 0).all()
-    np.testing.assert_allclose(noise.ratio, np.maximum.accumulate(ratios), atol=1e-9)
+    assert (abs(noise.ratio - np.maximum.accumulate(ratios)) <= np.maximum.accumulate(bounds)).all()
+    assert max(bounds) < 1e-3, "bounds that say nothing"
 
 
 def test_correlations_are_multiplied_without_their_matrix():
     vectors = np.random.default_rng(0).standard_normal((17, 4))
     for rho, product in zip(statistics_noise._RHO, statistics_noise._correlate(vectors), strict=True):
-        np.testing.assert_allclose(product, correlation(17, rho) @ vectors, atol=1e-12)
+        # 16 products and sums in a row in either direction, and powers of rho beside them.
+        size = correlation(17, rho) @ abs(vectors)
+        assert (abs(product - correlation(17, rho) @ vectors) <= 2 * gamma(3 * 17) * size).all()
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
@@ -84,10 +104,13 @@ def test_variance_is_unbiased_and_its_degrees_of_freedom_are_right(rho):
     assert statistics_noise._RHO[k] == pytest.approx(rho)
     noise = statistics_noise.noise_of(15, 60, 1)[0]
     squares = (noise.residuals(ar1(np.random.default_rng(11), (runs, n), rho)) ** 2).sum(axis=1) / noise.trace[k]
-    # A quadratic form with df degrees of freedom and mean 1 has variance 2 / df; four standard errors of either moment.
+    # A quadratic form with df degrees of freedom and mean 1 has variance 2 / df; four standard errors of either moment,
+    # that of the variance by the kurtosis of the form, from its eigenvalues.
+    m = residual_maker(np.log2(np.arange(16, 61.0)))
+    powers = np.linalg.eigvalsh(m @ correlation(n, rho) @ m) ** 2
     assert squares.mean() == pytest.approx(1, abs=4 * math.sqrt(2 / noise.df[k] / runs))
-    kurtosis = 3 + 12 / noise.df[k]
-    assert squares.var() == pytest.approx(2 / noise.df[k], rel=4 * math.sqrt((kurtosis - 1) / runs) + 0.05)
+    kurtosis = 3 + 12 * (powers**2).sum() / powers.sum() ** 2
+    assert squares.var() == pytest.approx(2 / noise.df[k], rel=4 * math.sqrt((kurtosis - 1) / runs))
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.6, 0.9])
@@ -95,9 +118,12 @@ def test_autocorrelation_is_an_upper_limit(rho):
     # r + one standard error: the truth is below it in 84 % of runs, were r normal; it is skewed, hence three quarters.
     noise = ar1(np.random.default_rng(5), (400, 4, 48), rho)
     _, _, found, design, variance, _ = statistics_noise._ar(noise, statistics_noise.noise_of(15, 63, 1)[0])
-    assert (found >= rho - 1e-9).mean() > 0.75
+    assert (found >= rho * (1 - gamma(4))).mean() > 0.75  # where it is 0, it is found to be exactly that
+    # A quotient of sums of squares over one mean and over four documents: a single run scatters by 0.3 and more.
     assert np.median(design) == pytest.approx(1, abs=0.3)
     if rho < 0.9:  # detrended, 48 steps at 0.9 cannot be told from a random walk
+        # 4 x 48 steps: r itself has a standard error of 0.07, and its upper limit lies one above it. What else there
+        # is to the limits is the bias of detrending; draws are the same everywhere.
         assert np.median(found) < rho + (1 - rho) * 0.35
         assert 0.9 < np.median(variance) < 1.3
 
@@ -126,17 +152,44 @@ def dense_slope_error(z, x):
     return math.sqrt(scale * w @ g @ w), rho
 
 
+def interpolation_error(x):
+    """What linear interpolation between the kernel's autocorrelations is off by, halfway, where it is most.
+
+    Returns
+    -------
+    Of the autocorrelation, and of the standard error as a share of it.
+    """
+    m = residual_maker(x)
+    w = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+
+    def dense(rho):
+        a = m @ correlation(len(x), rho) @ m
+        return np.trace(a, offset=1) / np.trace(a), w @ correlation(len(x), rho) @ w, np.trace(a)
+
+    ratio, form, trace = np.transpose([dense(rho) for rho in statistics_noise._RHO])
+    halfway = (statistics_noise._RHO[1:] + statistics_noise._RHO[:-1]) / 2
+    there = np.transpose([dense(rho) for rho in halfway])
+    rho = abs(np.interp(there[0], ratio, statistics_noise._RHO) - halfway).max()
+    error = np.sqrt(form / trace)
+    between = np.sqrt((form[1:] + form[:-1]) / (trace[1:] + trace[:-1]))
+    share = abs(between / np.sqrt(there[1] / there[2]) - 1).max()
+    steepest = (abs(np.diff(np.log(error))) / np.diff(statistics_noise._RHO)).max()
+    return rho, share + steepest * rho
+
+
 @pytest.mark.parametrize(("rho", "documents"), [(0.0, 1), (0.4, 3), (0.8, 6), (-0.5, 2)])
 def test_standard_error_of_the_slope_is_the_dense_one(rho, documents):
     rng = np.random.default_rng(17)
     x = np.log2(np.arange(17, 64.0))
     z = 0.2 * ar1(rng, (5, documents, len(x)), rho) + 0.3 * x
     fit = statistics_noise.fit_window(z, 16, 63)
+    of_rho, of_error = interpolation_error(x)
+    assert of_error < 0.1, "a bound that says nothing"
     for k in range(5):
         error, found = dense_slope_error(z[k], x)
-        # The kernel interpolates between autocorrelations at most 0.02 apart.
-        assert fit.rho[k] == pytest.approx(found, abs=2e-3)
-        assert fit.slope_error[k] == pytest.approx(error, rel=5e-3)
+        # Beside that, rounding is nothing.
+        assert fit.rho[k] == pytest.approx(found, rel=1e-6, abs=of_rho)
+        assert fit.slope_error[k] == pytest.approx(error, rel=of_error + 1e-6)
 
 
 @given(steps=st.integers(11, 90), documents=st.integers(1, 5), seed=st.integers(0, 10**6))
@@ -147,8 +200,12 @@ def test_slope_and_level_are_polyfit_and_geometric_mean(steps, documents, seed):
     clipped = statistics_plateau._clip(np.log(y)[None, :, 3:])[0]
     z = clipped[:, first - 3 :].mean(axis=0)
     found = analyse(y)
-    assert found.slope[0] == pytest.approx(np.polyfit(np.log2(np.arange(first + 1, steps + 1)), z, 1)[0], abs=1e-11)
-    assert found.level[0] == pytest.approx(z.mean(), abs=1e-12)
+    x = np.log2(np.arange(first + 1, steps + 1))
+    w = abs(x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    size = abs(clipped).max() * (1 + documents * U64)
+    line = np.linalg.cond(np.stack([np.ones_like(x), x / np.linalg.norm(x)], axis=1))  # by which polyfit magnifies
+    assert found.slope[0] == pytest.approx(np.polyfit(x, z, 1)[0], rel=0, abs=linear(4 * len(x), size, w.sum() * line))
+    assert found.level[0] == pytest.approx(z.mean(), rel=0, abs=linear(documents * len(x), size))
 
 
 # ------------------------------------------------------------------------------------------ tests and intervals
@@ -160,14 +217,14 @@ def test_equivalence_is_two_one_sided_t_tests_over_documents():
     below = scipy.stats.ttest_1samp(powers, DELTA, alternative="less").pvalue
     above = scipy.stats.ttest_1samp(powers, -DELTA, alternative="greater").pvalue
     assert len(windows.windows(63)) == 3
-    assert found.p_equivalence[0] == pytest.approx(3 * max(below, above), rel=1e-6)
+    assert found.p_equivalence[0] == pytest.approx(3 * max(below, above))
     up, down = (
         analyse(t ** ((powers[:, None] + 0.06) / math.log(2))),
         analyse(t ** ((powers[:, None] - 0.08) / math.log(2))),
     )
     greater = scipy.stats.ttest_1samp(powers + 0.06, DELTA, alternative="greater").pvalue
     less = scipy.stats.ttest_1samp(powers - 0.08, -DELTA, alternative="less").pvalue
-    assert (up.p_growth[0], down.p_decay[0]) == pytest.approx((greater, less), rel=1e-6)
+    assert (up.p_growth[0], down.p_decay[0]) == pytest.approx((greater, less))
     low, high = scipy.stats.t.interval(0.90, 4, powers.mean(), scipy.stats.sem(powers))
     assert (found.slope_low[0], found.slope_high[0]) == pytest.approx((low, high))
     levels = (np.log2(t[16:]).mean() * powers).tolist()
@@ -264,8 +321,10 @@ def test_models_are_compared_as_by_dense_generalised_least_squares(rho):
     for k in range(len(shapes)):
         truth, name = dense_lead(z[k], first, steps)
         if math.isfinite(truth):
-            # inverses of matrices with condition number up to (1 + rho) / (1 - rho) squared, about 1e3
-            assert lead[k] == pytest.approx(truth, abs=1e-7)
+            # Inverses of matrices with condition number up to (1 + rho) / (1 - rho) squared, rho at most 0.95; of the
+            # sum of squares, whose logarithm is taken n times, a hundredth is left at least. Twice, for a difference.
+            n = len(t)
+            assert lead[k] == pytest.approx(truth, rel=0, abs=2 * n * 100 * (1.95 / 0.05) ** 2 * gamma(2 * n))
         else:
             assert lead[k] == -np.inf
         assert statistics_models.model_names()[model[k]] == name
@@ -276,7 +335,8 @@ def test_whitening_is_that_of_the_dense_covariance():
     rho, n = 0.6, 12
     w = statistics_models._whiten(np.eye(n), rho).T
     covariance = correlation(n, rho) / (1 - rho**2)
-    np.testing.assert_allclose(w @ covariance @ w.T, np.eye(n), atol=1e-13)
+    size = abs(w) @ covariance @ abs(w).T
+    assert (abs(w @ covariance @ w.T - np.eye(n)) <= gamma(2 * n + 8) * size).all()
 
 
 # ------------------------------------------------------------------------------------------ windows and clipping
@@ -306,8 +366,13 @@ def test_an_isolated_spike_is_clipped_wherever_it_is(place, height):
     # MAD of uniform noise is half its half-width; 5 x 1.4826 of it on top of the neighbourhood's own spread
     assert abs(clipped[0, 1, place]) < 0.01 + 5 * 1.4826 * 0.01
     assert math.copysign(1, clipped[0, 1, place]) == math.copysign(1, height)
-    rest = np.delete(clipped, place, axis=2)
-    np.testing.assert_allclose(rest, np.delete(z, place, axis=2), atol=1e-15)
+    rest, kept = np.delete(clipped, place, axis=2), np.delete(z, place, axis=2)
+    np.testing.assert_allclose(rest, kept, rtol=0, atol=taken_off_and_put_back(kept))
+
+
+def taken_off_and_put_back(z):
+    """What is left when the distance from a median is taken off and put back: three roundings of twice the largest."""
+    return gamma(3) * 2 * abs(z).max()
 
 
 @pytest.mark.parametrize("place", [0, 20, 56, 53])
@@ -315,21 +380,23 @@ def test_an_isolated_spike_is_clipped_wherever_it_is(place, height):
 def test_a_run_is_a_finding_and_stays(place, length):
     z = QUIET.copy()
     z[0, 0, place : place + length] += 1.0
-    np.testing.assert_allclose(statistics_plateau._clip(z), z, atol=1e-15)
+    np.testing.assert_allclose(statistics_plateau._clip(z), z, rtol=0, atol=taken_off_and_put_back(z))
 
 
 def test_the_last_three_points_stay_if_they_agree():
     # A median of seven mirrored at the end sees three points five times: the last steps are evidence of late growth.
     z = QUIET.copy()
     z[0, 0, -3:] += 1.0
-    np.testing.assert_allclose(statistics_plateau._clip(z), z, atol=1e-15)
+    np.testing.assert_allclose(statistics_plateau._clip(z), z, rtol=0, atol=taken_off_and_put_back(z))
 
 
 def test_clipping_knows_no_units_and_leaves_curves_without_noise_alone():
     z = QUIET.copy()
     z[0, 0, 10] = 4.0
-    np.testing.assert_allclose(statistics_plateau._clip(z + 7.0), statistics_plateau._clip(z) + 7.0, atol=1e-13)
-    np.testing.assert_allclose(statistics_plateau._clip(-z), -statistics_plateau._clip(z), atol=1e-15)
+    # Adding 7 rounds z, and so its distances from medians; the bound is 7.4 median distances.
+    atol = (2 + statistics_plateau.CLIP * statistics_plateau._MAD) * taken_off_and_put_back(z + 7.0)
+    np.testing.assert_allclose(statistics_plateau._clip(z + 7.0), statistics_plateau._clip(z) + 7.0, rtol=0, atol=atol)
+    np.testing.assert_array_equal(statistics_plateau._clip(-z), -statistics_plateau._clip(z))
     ramp = np.linspace(0, 3, 40)[None, None]
     assert (statistics_plateau._clip(ramp) == ramp).all()
     assert statistics_plateau._clip(QUIET[:, :, :1]).shape == (1, 2, 1)
@@ -370,10 +437,13 @@ def test_units_do_not_matter(values, exponent):
     shift = exponent * math.log(2)
     assert here.code[0] == there.code[0]
     for name in ("slope", "slope_low", "slope_high", "rise", "p_growth", "p_decay", "p_equivalence", "rho", "sd"):
-        # logarithms up to 140 carry rounding errors of 1e-14, and standard errors are as small as 1e-3
-        assert getattr(there, name)[0] == pytest.approx(getattr(here, name)[0], rel=1e-7, abs=1e-9), name
+        # Logarithms of up to 150 are rounded, and the shift is taken off means and slopes of theirs; standard errors
+        # are as small as 1e-3, and of what is that far from its neighbours an error shows a thousandfold in t. Of p,
+        # which falls as exp(-t^2 / 2) at most, it shows t times more: up to 40 where anything is left of it.
+        bound = 40 * linear(values.shape[-1], 150) / 1e-3
+        assert getattr(there, name)[0] == pytest.approx(getattr(here, name)[0], rel=bound, abs=bound), name
     for name in ("level", "level_low", "level_high"):
-        assert getattr(there, name)[0] - shift == pytest.approx(getattr(here, name)[0], abs=1e-9), name
+        assert getattr(there, name)[0] - shift == pytest.approx(getattr(here, name)[0], rel=0, abs=bound), name
 
 
 @given(values=curves, seed=st.integers(0, 100))
@@ -381,8 +451,10 @@ def test_units_do_not_matter(values, exponent):
 def test_the_order_of_documents_does_not_matter(values, seed):
     here = analyse(values)
     there = analyse(np.random.default_rng(seed).permutation(values, axis=0))
+    # As above, but with logarithms of at most 5.
+    bound = 40 * linear(values.size, 5) / 1e-3
     for f in fields(here):
-        assert getattr(there, f.name)[0] == pytest.approx(getattr(here, f.name)[0], abs=1e-9, rel=1e-9, nan_ok=True)
+        assert getattr(there, f.name)[0] == pytest.approx(getattr(here, f.name)[0], rel=bound, abs=bound, nan_ok=True)
 
 
 @given(
@@ -397,11 +469,13 @@ def test_a_curve_knows_nothing_of_those_beside_it(seed, steps, documents, neighb
     stack = np.exp(rng.choice([0.03, 0.3]) * ar1(rng, (4, documents, steps), 0.4))
     stack[1] *= {"another": 1.0, "NaN": np.nan, "zero": 0.0, "huge": 1e250, "Inf": np.inf}[neighbour]
     together = analyse(stack)
-    alone = statistics_plateau.Analysis.concatenate([analyse(stack[k]) for k in range(4)])
+    alone = Analysis.concatenate([analyse(stack[k]) for k in range(4)])
     for f in fields(together):
         one, other = getattr(together, f.name), getattr(alone, f.name)
-        if f.name == "lead":  # matrix times matrix and matrix times vector round differently
-            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+        if f.name == "lead":
+            # Matrix times matrix and matrix times vector round differently: sums of n squares, of which a hundredth is
+            # left at least, and whose logarithm is taken n times; twice, for a difference.
+            np.testing.assert_allclose(one, other, rtol=0, atol=2 * steps * 100 * gamma(2 * steps))
         else:
             np.testing.assert_array_equal(one, other, err_msg=f.name)
 
@@ -433,12 +507,18 @@ def test_every_curve_has_a_verdict(kind, seed, documents, steps):
 def test_the_mean_of_a_window_is_the_level_with_its_interval():
     z = np.random.default_rng(6).uniform(-0.2, 0.2, (3, 5, 63))
     found, mean = analyse(np.exp(z)), statistics_noise.window_mean(z)
-    np.testing.assert_allclose(mean.estimate, found.level, atol=1e-12)
-    np.testing.assert_allclose(mean.half_width(0.025), found.level_high - found.level, rtol=1e-9)
+    # The logarithm of an exponential of at most 0.2 is off by a roundoff of 1 and of itself.
+    atol = 2 * U64 + linear(5 * 63, 0.2)
+    np.testing.assert_allclose(mean.estimate, found.level, rtol=0, atol=atol)
+    # As much in a standard error, which is the root of a sum of squares; there are five documents.
+    width = found.level_high - found.level
+    np.testing.assert_allclose(
+        mean.half_width(0.025), width, rtol=gamma(5 * 63), atol=10 * scipy.stats.t.ppf(0.975, 4) * atol
+    )
     short = statistics_noise.window_mean(z[:, :, :6])
     means = z[:, :, 3:6].mean(axis=2)
-    np.testing.assert_allclose(short.estimate, means.mean(axis=1))
-    np.testing.assert_allclose(
-        short.half_width(0.05), scipy.stats.t.ppf(0.95, 4) * scipy.stats.sem(means, axis=1), rtol=1e-9
-    )
+    np.testing.assert_allclose(short.estimate, means.mean(axis=1), rtol=0, atol=linear(5 * 3, 0.2))
+    sem = scipy.stats.sem(means, axis=1)
+    # Quantiles by two implementations agree to 1e-9 and better; means are off by what they are above.
+    np.testing.assert_allclose(short.half_width(0.05), scipy.stats.t.ppf(0.95, 4) * sem, rtol=1e-9)
     assert statistics_noise.window_mean(z[:, :3, :6]) is None

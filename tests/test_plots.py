@@ -284,7 +284,7 @@ def test_fits_keep_to_the_deepest_chain_of_each_model_and_precision(deep: Sweep)
 @pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4"])
 def test_forests_have_a_row_per_finding_and_say_its_verdict(deep: Sweep, claim: str) -> None:
     found = auditing.audit(deep, others=())
-    name = figures_forest._EFFECTS[claim].name
+    name = figures_forest.EFFECTS[claim].name
     summaries = [s for s in found.summaries if s.claim.name == name]
     figure = figures.equivalence(found, claim)
     assert figure is not None

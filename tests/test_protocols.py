@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift.errors import ConfigError
-from drift.running.protocols import available, parse
+from drift.errors import ConfigError, ProtocolError
+from drift.running import protocols
+from drift.running.protocols import Carried, Protocol, available, parse
 
 # One row per protocol that cuts a text into chunks, one pass each: label, positions of the chunks' first tokens and
 # prefixes for 10 tokens in chunks of 4.
@@ -106,7 +113,7 @@ def test_reprime_takes_the_tokenizers_token_unless_one_is_named() -> None:
         ("append(token=1)", "it takes none"),
         ("reprime(token=x)", "whole number"),
         ("reprime(", "Unknown protocol"),
-        ("", "Known protocols: append, decode, evict"),
+        ("", f"Known protocols: {', '.join(available())}"),
         ("perturbed(step=1,size=0.1)", "comes first: perturbed(append)"),
         ("perturbed(append,step=1)", "needs the option size"),
         ("perturbed(append,step=1,size=big)", "must be a number"),
@@ -140,7 +147,7 @@ def test_references_that_a_protocol_does_not_have() -> None:
     parse("perturbed(append,step=1,size=0.1)").check_reference("unperturbed")
     with pytest.raises(ConfigError, match="only perturbed"):
         parse("append").check_reference("unperturbed")
-    with pytest.raises(ConfigError, match="references of append: full, gold, fold64, previous"):
+    with pytest.raises(ConfigError, match=f"references of append: {', '.join(Protocol.references)}"):
         parse("append").check_reference("golden")
 
 
@@ -163,3 +170,131 @@ def test_what_is_inside_decides_how_many_texts_and_where_an_error_is() -> None:
     assert parse("append").planted_at is None
     assert parse("decode(shifted(append,step=2))").planted_at == 2
     assert parse("perturbed(append,step=2,size=0.1)").planted_at == 3
+
+
+def test_a_protocol_that_changes_the_cache_must_say_how_many_slots_that_leaves() -> None:
+    with pytest.raises(ProtocolError) as refused:
+
+        @dataclass(frozen=True)
+        class Forgetful(Protocol):
+            name: ClassVar[str] = "forgetful"
+
+            def carry(self, cache: Carried) -> None:
+                cache.select(slice(-4, None))
+
+    assert str(refused.value).startswith(f"Protocol forgetful ({__name__}.")
+    assert "Override slots(step, held, new)" in str(refused.value)
+
+
+@dataclass(frozen=True)
+class Miscounting(Protocol):
+    """Keeps the first slots, and says another number than it leaves."""
+
+    name: ClassVar[str] = "miscounting"
+
+    kept: int = 2
+    said: int = 3
+
+    def slots(self, step: int, held: int, new: int) -> int:
+        return self.said
+
+    def carry(self, cache: Carried) -> None:
+        if not cache.sliding:
+            cache.select(slice(self.kept))
+
+
+def carried(held: int, sliding: bool = False) -> Carried:
+    """A cache of block 5 after chain step 7, which appended two slots."""
+    keys, values = np.zeros((1, 1, held, 4)), np.zeros((1, 1, held, 4))
+    return Carried(keys, values, 7, 5, 2, sliding, None, lambda keys, shift: keys)  # type: ignore[arg-type]
+
+
+def test_the_count_of_slots_is_held_against_what_carry_leaves() -> None:
+    cache = carried(6)
+    sound = Miscounting(kept=3)
+    sound.carry(cache)
+    sound.check_carried(cache, 6)
+    cache = carried(6)
+    protocol = Miscounting()
+    protocol.carry(cache)
+    with pytest.raises(ProtocolError) as refused:
+        protocol.check_carried(cache, 6)
+    message = str(refused.value)
+    assert message.startswith(
+        "Protocol miscounting: after chain step 7, carry left 2 slots in block 5, but slots(step=7, held=6, new=2) "
+        "says 3. Override slots in "
+    )
+    assert __name__ in message
+
+
+def test_keys_and_values_must_keep_the_same_number_of_slots() -> None:
+    cache = carried(6)
+    cache.keys = cache.keys[..., :3, :]
+    with pytest.raises(ProtocolError, match="carry left 3 slots of keys and 6 of values in block 5"):
+        Miscounting().check_carried(cache, 6)
+
+
+def test_a_sliding_window_keeps_its_slots() -> None:
+    cache = carried(6, sliding=True)
+    Miscounting().check_carried(cache, 6)
+    cache.select(slice(2))
+    with pytest.raises(ProtocolError, match="carry left 2 slots in block 5, but that block attends to a sliding"):
+        Miscounting().check_carried(cache, 6)
+
+
+def test_positions_are_told_how_many_slots_are_new() -> None:
+    """`chunks` asks `slots` for what the cache will hold: prefixes are slots, too."""
+    asked: list[tuple[int, int, int]] = []
+
+    @dataclass(frozen=True)
+    class Asking(Protocol):
+        name: ClassVar[str] = "asking"
+
+        def prefix(self, step: int) -> tuple[int, ...]:
+            return (9,) if step else ()
+
+        def slots(self, step: int, held: int, new: int) -> int:
+            asked.append((step, held, new))
+            return new
+
+    Asking().chunks(10, 4)
+    assert asked == [(0, 4, 4), (1, 9, 5), (2, 8, 3)]
+
+
+@contextmanager
+def module_beside(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, source: str) -> Iterator[None]:
+    """A module of the package of protocols that lies in another folder."""
+    (folder / f"{name}.py").write_text(source)
+    monkeypatch.setattr(protocols, "__path__", [*protocols.__path__, str(folder)])
+    protocols._registry.cache_clear()
+    try:
+        yield
+    finally:
+        protocols._registry.cache_clear()
+        sys.modules.pop(f"{protocols.__name__}.{name}", None)
+
+
+def test_what_has_no_name_is_there_to_be_derived_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = available()
+    source = """
+from drift.running.protocols.append import Append
+from drift.running.protocols.base import Protocol
+class Window(Protocol): pass
+class Short(Window): name = "short"
+class AlsoAppends(Append): pass
+"""
+    with module_beside(monkeypatch, tmp_path, "windows", source):
+        assert set(available()) - set(before) == {"short"}
+        assert type(parse("append")).__name__ == "Append"
+
+
+def test_two_protocols_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """
+from drift.running.protocols.base import Protocol
+class Other(Protocol): name = "merge"
+"""
+    with (
+        module_beside(monkeypatch, tmp_path, "zweite", source),
+        pytest.raises(ConfigError, match=r"Two protocols are named 'merge': .*merge\.Merge and .*zweite\.Other"),
+    ):
+        available()

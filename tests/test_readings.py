@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from rounding import U32, gamma, norms, times
 from test_descent import Everything
 from transformers import DynamicCache
 
 import drift
-from drift.errors import UnsupportedModelError
+from drift.errors import ProtocolError, UnsupportedModelError
+from drift.running import protocols
 from drift.running.descent.blocks import DescendingLane
 from drift.running.descent.descending import descend
 from drift.running.descent.lanes import Lane
 from drift.running.model.numerics import numerics, rung_of
-from drift.running.protocols import parse
+from drift.running.protocols import Carried, Protocol, Variation, parse
 
 TOKENS, SIZE = 37, 8
 Loop = Callable[[Any, torch.Tensor], tuple[list[torch.Tensor], torch.Tensor]]
@@ -37,13 +40,14 @@ def fold(
     text: torch.Tensor,
     after: Callable[[DynamicCache, int, Any], None],
     position: Callable[[int, DynamicCache], int] = lambda start, cache: start,
+    size: int = SIZE,
     **options: Any,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Hidden states [layer][token, feature] and logits of a plain loop; `after` changes the cache between chunks."""
     cache = DynamicCache(config=model.config)
     states, logits = [], []
-    for step, start in enumerate(range(0, len(text), SIZE)):
-        out = forward(model, text[start : start + SIZE], cache, position(start, cache), **options)
+    for step, start in enumerate(range(0, len(text), size)):
+        out = forward(model, text[start : start + size], cache, position(start, cache), **options)
         states.append([h[0] for h in out.hidden_states])
         logits.append(out.logits[0])
         after(cache, step, out)
@@ -175,7 +179,9 @@ LOOPS: dict[str, Loop] = {
 }
 
 
-def descent(model: Any, text: torch.Tensor, label: str) -> tuple[list[torch.Tensor], torch.Tensor, Everything]:
+def descent(
+    model: Any, text: torch.Tensor, label: str | Protocol
+) -> tuple[list[torch.Tensor], torch.Tensor, Everything]:
     protocol = parse(label).bind(lambda: 1)
     recorder = Everything(2)
     lanes = [Lane(text, parse("append").chunks(len(text), len(text)))]
@@ -206,7 +212,62 @@ def test_equals_a_plain_loop_bitwise(family: str, dtype: str, label: str) -> Non
     assert torch.equal(scores, logits)
     append = descent(model, text, "append")[0][-1]
     assert not torch.equal(layers[-1], append), "the protocol does nothing that append does not"
-    assert torch.equal(layers[-1][:SIZE], append[:SIZE]) or label.startswith("evict"), "the first chunk sees no cache"
+    # Attention probabilities are only to be had from another attention implementation, which rounds otherwise.
+    same = torch.equal(layers[-1][:SIZE], append[:SIZE])
+    assert same or parse(label).wants_attention, "the first chunk sees no cache"
+
+
+def test_every_protocol_that_carries_has_a_loop() -> None:
+    """A variation carries what the protocol inside does; what it adds to that has a test of its own below."""
+    carrying = {
+        kind.name
+        for kind in protocols._registry().values()
+        if kind.carry is not Protocol.carry and not issubclass(kind, Variation)
+    }
+    assert carrying
+    assert carrying <= {parse(label).name for label in LOOPS}
+
+
+@dataclass(frozen=True)
+class Doubling(Protocol):
+    """After the second step the oldest slot is there twice: a cache may grow as well."""
+
+    name: ClassVar[str] = "doubling"
+
+    off_by: int = 0
+
+    def slots(self, step: int, held: int, new: int) -> int:
+        return held + (step == 1) + self.off_by
+
+    def carry(self, cache: Carried) -> None:
+        if cache.step == 1 and not cache.sliding:
+            cache.select([0, *range(cache.keys.shape[-2])])
+
+
+def test_a_cache_that_grows_equals_a_plain_loop_bitwise() -> None:
+    def after(cache: DynamicCache, step: int, out: Any) -> None:
+        for layer in cache.layers:
+            if step == 1:
+                keep(layer, [0, *range(layer.keys.shape[2])])
+
+    model = make_model("llama")
+    text = text_of(model)
+    with numerics(rung_of(model.dtype)):
+        states, logits = fold(model, text, after)
+    layers, scores, _ = descent(model, text, Doubling())
+    assert all(torch.equal(got, want) for got, want in zip(layers, states, strict=True))
+    assert torch.equal(scores, logits)
+
+
+@pytest.mark.parametrize("off_by", [-40, -1, 1])
+def test_a_protocol_that_miscounts_is_told_so_before_a_shape_breaks(off_by: int) -> None:
+    model = make_model("llama")
+    with pytest.raises(ProtocolError) as refused:
+        descent(model, text_of(model), Doubling(off_by))
+    assert str(refused.value).startswith(
+        f"Protocol doubling(off_by={off_by}): after chain step 0, carry left {SIZE} slots in block 1, but "
+        f"slots(step=0, held={SIZE}, new={SIZE}) says {SIZE + off_by}. Override slots in {__name__}"
+    )
 
 
 def test_streaming_by_cache_positions_is_a_new_text_for_a_model_of_one_block() -> None:
@@ -222,15 +283,22 @@ def test_streaming_by_cache_positions_is_a_new_text_for_a_model_of_one_block() -
     text = text_of(model)
     layers, _, recorder = descent(model, text, "streaming(sinks=2,window=9,positions=cache)")
     with numerics(rung_of(model.dtype)):
+        whole = [
+            model(text[None], position_ids=first + torch.arange(TOKENS)[None], output_hidden_states=True)
+            for first in (0, 1, 5, 11, 20)
+        ]
+        # The tables of rotation are float32 in transformers. Only distances between positions count, so whatever moving
+        # a whole text changes is the rounding of these tables; a key that is moved is turned by two of them.
+        states = torch.stack([out.hidden_states[-1][0] for out in whole])
+        bound = times(SIZE) * (states[1:] - states[0]).abs().max().item()
+        assert 0 < bound < 1e-3, "the tables are not float32, or a bound that says nothing"
         for start in range(0, TOKENS, SIZE):
             seen = list(range(start))
             seen = seen if start <= 11 else [*seen[:2], *seen[-9:]]
             visible = torch.cat([text[seen], text[start : start + SIZE]])
             want = model(visible[None], output_hidden_states=True).hidden_states[-1][0, len(seen) :]
-            # The tables of rotation are float32 in transformers, so moved keys agree to that and not to float64.
-            torch.testing.assert_close(layers[-1][start : start + SIZE], want, rtol=0, atol=2e-6)
-        far = model(text[None], output_hidden_states=True).hidden_states[-1][0]
-    assert (layers[-1][-SIZE:] - far[-SIZE:]).abs().max() > 1e-3, "the window shows nothing"
+            torch.testing.assert_close(layers[-1][start : start + SIZE], want, rtol=0, atol=bound)
+    assert (layers[-1][-SIZE:] - states[0, -SIZE:]).abs().max() > 1e-3, "the window shows nothing"
     assert recorder.bytes[0][1][-1] == 11 * 2 * 2 * 8 * 8
 
 
@@ -266,8 +334,12 @@ def test_moved_keys_are_keys_computed_there() -> None:
         d = DescendingLane(lane, model)
         there = d.rotate(0, caches[0], torch.full((TOKENS,), 20))
         back = d.rotate(0, caches[1], torch.full((TOKENS,), -20))
-    torch.testing.assert_close(there, caches[1], rtol=0, atol=5e-6)
-    torch.testing.assert_close(back, caches[0], rtol=0, atol=5e-6)
+    # Tables are float32: an angle in radians, which is the position at most, is rounded, its cosine and sine are within
+    # an ulp, and so is the frequency, which is the same one everywhere. Three tables meet: of 20, of p and of 20 + p.
+    pairs = torch.stack(caches[0].chunk(2, -1)).norm(dim=0).max().item()
+    bound = (2 * (20 + TOKENS) + 3 * 2 * 2**0.5) * U32 * pairs
+    torch.testing.assert_close(there, caches[1], rtol=0, atol=bound)
+    torch.testing.assert_close(back, caches[0], rtol=0, atol=bound)
     assert (caches[0] - caches[1]).abs().max() > 0.1
 
 
@@ -277,21 +349,28 @@ def test_what_is_read_back_is_within_half_a_level(label: str) -> None:
     x = torch.randn(1, 2, 16, 8, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 8)
     got = protocol.read_back(x)  # type: ignore[attr-defined]
     dim = -2 if "channel" in label else -1
+    high, low = x.amax(dim, keepdim=True), x.amin(dim, keepdim=True)
     if "fp8" in label:
-        # e4m3: three bits of fraction, and below 2**-6 of the scaled range a fixed step of 2**-9
-        step = torch.maximum(x.abs() * 2.0**-4, x.abs().amax(dim, keepdim=True) / 448 * 2.0**-10)
+        # e4m3: three bits of fraction, and below 2**-6 of the scaled range a fixed step of 2**-9. The scale, quotient
+        # and product are rounded to float32.
+        half = torch.maximum(x.abs() * 2.0**-4, x.abs().amax(dim, keepdim=True) / 448 * 2.0**-10)
+        rounded = gamma(4, U32) * (x.abs() + half)
     else:
-        step = (x.amax(dim, keepdim=True) - x.amin(dim, keepdim=True)) / 255 / 2
-    assert ((got - x).abs() <= step * (1 + 1e-5)).all()
+        # Rounded to float32 are the range, the level and the quotient, and on the way back the product, all of them no
+        # more than the range; and the sums with the lowest number.
+        half = (high - low) / 255 / 2
+        rounded = gamma(6, U32) * (high - low) + gamma(2, U32) * (x.abs() + low.abs())
+    assert ((got - x).abs() <= half + rounded).all()
     assert (got != x).any()
     again = protocol.read_back(got)  # type: ignore[attr-defined]
-    torch.testing.assert_close(again, got, rtol=1e-5, atol=0)
+    assert ((again - got).abs() <= 2 * rounded).all(), "what was read back is a level already"
 
 
 def test_a_constant_group_survives_quantisation() -> None:
     for label in ("quantized(format=int4)", "quantized(format=fp8)"):
         x = torch.full((1, 1, 4, 8), 0.7)
-        torch.testing.assert_close(parse(label).read_back(x), x)  # type: ignore[attr-defined]
+        # One level, or the largest one of fp8: a quotient and a product of float32.
+        torch.testing.assert_close(parse(label).read_back(x), x, rtol=gamma(2, U32), atol=0)  # type: ignore[attr-defined]
         zero = torch.zeros(1, 1, 4, 8)
         assert torch.equal(parse(label).read_back(zero), zero)  # type: ignore[attr-defined]
 
@@ -307,7 +386,10 @@ def test_a_perturbation_shows_after_its_step_and_in_proportion_to_its_size(
     assert not drifts[:, :, :3].any(), "noise before it was put in"
     assert (drifts[:, :, 3] > 0).all()
     slopes = np.polyfit(np.log10(sizes), np.log10(drifts[:, :, 3:].reshape(len(sizes), -1)), 1)[0]
-    np.testing.assert_allclose(slopes, 1, atol=0.02)
+    # Noise of size s bends the response by a part of order s. Three times that at the largest size, which is the only
+    # one where it shows, moves a slope over six sizes by this:
+    x = np.log10(sizes) - np.mean(np.log10(sizes))
+    np.testing.assert_allclose(slopes, 1, rtol=0, atol=x[-1] / (x @ x) * np.log10(1 + 3 * sizes[-1]))
     one = drift.trace(model, ids, 8, "perturbed(append,step=2,size=0.001,block=2)", reference="unperturbed")
     assert not one.hidden_rel_l2.sel(layer=[0, 1]).values.any(), "block 2 was hit, but block 1 shows it"
     assert (one.hidden_rel_l2.sel(layer=2, step=3) > 0).all()
@@ -340,9 +422,11 @@ def test_decode_against_a_plain_generation(tiny: Callable[..., Any], token_ids: 
     np.testing.assert_array_equal(agree, cell.top1_agreement.values[0])
     parted = next((i for i, (a, b) in enumerate(zip(full, folded, strict=True)) if a != b), 12)
     assert int(np.argmin(agree)) == parted < 12
-    assert cell.nll_full.isel(step=0).item() == pytest.approx(
-        float(-torch.log_softmax(_logits(model, text)[-1].float(), -1)[full[0]]), abs=1e-5
-    )
+    logits = _logits(model, text)[-1].double()
+    want = -torch.log_softmax(logits, -1)[full[0]].item()
+    # float32: exponents of up to the range of the logits are rounded, and an exponential is within an ulp.
+    bound = ((logits.max() - logits.min()).item() + 2) * U32
+    assert cell.nll_full.isel(step=0).item() == pytest.approx(want, rel=0, abs=bound)
     same = drift.trace(model, ids, 40, "decode(append,tokens=12)")
     assert not same.hidden_rel_l2.values.any()
     assert (same.token_agreement == 1).all()
@@ -384,16 +468,23 @@ def test_full_attention_again_is_the_same_bits_and_other_ways_are_near(
     )
     for name in ("hidden_rel_l2", "key_rel_l2", "value_rel_l2", "logit_kl", "logit_max_abs"):
         assert not again[name].values.any(), name
-    assert 0 < float(eager.hidden_rel_l2.max()) < 1e-4
-    assert float(batch.hidden_rel_l2.max()) < 1e-4
+    gold = drift.trace(model, ids, 8, "full", reference="gold")
+    # Another order of sums has roundings of its own, of the size that those of this order have on this machine.
+    bound = (1 + times(8)) * gold.hidden_rel_l2.max().item()
+    assert bound < U32**0.5, "a bound that says nothing"
+    assert eager.hidden_rel_l2.max() <= bound
+    assert batch.hidden_rel_l2.max() <= bound
     assert model.config._attn_implementation == "sdpa"
     with numerics(rung_of(model.dtype)):
         model.set_attn_implementation("eager")
         want = model(torch.from_numpy(ids), output_hidden_states=True).hidden_states[-1]
         model.set_attn_implementation("sdpa")
         base = model(torch.from_numpy(ids), output_hidden_states=True).hidden_states[-1]
-    rel = float((want - base)[0, :8].double().norm() / base[0, :8].double().norm())
-    assert eager.hidden_rel_l2.isel(layer=-1, step=0).item() == pytest.approx(rel, rel=1e-9)
+    want, base = want[0].double(), base[0].double()
+    assert bool((want != base).any()) == bool(eager.hidden_rel_l2.isel(layer=-1).max() > 0)
+    rel = ((want - base)[:8].norm() / base[:8].norm()).item()
+    got = eager.hidden_rel_l2.isel(layer=-1, step=0).item()
+    assert got == pytest.approx(rel, rel=norms(base[:8].numel()), abs=0)
 
 
 def test_a_model_whose_keys_cannot_be_moved_is_refused() -> None:

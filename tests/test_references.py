@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import WIDE, gamma, norms
 from test_trace import plain
 
 import drift
@@ -48,19 +49,34 @@ def test_gold_and_its_parts_are_those_of_plain_loops(
             f, c, g, c64 = (x["layers"][theirs, part] for x in (full, fold, gold, fold64))
             at, size = cell.isel(document=0, layer=ours, step=step), np.linalg.norm(g)
             total = np.linalg.norm(c - g)
-            assert at.hidden_rel_l2.item() == pytest.approx(total / size, rel=1e-12)
+            assert at.hidden_rel_l2.item() == pytest.approx(total / size, rel=norms(g.size), abs=0)
             vectors = dict(zip(PARTS, (c64 - g, f - g, (c - c64) - (f - g)), strict=True))
+            lengths = {name: np.linalg.norm(vector) for name, vector in vectors.items()}
             for name, vector in vectors.items():
-                assert at[f"hidden_rel_l2_{name}"].item() == pytest.approx(np.linalg.norm(vector) / size, rel=1e-9)
+                got = at[f"hidden_rel_l2_{name}"].item()
+                assert got == pytest.approx(lengths[name] / size, rel=norms(g.size), abs=0)
                 if total:
                     want = (vector * (c - g)).sum() / total**2
-                    assert at[f"hidden_share_{name}"].item() == pytest.approx(want, rel=1e-6, abs=1e-9)
+                    # An inner product, here with the total and there with the sum of the parts, each rounded thrice.
+                    whole = lengths[name] / total * (1 + sum(lengths.values()) / total)
+                    got = at[f"hidden_share_{name}"].item()
+                    assert got == pytest.approx(want, rel=0, abs=2 * gamma(g.size + 8) * whole)
             want = np.linalg.norm(c - c64) / np.linalg.norm(c64)
-            assert again.hidden_rel_l2.isel(document=0, layer=ours, step=step).item() == pytest.approx(want, rel=1e-12)
+            got = again.hidden_rel_l2.isel(document=0, layer=ours, step=step).item()
+            assert got == pytest.approx(want, rel=norms(c.size), abs=0)
     last = cell.isel(document=0, layer=-1, step=slice(1, None))
     shares = np.stack([last[f"hidden_share_{name}"].values for name in PARTS])
-    np.testing.assert_allclose(shares.sum(0), 1, rtol=0, atol=1e-12)
-    assert (shares[0] > 0.9).all() if restart else (abs(shares[0]) < 1e-3).all()
+    add_up(shares)
+    # What append computes in float64 is full attention in float64; its share is no more than its length's.
+    share = last.hidden_rel_l2_structural.values / last.hidden_rel_l2.values
+    # What restart leaves to rounding are some unit roundoffs, 0.004 in bf16, beside a drift of a third.
+    assert (shares[0] > 0.9).all() if restart else (abs(shares[0]) <= share * (1 + gamma(8 * 32 + 8))).all()
+    assert restart or (last.hidden_rel_l2_structural < WIDE).all()
+
+
+def add_up(shares: np.ndarray) -> None:
+    """Assert that shares [part, ...] add up to 1: a quotient, two additions in what it is of, and two here."""
+    assert (abs(shares.sum(0) - 1) <= gamma(5) * abs(shares).sum(0)).all()
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-12, 1.0), st.floats(1e-12, 1.0))
@@ -71,8 +87,7 @@ def test_the_shares_add_up_to_one(seed: int, rounding: float, structural: float)
     fold64 = gold + structural * torch.from_numpy(rng.standard_normal((7, 5)))
     fold = fold64 + rounding * torch.from_numpy(rng.standard_normal((7, 5)))
     out = measures.compare_parts(gold, full, fold64, fold).per_step([0, 4])
-    total = sum(out[f"hidden_share_{name}"] for name in PARTS)
-    np.testing.assert_allclose(total, 1, rtol=0, atol=1e-9)
+    add_up(np.stack([out[f"hidden_share_{name}"] for name in PARTS]))
     split = [measures.compare_parts(*(x[rows] for x in (gold, full, fold64, fold))) for rows in (slice(3), slice(3, 7))]
     joined = measures.PartRows.concatenate(split).per_step([0, 4])
     for name, values in out.items():
@@ -97,7 +112,7 @@ def test_previous_compares_with_the_chunk_before(tiny: Callable[..., Any], token
                 before = states[theirs, 8 * step - 8 : 8 * step - 8 + len(now)]
                 at = cell.isel(document=document, layer=ours, step=step)
                 want = np.linalg.norm(now - before) / np.linalg.norm(before)
-                assert at.hidden_rel_l2.item() == pytest.approx(want, rel=1e-12)
+                assert at.hidden_rel_l2.item() == pytest.approx(want, rel=norms(now.size), abs=0)
     assert cell.hidden_rel_l2.isel(step=0).isnull().all()
     assert not cell.nonfinite_count.values.any(), "a step without a predecessor is no finding"
     assert cell.logit_kl.isnull().all()
@@ -134,7 +149,7 @@ def test_references_share_a_descent_without_touching_each_other(
 def test_a_float64_model_is_its_own_gold(tiny: Callable[..., Any], token_ids: Callable[..., Any]) -> None:
     cell = drift.trace(tiny("llama", "float64"), token_ids(1, 24), 8, reference="gold")
     assert not cell.hidden_rel_l2_full_rounding.values.any()
-    assert cell.hidden_rel_l2.max().item() < 1e-13
+    assert cell.hidden_rel_l2.max().item() < WIDE
 
 
 def test_an_unknown_reference_says_which_there_are(tiny: Callable[..., Any], token_ids: Callable[..., Any]) -> None:

@@ -823,7 +823,7 @@ def test_help_and_dry_run_do_without_torch(
     assert code == 0
     assert "4 cells" in text
     assert not names & {"torch", "transformers"}
-    assert "xarray" in names
+    assert "numpy" in names
 
 
 def test_list_presets(say: Said) -> None:

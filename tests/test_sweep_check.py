@@ -94,6 +94,13 @@ def break_the_contract(out: Path) -> str:
     return first(out).name
 
 
+def name_a_group_like_a_finding(out: Path) -> str:
+    """What is wrong with a file is known where it is found, not read out of the words for it."""
+    with h5py.File(first(out), "r+") as file:
+        file.create_group("schema of the data contract")
+    return first(out).name
+
+
 def edit_the_record(out: Path) -> str:
     with h5py.File(first(out), "r+") as file:
         file.attrs["config_json"] = file.attrs["config_json"].replace('"seed":0', '"seed":1')
@@ -183,6 +190,7 @@ CASES: dict[str, tuple[Callable[[Path], str], set[str], str]] = {
     "a flipped bit": (flip_a_bit, {"damaged"}, "run the sweep again"),
     "not a cell": (other_file, {"damaged", "stranger"}, "move it"),
     "no driver": (break_the_contract, {"contract"}, "run the sweep again"),
+    "a group of a telling name": (name_a_group_like_a_finding, {"damaged"}, "run the sweep again"),
     "record edited": (edit_the_record, {"config"}, "run the sweep again"),
     "record and hash edited": (edit_record_and_hash, {"config", "name"}, "rename it back"),
     "renamed": (rename, {"name", "missing", "stranger"}, "rename it back"),

@@ -23,6 +23,7 @@ from hypothesis.extra import numpy as hnp
 
 from drift import dataset, thin
 from drift.dataset import thinning
+from drift.dataset.bits import EXACT, round_bits
 from drift.errors import ConfigError, DatasetError
 from drift.reading import figures, summary
 
@@ -80,7 +81,7 @@ def faults(whole: xr.Dataset, small: xr.Dataset) -> list[str]:
             found.append(f"{name}: a sign or a value that is not finite differs")
         if (np.abs(y[finite] - x[finite]) > said["relative_error"] * np.abs(x[finite])).any():
             found.append(f"{name}: further off than {said['relative_error']}")
-        if not np.array_equal(dataset.round_bits(y, said["bits"]), y, equal_nan=True):  # type: ignore[arg-type]
+        if not np.array_equal(round_bits(y, said["bits"]), y, equal_nan=True):  # type: ignore[arg-type]
             found.append(f"{name}: has more than {said['bits']} bits")
     return found
 
@@ -102,14 +103,14 @@ NUMBERS = st.one_of(st.floats(allow_subnormal=True), st.sampled_from(EDGES), st.
 @settings(max_examples=200, deadline=None)
 @given(values=hnp.arrays(np.float64, st.integers(1, 12), elements=NUMBERS), bits=st.integers(1, 53))
 def test_rounding_is_to_nearest_even_and_within_its_bound(values: np.ndarray, bits: int) -> None:
-    rounded = dataset.round_bits(values, bits)
+    rounded = round_bits(values, bits)
     np.testing.assert_array_equal(rounded, [rounded_by_definition(v, bits) for v in values.tolist()])
     special = ~np.isfinite(values) | (values == 0)
     np.testing.assert_array_equal(rounded[special], values[special])
     assert (np.isnan(values) | (np.signbit(rounded) == np.signbit(values))).all()
     for x, y in zip(values[~special].tolist(), rounded[~special].tolist(), strict=True):
         assert abs(Fraction(y) - Fraction(x)) <= abs(Fraction(x)) / 2**bits
-    np.testing.assert_array_equal(dataset.round_bits(rounded, bits), rounded)
+    np.testing.assert_array_equal(round_bits(rounded, bits), rounded)
     rising = rounded[np.argsort(values)]
     assert not (rising[1:] < rising[:-1]).any(), "quantiles would cross"
 
@@ -117,8 +118,8 @@ def test_rounding_is_to_nearest_even_and_within_its_bound(values: np.ndarray, bi
 @pytest.mark.parametrize("bits", [1, 2, 26, 53])
 def test_rounding_at_the_edges(bits: int) -> None:
     expected = [rounded_by_definition(v, bits) for v in EDGES]
-    np.testing.assert_array_equal(dataset.round_bits(np.array(EDGES), bits), expected)
-    assert dataset.round_bits(np.array(EDGES), 53).tobytes() == np.array(EDGES).tobytes()
+    np.testing.assert_array_equal(round_bits(np.array(EDGES), bits), expected)
+    assert round_bits(np.array(EDGES), 53).tobytes() == np.array(EDGES).tobytes()
 
 
 # ------------------------------------------------------------------------------------------ layers
@@ -154,7 +155,7 @@ def test_a_thinned_cell_is_a_valid_cell_that_says_what_was_kept(whole: xr.Datase
 
 
 def test_what_is_read_off_as_a_difference_is_exact(whole: xr.Dataset, small: xr.Dataset) -> None:
-    for name in dataset.EXACT:
+    for name in EXACT:
         np.testing.assert_array_equal(small[name], whole[name])
     assert not np.array_equal(small["logit_kl"], whole["logit_kl"])
 

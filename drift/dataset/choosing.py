@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import xarray as xr
 
-from drift.dataset.labels import parse
+from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 
@@ -33,20 +33,12 @@ _REFERENCES = {
 
 def keep(sweep: Sweep, wanted: Callable[[xr.Dataset], bool]) -> Sweep:
     """Keep the cells for which `wanted` holds; unlike :meth:`Sweep.sel`, none at all is no error."""
-    return Sweep(
-        [ds for ds in sweep if wanted(ds)],
-        controls=sweep.controls,
-        plan=sweep.plan,
-        failures=sweep.failures,
-        problems=sweep.problems,
-        left_out=sweep.left_out,
-        folder=sweep.folder,
-    )
+    return sweep.derive(ds for ds in sweep if wanted(ds))
 
 
 def is_fold(ds: xr.Dataset, reference: str = "full", generating: bool = False) -> bool:
     """Whether a cell measures an undisturbed fold against `reference`; chains of generated tokens only if asked for."""
-    name = parse(ds["protocol"].item()).name
+    name = parse_label(ds["protocol"].item()).name
     kinds = name not in DISTURBED and (generating or name not in GENERATING)
     return bool(ds["reference"].item() == reference and kinds)
 
@@ -83,7 +75,7 @@ def left_out(sweep: Sweep, kept: Sweep) -> str:
     counts: dict[str, int] = {}
     for ds in sweep:
         if id(ds) not in mine:
-            name, reference = parse(ds["protocol"].item()).name, ds["reference"].item()
+            name, reference = parse_label(ds["protocol"].item()).name, ds["reference"].item()
             what = f"{name} against {_REFERENCES.get(reference, reference)}" if reference != "full" else name
             counts[what] = counts.get(what, 0) + 1
     if not counts:

@@ -7,8 +7,8 @@ import xarray as xr
 
 __all__ = ["VOLATILE_ATTRS", "same_data"]
 
-#: Attributes that may differ between two runs of the same cell.
-VOLATILE_ATTRS = ("created_at", "elapsed_s")
+#: Attributes that may differ between two runs of the same cell: when it was, and how a protocol is worded.
+VOLATILE_ATTRS = ("created_at", "elapsed_s", "protocol_summary")
 
 
 def same_data(a: xr.Dataset, b: xr.Dataset) -> list[str]:

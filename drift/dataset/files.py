@@ -13,7 +13,7 @@ import xarray as xr
 
 from drift.dataset.contract import COORDINATES, VARIABLES
 from drift.dataset.validating import validate
-from drift.errors import DatasetError
+from drift.errors import DatasetError, Fault
 
 __all__ = ["TEMPORARY_SUFFIX", "read", "write"]
 
@@ -118,28 +118,31 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
     Raises
     ------
     DatasetError
-        If the file is missing, truncated, not netCDF, or breaks the contract.
+        If the file is missing, truncated, not netCDF, or breaks the contract; `fault` says which.
     """
     source = Path(path)
     remedy = "Delete it and run the sweep again."
+
+    def damaged(problem: str, advice: str = "") -> DatasetError:
+        return DatasetError(f"{source}: {problem}{advice}", fault=Fault.DAMAGED, problem=problem)
+
     try:
         payload = source.read_bytes()
     except FileNotFoundError as error:
-        raise DatasetError(f"{source}: no such file") from error
+        raise damaged("no such file") from error
     except OSError as error:
-        raise DatasetError(f"{source}: cannot be read ({error.strerror or error})") from error
+        raise damaged(f"cannot be read ({error.strerror or error})") from error
     if payload[:8] != b"\x89HDF\r\n\x1a\n":
-        what = "is empty" if not payload else "is not a netCDF-4 file"
-        raise DatasetError(f"{source}: {what}. {remedy}")
+        raise damaged("is not a netCDF-4 file" if payload else "is empty", f". {remedy}")
     try:
         ds = _parse(payload)
     except Exception as error:  # the HDF5 library raises nearly every kind on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DatasetError(f"{source}: truncated or damaged ({reason}). {remedy}") from error
+        raise damaged(f"truncated or damaged ({reason})", f". {remedy}") from error
     try:
         validate(ds, source=str(source))
     except DatasetError as error:
-        raise DatasetError(f"{error}. {remedy}") from None
+        raise DatasetError(f"{error}. {remedy}", fault=error.fault, problem=error.problem) from None
     ds.encoding["source"] = str(source)
     return ds
 

@@ -1,13 +1,17 @@
-"""Labels of protocols as text: how they are split, and what one of them says."""
+"""Labels of protocols as text: the one grammar of them, read and written."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from drift.errors import DatasetError
 
-__all__ = ["Label", "number", "parse", "split_outside_parentheses"]
+__all__ = ["Label", "number", "parse_label", "split_outside_parentheses"]
+
+_LABEL = re.compile(r"([a-z][a-z0-9_]*)\s*(?:\((.*)\))?", re.DOTALL)
+_OPTION = re.compile(r"([A-Za-z0-9_]+)\s*=\s*([^(),=]*)")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,13 @@ class Label:
     inner: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """The label as it is written, without spaces: :func:`parse_label` reads it back."""
+        inside = [self.inner] if self.inner else []
+        inside += [f"{name}={value}" for name, value in self.options.items()]
+        return f"{self.name}({','.join(inside)})" if inside else self.name
+
     def number(self, option: str) -> float:
         """Value of an option that is a number.
 
@@ -42,37 +53,38 @@ class Label:
             raise DatasetError(f"the protocol {self.name!r} of a cell has no number {option!r}: {error}") from error
 
 
-def parse(label: str) -> Label:
-    """Take a label apart: ``name``, ``name(option=value,...)`` or ``name(protocol,option=value,...)``.
+def parse_label(text: str) -> Label:
+    """Take a label apart: ``name``, ``name(option=value,...)`` or ``name(label,option=value,...)``.
+
+    A name begins with a lower-case letter, and goes on with these, digits and underscores. Spaces around names,
+    values and commas mean nothing, and neither does an empty place between commas. Whether a protocol of that name
+    exists, and what its options may be, is not asked here.
+
+    Raises
+    ------
+    DatasetError
+        If the text is no label: it says which part of it.
 
     Examples
     --------
-    >>> parse("perturbed(quantized(format=int8,axis=token),step=4,size=0.001)").inner
+    >>> parse_label("perturbed(quantized(format=int8,axis=token),step=4,size=0.001)").inner
     'quantized(format=int8,axis=token)'
     """
-    name, bracket, rest = label.partition("(")
-    if not bracket:
-        return Label(label)
+    found = _LABEL.fullmatch(text.strip())
+    if found is None:
+        raise DatasetError(f"{text!r} is no label of a protocol: write NAME, NAME(OPTION=VALUE) or NAME(LABEL)")
     inner, options = "", {}
-    for part in _split(rest.removesuffix(")")):
-        key, equals, value = part.partition("=")
-        if equals and "(" not in key:
-            options[key.strip()] = value.strip()
+    for place, part in enumerate(part for part in split_outside_parentheses(found[2] or "") if part):
+        option = _OPTION.fullmatch(part)
+        if option is not None and option[1] in options:
+            raise DatasetError(f"{text!r} is no label of a protocol: it sets {option[1]!r} twice")
+        if option is not None:
+            options[option[1]] = option[2].strip()
+        elif place == 0:
+            inner = parse_label(part).text
         else:
-            inner = part.strip()
-    return Label(name, inner, options)
-
-
-def _split(text: str) -> list[str]:
-    """Split at commas that stand in no brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part for part in parts if part.strip()]
+            raise DatasetError(f"{text!r} is no label of a protocol: {part!r} is no OPTION=VALUE, and not the first")
+    return Label(found[1], inner, options)
 
 
 def split_outside_parentheses(text: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,30 @@ from drift._accessors import sweep_accessor
 from drift.dataset.contract import SCALARS, VARIABLES
 from drift.errors import DatasetError
 
-__all__ = ["Sweep"]
+__all__ = ["Controls", "Sweep"]
+
+
+class Controls(Sequence[xr.Dataset]):
+    """Cells that test the instrument, sorted; the same object in a sweep and in all that is derived from it.
+
+    It cannot be changed, and is equal only to itself: a reader may keep beside it what it worked out of it.
+    """
+
+    def __init__(self, cells: Iterable[xr.Dataset] = ()) -> None:
+        self._cells = tuple(sorted(cells, key=_order))
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    @overload
+    def __getitem__(self, place: int) -> xr.Dataset: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[xr.Dataset]: ...
+    def __getitem__(self, place: int | slice) -> xr.Dataset | Sequence[xr.Dataset]:
+        return self._cells[place]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} control cells>"
 
 
 class Sweep:
@@ -33,7 +57,7 @@ class Sweep:
     left_out : list of str
         Files of the folder that ``sweep.json`` does not name.
     folder : pathlib.Path or None
-    controls : list of xarray.Dataset
+    controls : Controls
         Cells that test the instrument, not the fold (they have the attribute ``control``); no part of `cells`.
     """
 
@@ -49,9 +73,7 @@ class Sweep:
         folder: Path | None = None,
     ) -> None:
         self.cells = sorted(cells, key=_order)
-        self.controls = sorted(controls, key=_order)
-        #: What readers worked out of the controls; selections share it, as they share the controls.
-        self.memo: dict[Any, Any] = {}
+        self.controls = controls if isinstance(controls, Controls) else Controls(controls)
         self.plan = dict(plan or {})
         self.failures = [dict(f) for f in failures]
         self.problems = dict(problems or {})
@@ -119,17 +141,19 @@ class Sweep:
         if not kept:
             wish = ", ".join(f"{k}={v!r}" for k, v in axes.items())
             raise DatasetError(f"no cell matches {wish or 'anything: the sweep is empty'}. Cells:\n{self._listing()}")
-        selected = Sweep(
-            kept,
-            controls=self.controls,
-            plan=self.plan,
-            failures=self.failures,
-            problems=self.problems,
-            left_out=self.left_out,
-            folder=self.folder,
-        )
-        selected.memo = self.memo
-        return selected
+        return self.derive(kept)
+
+    def derive(self, cells: Iterable[xr.Dataset]) -> Sweep:
+        """Return a sweep of other cells, and of everything else that this one has: the one way to make one of another.
+
+        Parameters
+        ----------
+        cells : iterable of xarray.Dataset
+            Some of the cells, or what was made of them; none at all is no error.
+        """
+        derived = copy(self)
+        derived.cells = sorted(cells, key=_order)
+        return derived
 
     def only(self) -> xr.Dataset:
         """Return the one cell there is.

@@ -19,7 +19,7 @@ from drift.dataset.contract import (
     VARIABLES,
     layer_kinds,
 )
-from drift.errors import DatasetError
+from drift.errors import DatasetError, Fault
 
 __all__ = ["validate"]
 
@@ -37,24 +37,30 @@ def validate(ds: xr.Dataset, source: str = "dataset") -> None:
     Raises
     ------
     DatasetError
-        With every rule that is broken, not only the first.
+        With every rule that is broken, not only the first; `fault` says of which kind.
     """
     version = ds.attrs.get("schema_version")
     if version is None:
-        raise DatasetError(f"{source}: not a drift dataset (it has no schema_version)")
+        problem = "not a drift dataset (it has no schema_version)"
+        raise DatasetError(f"{source}: {problem}", fault=Fault.CONTRACT, problem=problem)
     if str(version) != SCHEMA_VERSION:
+        problem = f"written under schema version {version}, but this drift reads version {SCHEMA_VERSION}"
         raise DatasetError(
-            f"{source}: written under schema version {version}, but this drift reads version {SCHEMA_VERSION}. "
-            "Read it with the drift that wrote it, or run the sweep again."
+            f"{source}: {problem}. Read it with the drift that wrote it, or run the sweep again.",
+            fault=Fault.CONTRACT,
+            problem=problem,
         )
-    faults = [*_attr_faults(ds)]
+    misnamed = [*_hash_faults(ds)]
+    faults = [*_attr_faults(ds), *misnamed]
     structure = [*_coordinate_faults(ds), *_variable_faults(ds)]
     faults += structure
     if not structure:  # values only make sense on sound axes
         faults += _axis_faults(ds)
         faults += _value_faults(ds)
     if faults:
-        raise DatasetError(f"{source}: breaks the data contract: " + "; ".join(faults))
+        problem = f"breaks the data contract: {'; '.join(faults)}"
+        kind = Fault.CONFIG if misnamed else Fault.CONTRACT
+        raise DatasetError(f"{source}: {problem}", fault=kind, problem=problem)
 
 
 def _attr_faults(ds: xr.Dataset) -> Iterator[str]:
@@ -72,6 +78,9 @@ def _attr_faults(ds: xr.Dataset) -> Iterator[str]:
     for name in ("git_dirty", "threads", "seed", "bos_token_id", "logit_stride"):
         if name in ds.attrs and not isinstance(ds.attrs[name], int | np.integer):
             yield f"attribute {name} is not a whole number"
+
+
+def _hash_faults(ds: xr.Dataset) -> Iterator[str]:
     if {"config_json", "config_sha256"} <= ds.attrs.keys():
         digest = hashlib.sha256(str(ds.attrs["config_json"]).encode()).hexdigest()
         if digest != ds.attrs["config_sha256"]:

@@ -21,6 +21,8 @@ __all__ = [
     "grouped_cells",
     "layer_words",
     "longest",
+    "protocol_lines",
+    "protocol_summaries",
     "select",
 ]
 
@@ -36,6 +38,20 @@ def select(sweep: Sweep, models: Sequence[str] | str | None = None) -> Sweep:
         return sweep
     wanted = [m.strip() for m in models.split(",")] if isinstance(models, str) else list(models)
     return sweep.sel(model=wanted)
+
+
+def protocol_summaries(sweep: Sweep) -> dict[str, str]:
+    """Say of each protocol label what it does, as the cells that ran it say; empty where no cell does."""
+    found: dict[str, str] = {}
+    for label in map(str, sweep.values("protocol")):
+        said = (str(ds.attrs.get("protocol_summary", "")) for ds in sweep if ds["protocol"].item() == label)
+        found[label] = next((words for words in said if words), "")
+    return found
+
+
+def protocol_lines(sweep: Sweep) -> list[str]:
+    """List the readings of a sweep in Markdown: label, and what it does where the cells say it."""
+    return [f"**`{label}`**" + (f": {said}" if said else "") for label, said in protocol_summaries(sweep).items()]
 
 
 def layer_words(ds: xr.Dataset, layer: int) -> str:
@@ -55,15 +71,11 @@ def longest(sweep: Sweep) -> Sweep:
     for ds in sweep:
         key = tuple(ds[n].item() for n in ("model", "dtype", "protocol"))
         smallest[key] = min(smallest.get(key, ds["chunk_size"].item()), ds["chunk_size"].item())
-    kept = [
+    return sweep.derive(
         ds
         for ds in sweep
         if ds["chunk_size"].item() == smallest[tuple(ds[n].item() for n in ("model", "dtype", "protocol"))]
-    ]
-    return Sweep(
-        kept, controls=sweep.controls, plan=sweep.plan, failures=sweep.failures, problems=sweep.problems,
-        folder=sweep.folder,
-    )  # fmt: skip
+    )
 
 
 def file_name(ds: xr.Dataset) -> str:

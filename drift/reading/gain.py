@@ -22,7 +22,7 @@ import pandas as pd
 
 from drift import dataset
 from drift.dataset.contract import SCALARS
-from drift.dataset.labels import parse
+from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep
 from drift.reading import controls
 from drift.reading.statistics.arrays import Float
@@ -81,7 +81,7 @@ def gains(sweep: Sweep, layer: int | str = "last") -> list[Gain]:
 
 def _gains(sweep: Sweep, layer: int | str, gate: controls.Gate) -> Iterator[Gain]:
     for ds in sweep:
-        label = parse(ds["protocol"].item())
+        label = parse_label(ds["protocol"].item())
         if ds["reference"].item() != "unperturbed" or label.name != "perturbed":
             continue
         step = int(label.number("step"))
@@ -185,7 +185,7 @@ def by_layer(sweep: Sweep) -> pd.DataFrame:
         depth = np.array([(n - 1) / max(numbers[-1] - 1, 1) for n in numbers])
         for place in sorted({int(np.argmin(np.abs(depth - k / 3))) for k in range(4)}):
             last = place == len(numbers) - 1
-            for one in _gains(Sweep([ds]), numbers[place], gate):
+            for one in _gains(sweep.derive([ds]), numbers[place], gate):
                 names = ("fold", "model", "dtype", "chunk_size", "step", "size")
                 first = {n.replace("_", " "): one.labels[n] for n in names}
                 row = rows.setdefault(one.name + one.labels["text"] + str(id(ds)), first)

@@ -235,6 +235,7 @@ def trace_folds(
             f"{scalars['model']}, {dtype.name}",
             "config_json": {**{k: v for k, v in scalars.items() if k != "unit_roundoff"}, "logit_stride": logit_stride},
             "protocol_json": {"name": fold.bound.name, "label": fold.bound.label},
+            "protocol_summary": fold.bound.in_words,
         }
         results.append(
             dataset.build(

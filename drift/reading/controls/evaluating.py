@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import xarray as xr
 
-from drift.dataset.labels import parse
-from drift.dataset.sweep import Sweep
+from drift.dataset.labels import parse_label
+from drift.dataset.sweep import Controls, Sweep
 from drift.reading.controls.firing import WHERE_SHIFTED, all_responses, response_control, shifted_control
 from drift.reading.controls.floor import floor_control, floors
 from drift.reading.controls.model import KINDS, Control, Instrument, State, Summary, instrument_of
@@ -74,6 +75,10 @@ def _quiet(cells: Sequence[xr.Dataset], setting: Instrument) -> Control:
 
 
 # ---------------------------------------------------------------------------------------------- all of them
+#: Pages ask often, and of many sweeps derived from one: what was found, for as long as the controls are there.
+_EVALUATED: WeakKeyDictionary[Controls, dict[tuple[object, ...], Summary]] = WeakKeyDictionary()
+
+
 def evaluate(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> Summary:
     """Evaluate every control of a sweep.
 
@@ -90,12 +95,11 @@ def evaluate(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
         Per setting of the sweep's cells one outcome of each kind; settings without such a control are ``not run``.
     """
     settings = list(dict.fromkeys(instrument_of(ds) for ds in [*sweep.controls, *sweep.cells]))
-    key = ("controls", measure, layer, tuple(settings))
-    if key not in sweep.memo:  # pages ask often
-        sweep.memo[key] = _evaluate(sweep, settings, measure, layer)
-    found = sweep.memo[key]
-    assert isinstance(found, Summary)
-    return found
+    key = (measure, layer, tuple(settings))
+    known = _EVALUATED.setdefault(sweep.controls, {})
+    if key not in known:
+        known[key] = _evaluate(sweep, settings, measure, layer)
+    return known[key]
 
 
 def _evaluate(sweep: Sweep, settings: Sequence[Instrument], measure: str, layer: int | str) -> Summary:
@@ -103,7 +107,7 @@ def _evaluate(sweep: Sweep, settings: Sequence[Instrument], measure: str, layer:
         return Summary((), (), (), False, measure)
     by: dict[str, list[xr.Dataset]] = {}
     for ds in sweep.controls:
-        name = parse(ds["protocol"].item()).name
+        name = parse_label(ds["protocol"].item()).name
         kind = str(ds.attrs["control"])
         kind = {"perturbed": "response", "shifted": "shifted"}.get(name, "") if kind == "fires" else kind
         by.setdefault(kind, []).append(ds)

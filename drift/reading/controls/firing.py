@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.special import stdtrit
 
 from drift import dataset
-from drift.dataset.labels import parse
+from drift.dataset.labels import parse_label
 from drift.reading.controls.floor import threshold
 from drift.reading.controls.model import Control, Floor, Instrument, Response, State, instrument_of
 from drift.reading.statistics import intervals, slope
@@ -44,8 +44,8 @@ def respond(cells: Sequence[xr.Dataset], bottom: float, layer: int | str = "last
     layer : int or "last"
         Where the response is read.
     """
-    cells = sorted(cells, key=lambda ds: parse(ds["protocol"].item()).number("size"))
-    labels = [parse(ds["protocol"].item()) for ds in cells]
+    cells = sorted(cells, key=lambda ds: parse_label(ds["protocol"].item()).number("size"))
+    labels = [parse_label(ds["protocol"].item()) for ds in cells]
     step = int(labels[0].number("step")) + 1
     sizes = np.array([label.number("size") for label in labels])
     drift = np.stack([dataset.curve(ds, "hidden_rel_l2", layer) for ds in cells])  # [size, document, step]
@@ -133,7 +133,7 @@ def shifted_control(
     if any(int(ds["block"].values[0]) != 1 for ds in cells):
         return Control("shifted", setting, State.NOT_RUN, worst, "the keys of block 1 were not kept in these cells")
     for ds in cells:
-        planted = int(parse(ds["protocol"].item()).number("step"))
+        planted = int(parse_label(ds["protocol"].item()).number("step"))
         values = dataset.curve(ds, *WHERE_SHIFTED)
         limit = threshold(mine, float(ds["unit_roundoff"].item()))
         step = _enters(values, limit)
@@ -181,7 +181,7 @@ def all_responses(
     groups: dict[tuple[Any, ...], list[xr.Dataset]] = {}
     for ds in cells:
         if instrument_of(ds) == setting:
-            label = parse(ds["protocol"].item())
+            label = parse_label(ds["protocol"].item())
             key = (label.inner, label.number("step"), ds["chunk_size"].item(), ds.attrs.get("tokens_sha256"))
             groups.setdefault(key, []).append(ds)
     bottom = max((f.level for f in every if f.setting == setting and math.isfinite(f.level)), default=0.0)

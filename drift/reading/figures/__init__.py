@@ -1,12 +1,13 @@
 """One file per kind of figure; each takes a sweep and returns a figure whose title says what it shows."""
 
-from drift.reading.figures.chain import drift_per_step, logits_per_step, nonfinite
+from drift.reading.figures.chain import drift_per_step, nonfinite
 from drift.reading.figures.controls import response
 from drift.reading.figures.depth import depth_growth, heat_map, keys_values, worst_tokens
 from drift.reading.figures.forest import equivalence
 from drift.reading.figures.gain import gains
 from drift.reading.figures.ladder import levels
 from drift.reading.figures.level import level_vs_chunk_size, level_vs_roundoff
+from drift.reading.figures.logits import logits_per_step
 from drift.reading.figures.parts import attribution
 from drift.reading.figures.plateau import plateau_fit
 from drift.reading.figures.showing import png, show

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from drift.reading import controls
@@ -15,6 +17,7 @@ from drift.reading.controls import firing
 from drift.reading.figures.style import (
     COLUMNS,
     MARKERS,
+    PROPORTIONAL,
     STYLES,
     colours_of,
     cycle_styles,
@@ -26,11 +29,11 @@ from drift.reading.figures.style import (
     set_style,
     wrap_panels,
 )
+from drift.reading.wording import numbers
 
 __all__ = ["response"]
 
 
-# ---------------------------------------------------------------------------------------------- controls
 def response(found: controls.Summary) -> Figure | None:
     """Draw drift against the size of the noise that was put in, one panel per model, with the floor of each precision.
 
@@ -42,29 +45,14 @@ def response(found: controls.Summary) -> Figure | None:
     models = list(dict.fromkeys(r.setting[0] for r in runs))
     order = {r.setting[1]: r.unit_roundoff for r in runs}
     dtypes = sorted(order, key=lambda d: -order[d])
-    colour, marker, style = colours_of(dtypes), cycle_styles(dtypes, MARKERS), cycle_styles(dtypes, STYLES)
     with set_style():
         figure, axes = wrap_panels(len(models), height=3.1, sharex=True, sharey=True)
         for ax, model in zip(axes, models, strict=True):
-            zeros = 0
-            for r in (r for r in runs if r.setting[0] == model):
-                dtype = r.setting[1]
-                zeros += int((r.values == 0).sum())
-                _answer(ax, r, colour[dtype], marker[dtype])
-            floors = {d: [f.level for f in found.floor if f.setting[:2] == (model, d)] for d in dtypes}
-            for dtype, bottom in floors.items():
-                if bottom and max(bottom) > 0:
-                    ax.axhline(
-                        max(bottom), color=colour[dtype], linestyle=style[dtype], linewidth=1, alpha=0.9, zorder=1
-                    )
-            best = [r for r in runs if r.setting[0] == model and r.used.any()]
-            if best:
-                r = min(best, key=lambda r: r.unit_roundoff)
-                at = float(np.exp(np.log(r.sizes[r.used]).mean()))
-                y = float(np.exp(np.log(r.values[r.used]).mean()))
-                span = np.array([min(r.sizes), max(r.sizes)])
-                ax.plot(span, y * span / at, color="0.45", linestyle=(0, (4, 2)), linewidth=1.1, zorder=1)
-            note_below(ax, zeros, 0)
+            mine = [r for r in runs if r.setting[0] == model]
+            _answers(ax, mine, dtypes)
+            _floors(ax, {d: [f.level for f in found.floor if f.setting[:2] == (model, d)] for d in dtypes})
+            _in_proportion(ax, mine)
+            note_below(ax, sum(int((r.values == 0).sum()) for r in mine), 0)
             ax.set_title(model, fontsize=9.5)
             name_x(ax, "relative size of the noise [1]")
             ax.set_xscale("log")
@@ -74,28 +62,60 @@ def response(found: controls.Summary) -> Figure | None:
         decade_ticks(axes[0].yaxis)
         for ax in axes[:: min(len(axes), COLUMNS)]:
             ax.set_ylabel("drift at the first step that can differ [1]")
-        slopes = sorted(r.slope.value for r in runs if math.isfinite(r.slope.value))
-        title = "Drift answers to noise put into the cache"
-        if slopes:
-            ends = f"{slopes[0]:.2f}", f"{slopes[-1]:.2f}"
-            power = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-            good = all(abs(s - 1) <= controls.TOLERANCE for s in slopes)
-            title = f"Drift answers to noise {'in proportion' if good else 'NOT in proportion'}: to the power {power}"
-        marks: dict[Any, dict[str, Any]] = {
-            "left out of the slope": {"color": "0.3", "marker": "o", "markerfacecolor": "white", "linestyle": "none"},
-            "proportional": {"color": "0.45", "linestyle": (0, (4, 2))},
-        }
-        legends = [
-            ("precision", legend_lines({d: {"color": colour[d], "marker": marker[d]} for d in dtypes})),
-            ("floor", legend_lines({d: {"color": colour[d], "linestyle": style[d]} for d in dtypes})),
-            ("marks", legend_lines(marks)),
-        ]
         caption = (
             "Points: geometric mean over documents; bars: smallest to largest. Floor: full attention against itself in "
             f"another implementation or batch. Left out: sizes below {firing.DROWNED:g} unit roundoffs, responses "
             f"below {firing.DROWNED:g} floors or above {controls.TOLERANCE:g}."
         )
-        return finish_figure(figure, title, caption, legends)
+        return finish_figure(figure, _title(runs), caption, _legends(dtypes))
+
+
+def _answers(ax: Axes, runs: Sequence[controls.Response], dtypes: Sequence[str]) -> None:
+    colour, marker = colours_of(dtypes), cycle_styles(dtypes, MARKERS)
+    for r in runs:
+        _answer(ax, r, colour[r.setting[1]], marker[r.setting[1]])
+
+
+def _floors(ax: Axes, floors: dict[str, list[float]]) -> None:
+    """Draw the highest floor of each precision."""
+    colour, style = colours_of(list(floors)), cycle_styles(list(floors), STYLES)
+    for dtype, levels in floors.items():
+        if levels and max(levels) > 0:
+            ax.axhline(max(levels), color=colour[dtype], linestyle=style[dtype], linewidth=1, alpha=0.9, zorder=1)
+
+
+def _in_proportion(ax: Axes, runs: Sequence[controls.Response]) -> None:
+    """Draw what a proportional response would be, through the middle of the finest precision's."""
+    usable = [r for r in runs if r.used.any()]
+    if not usable:
+        return
+    r = min(usable, key=lambda r: r.unit_roundoff)
+    at = float(np.exp(np.log(r.sizes[r.used]).mean()))
+    y = float(np.exp(np.log(r.values[r.used]).mean()))
+    span = np.array([min(r.sizes), max(r.sizes)])
+    ax.plot(span, y * span / at, linewidth=1.1, zorder=1, **PROPORTIONAL)
+
+
+def _title(runs: Sequence[controls.Response]) -> str:
+    slopes = sorted(r.slope.value for r in runs if math.isfinite(r.slope.value))
+    if not slopes:
+        return "Drift answers to noise put into the cache"
+    power = numbers.range_words(slopes, write=lambda v: f"{v:.2f}")
+    good = all(abs(s - 1) <= controls.TOLERANCE for s in slopes)
+    return f"Drift answers to noise {'in proportion' if good else 'NOT in proportion'}: to the power {power}"
+
+
+def _legends(dtypes: Sequence[str]) -> list[tuple[str, list[Line2D]]]:
+    colour, marker, style = colours_of(dtypes), cycle_styles(dtypes, MARKERS), cycle_styles(dtypes, STYLES)
+    marks: dict[Any, dict[str, Any]] = {
+        "left out of the slope": {"color": "0.3", "marker": "o", "markerfacecolor": "white", "linestyle": "none"},
+        "proportional": PROPORTIONAL,
+    }
+    return [
+        ("precision", legend_lines({d: {"color": colour[d], "marker": marker[d]} for d in dtypes})),
+        ("floor", legend_lines({d: {"color": colour[d], "linestyle": style[d]} for d in dtypes})),
+        ("marks", legend_lines(marks)),
+    ]
 
 
 def _answer(ax: Axes, r: controls.Response, colour: Any, marker: str) -> None:

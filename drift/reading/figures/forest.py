@@ -17,19 +17,18 @@ from drift.errors import DatasetError
 from drift.reading.claims import model, page
 from drift.reading.figures.plateau import margin_percent
 from drift.reading.figures.style import DPI, finish_figure, legend_lines, set_style
+from drift.reading.wording.numbers import coverage
 
-__all__ = ["equivalence"]
+__all__ = ["EFFECTS", "Effect", "equivalence"]
 
-# ---------------------------------------------------------------------------------------------- 10
 _SHAPES = {model.Status.SUPPORTED: "o", model.Status.REFUTED: "X", model.Status.UNDETERMINED: "o",
            model.Status.WITHHELD: "s"}  # fmt: skip
 _SHADES = {model.Status.SUPPORTED: "#0173b2", model.Status.REFUTED: "#c44e00", model.Status.UNDETERMINED: "0.35",
            model.Status.WITHHELD: "0.55"}  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------- 11
 @dataclass(frozen=True)
-class _Effect:
+class Effect:
     """How a claim's estimates are drawn.
 
     Attributes
@@ -56,20 +55,20 @@ class _Effect:
     widest: tuple[float, float]
 
 
-_EFFECTS = {
-    "C1": _Effect(
+EFFECTS = {
+    "C1": Effect(
         "C1 plateau", "Is growth per doubling of depth within {growth}?", "growth per doubling of chain depth [%]",
         0.0, False, True, (-0.9, 2.0),
     ),
-    "C2": _Effect(
+    "C2": Effect(
         "C2 precision", "Is drift the same in every precision, within {precision}?",
         "log-log slope of drift on the unit roundoff [1]", 0.0, False, False, (-1.0, 2.5),
     ),
-    "C3": _Effect(
+    "C3": Effect(
         "C3 chunk size", "Is the change per doubling of the chunk size within {chunk}?",
         "change per doubling of the chunk size [%]", 0.0, False, True, (-0.9, 2.0),
     ),
-    "C4": _Effect(
+    "C4": Effect(
         "C4 level", "Are any two models' levels within a factor {family:g}?", "ratio of two models' levels [1]",
         1.0, True, False, (1 / 256, 256.0),
     ),
@@ -96,9 +95,9 @@ def equivalence(found: model.Audit, claim: str = "C1") -> Figure | None:
     DatasetError
         If there is no such figure.
     """
-    if claim not in _EFFECTS:
-        raise DatasetError(f"there is no figure of claim {claim!r}; there are {', '.join(_EFFECTS)}")
-    effect, setting = _EFFECTS[claim], found.setting
+    if claim not in EFFECTS:
+        raise DatasetError(f"there is no figure of claim {claim!r}; there are {', '.join(EFFECTS)}")
+    effect, setting = EFFECTS[claim], found.setting
     summaries = [s for s in found.summaries if s.claim.name == effect.name]
     groups = [s for s in summaries if s.findings]
     if not any(math.isfinite(f.estimate) for s in groups for f in s.findings):
@@ -121,11 +120,11 @@ def equivalence(found: model.Audit, claim: str = "C1") -> Figure | None:
         axes[-1].set_xlabel(effect.axis)
         for ax in axes[:-1]:
             ax.tick_params(labelbottom=False)
-        cover = f"{100 * (1 - 2 * setting.alpha):g} %"
         caption = (
-            f"One row per cell or group of cells; bars: {cover} intervals, which lie within the shaded margin where "
-            "two one-sided tests pass; arrows: further out than the panel. Signs: what each row says by itself; the "
-            "verdict on a protocol needs all rows to be supported, or one to be refuted after Holm's correction."
+            f"One row per cell or group of cells; bars: {coverage(setting.alpha)} intervals, which lie within the "
+            "shaded margin where two one-sided tests pass; arrows: further out than the panel. Signs: what each row "
+            "says by itself; the verdict on a protocol needs all rows to be supported, or one to be refuted after "
+            "Holm's correction."
         )
         if claim == "C1":
             caption += (
@@ -161,7 +160,7 @@ def _sign(status: model.Status) -> dict[str, Any]:
     }
 
 
-def _reach(effect: _Effect, findings: Sequence[model.Finding], setting: model.Setting) -> tuple[float, float]:
+def _reach(effect: Effect, findings: Sequence[model.Finding], setting: model.Setting) -> tuple[float, float]:
     """Choose the horizontal axis: margins and estimates, and of the intervals what does not squash them."""
     move: Callable[[float], float] = math.log if effect.log else float
     least, most = (move(x) for x in effect.widest)
@@ -186,7 +185,7 @@ def _reach(effect: _Effect, findings: Sequence[model.Finding], setting: model.Se
 
 def _forest(
     ax: Axes,
-    effect: _Effect,
+    effect: Effect,
     s: model.Summary,
     names: Sequence[str],
     limits: tuple[float, float],

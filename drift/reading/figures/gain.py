@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from drift.reading import gain
 from drift.reading.figures.style import (
     COLUMNS,
-    COVER,
     MARKERS,
     STYLES,
     colours_of,
@@ -25,6 +24,8 @@ from drift.reading.figures.style import (
     set_style,
     wrap_panels,
 )
+from drift.reading.statistics import intervals
+from drift.reading.wording.numbers import coverage
 
 __all__ = ["gains"]
 
@@ -44,7 +45,7 @@ def gains(found: Sequence[gain.Gain]) -> Figure | None:
         for ax, (fold, model) in zip(axes, panels, strict=True):
             zeros = bad = 0
             for g in (g for g in found if (g.labels["fold"], g.labels["model"]) == (fold, model)):
-                middle, low, high = g.band()
+                middle, low, high = g.band(intervals.ALPHA)
                 zeros, bad = zeros + int((g.values == 0).sum()), bad + int((~np.isfinite(g.values)).sum())
                 shade = colour[g.labels["dtype"]]
                 k = np.arange(len(middle))
@@ -73,7 +74,7 @@ def gains(found: Sequence[gain.Gain]) -> Figure | None:
             ("put in after step", legend_lines({s: {"color": "0.25", "linestyle": style[s]} for s in steps})),
         ]
         caption = (
-            f"Lines: geometric mean over documents; bands: {COVER} interval of it (none with one document). Steps "
-            "count from 0. Black: carried along unchanged. Log scale."
+            f"Lines: geometric mean over documents; bands: {coverage(intervals.ALPHA)} interval of it (none with one "
+            "document). Steps count from 0. Black: carried along unchanged. Log scale."
         )
         return finish_figure(figure, title, caption, legends)

@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from drift.reading import ladder
 from drift.reading.figures.style import (
     COLUMNS,
-    COVER,
+    CONSTANT,
     GLYPHS,
     MARKERS,
+    PROPORTIONAL,
     amplitude_label,
     colours_of,
     cycle_styles,
@@ -31,22 +33,26 @@ from drift.reading.figures.style import (
     name_rungs,
     name_x,
     note_below,
+    say_empty,
     set_style,
     wrap_panels,
 )
+from drift.reading.statistics import intervals
 from drift.reading.statistics import levels as statistics_levels
+from drift.reading.wording.numbers import coverage
+from drift.reading.wording.windows import late_rule
 
 __all__ = ["levels"]
 
 
-# ---------------------------------------------------------------------------------------------- the ladder
 def levels(found: Sequence[ladder.Ladder]) -> Figure | None:
     """Draw level against unit roundoff, one panel per protocol, with slopes 1 and 0 through the coarsest level.
 
     Parameters
     ----------
     found : sequence of Ladder
-        From :func:`drift.reading.ladder.judging.ladders`. Of each model and protocol the smallest chunk size is drawn.
+        From :func:`drift.reading.ladder.judging.ladders`. Of each model and protocol one is drawn: of those with most
+        precisions the one of the smallest chunk size.
 
     Returns
     -------
@@ -58,56 +64,75 @@ def levels(found: Sequence[ladder.Ladder]) -> Figure | None:
         return None
     protocols = list(dict.fromkeys(one.labels["protocol"] for one in chosen))
     models = list(dict.fromkeys(one.labels["model"] for one in chosen))
-    colour, marker = colours_of(models), cycle_styles(models, MARKERS)
     rungs = {u: d for one in chosen for u, d in zip(one.unit_roundoff, one.dtypes, strict=True)}
     with set_style():
         figure, axes = wrap_panels(len(protocols), height=2.6 + 0.16 * len(models), sharex=True, sharey=True)
-        some = False
         for ax, protocol in zip(axes, protocols, strict=True):
             mine = [one for one in chosen if one.labels["protocol"] == protocol]
-            zeros = bad = 0
-            lines = textwrap.wrap(protocol, 46)
-            for one in mine:
-                model = one.labels["model"]
-                zeros, bad = zeros + int((one.level == 0).sum()), bad + int((~np.isfinite(one.level)).sum())
-                some |= _ladder(ax, one, models.index(model), len(models), colour[model], marker[model])
-                lines.append(
-                    f"{GLYPHS[marker[model]]} {one.slope}"
-                    if len(one.dtypes) > 1
-                    else f"{GLYPHS[marker[model]]} one precision only"
-                )
-            _slopes(ax, mine)
-            if not any((one.level > 0).any() for one in mine):
-                ax.text(0.5, 0.5, "no level above 0", transform=ax.transAxes, ha="center", color="0.4")
-            note_below(ax, zeros, bad)
-            ax.set_title("\n".join(lines), fontsize=7.8, loc="left")
+            _protocol_panel(ax, mine, models)
+            ax.set_title(_panel_title(protocol, mine, models), fontsize=7.8, loc="left")
             name_x(ax, "unit roundoff [1]")
-        if some:
+        if any((one.level > 0).any() for one in chosen):
             log_y(axes[0])
         for ax in axes:
-            ax.set_xscale("log")
-            name_rungs(ax, rungs)
-            ax.xaxis.set_minor_locator(NullLocator())
-            room = max((max(rungs) / min(rungs)) ** 0.12, 4)
-            ax.set_xlim(min(rungs) / room, max(rungs) * room)
-            ax.tick_params(labelbottom=True)
+            _rung_axis(ax, rungs)
         first = chosen[0].labels
         for ax in axes[:: min(len(axes), COLUMNS)]:
             ax.set_ylabel("level: " + amplitude_label(first["measure"], first["layer"]), fontsize=8.5)
-        guides: dict[Any, dict[str, Any]] = {
-            "slope 1: rounding": {"color": "0.45", "linestyle": (0, (4, 2))},
-            "slope 0: structural": {"color": "0.45", "linestyle": (0, (1, 1.5))},
-        }
-        legends = [
-            ("model", legend_lines({m: {"color": colour[m], "marker": marker[m], "markersize": 5} for m in models})),
-            ("guides", legend_lines(guides)),
-        ]
-        caption = (
-            "Points: geometric mean past the first quarter of the chain, over documents; bars: smallest to largest "
-            f"document. Above: slope of each model, by its marker, with {COVER} interval over documents. Smallest "
-            "chunk size of each model; models stand side by side."
-        )
-        return finish_figure(figure, _levels_title(chosen), caption, legends)
+        return finish_figure(figure, _levels_title(chosen), _caption(chosen), _legends(models))
+
+
+def _protocol_panel(ax: Axes, mine: Sequence[ladder.Ladder], models: Sequence[str]) -> None:
+    """Draw the ladders of one protocol."""
+    colour, marker = colours_of(models), cycle_styles(models, MARKERS)
+    for one in mine:
+        model = one.labels["model"]
+        _ladder(ax, one, models.index(model), len(models), colour[model], marker[model])
+    _slopes(ax, mine)
+    if not any((one.level > 0).any() for one in mine):
+        say_empty(ax, "no level above 0")
+    zeros, bad = (sum(int(count) for count in counts) for counts in zip(*map(_not_drawn, mine), strict=True))
+    note_below(ax, zeros, bad)
+
+
+def _not_drawn(one: ladder.Ladder) -> tuple[int, int]:
+    return int((one.level == 0).sum()), int((~np.isfinite(one.level)).sum())
+
+
+def _panel_title(protocol: str, mine: Sequence[ladder.Ladder], models: Sequence[str]) -> str:
+    """Name the protocol, and the slope of each model by its marker."""
+    marker = cycle_styles(models, MARKERS)
+    said = [(one.labels["model"], str(one.slope) if len(one.dtypes) > 1 else "one precision only") for one in mine]
+    return "\n".join([*textwrap.wrap(protocol, 46), *(f"{GLYPHS[marker[model]]} {words}" for model, words in said)])
+
+
+def _rung_axis(ax: Axes, rungs: dict[float, str]) -> None:
+    """Name the precisions on the horizontal axis."""
+    ax.set_xscale("log")
+    name_rungs(ax, rungs)
+    ax.xaxis.set_minor_locator(NullLocator())
+    room = max((max(rungs) / min(rungs)) ** 0.12, 4)
+    ax.set_xlim(min(rungs) / room, max(rungs) * room)
+    ax.tick_params(labelbottom=True)
+
+
+def _legends(models: Sequence[str]) -> list[tuple[str, list[Line2D]]]:
+    colour, marker = colours_of(models), cycle_styles(models, MARKERS)
+    guides: dict[Any, dict[str, Any]] = {"slope 1: rounding": PROPORTIONAL, "slope 0: structural": CONSTANT}
+    return [
+        ("model", legend_lines({m: {"color": colour[m], "marker": marker[m], "markersize": 5} for m in models})),
+        ("guides", legend_lines(guides)),
+    ]
+
+
+def _caption(chosen: Sequence[ladder.Ladder]) -> str:
+    alone = any(one.labels["documents"] == 1 for one in chosen)
+    over = "over documents" + alone * " (over the steps of the chain where there is one document)"
+    return (
+        f"Points: geometric mean {late_rule()}, over documents; bars: smallest to largest document. Above: slope of "
+        f"each model, by its marker, with {coverage(intervals.ALPHA)} interval {over}. Of each model the ladder with "
+        "most precisions, and of those the smallest chunk size; models stand side by side."
+    )
 
 
 def _smallest(found: Sequence[ladder.Ladder]) -> list[ladder.Ladder]:
@@ -121,7 +146,7 @@ def _smallest(found: Sequence[ladder.Ladder]) -> list[ladder.Ladder]:
     return [best[key] for key in sorted(best)]
 
 
-def _ladder(ax: Axes, one: ladder.Ladder, place: int, of: int, colour: Any, marker: str) -> bool:
+def _ladder(ax: Axes, one: ladder.Ladder, place: int, of: int, colour: Any, marker: str) -> None:
     nudge = 1.25 ** (place - (of - 1) / 2)  # side by side, or equal levels would hide one another
     good = np.isfinite(one.level) & (one.level > 0)
     x, y, low, high = [], [], [], []
@@ -133,10 +158,9 @@ def _ladder(ax: Axes, one: ladder.Ladder, place: int, of: int, colour: Any, mark
             low.append(middle - row[there].min())
             high.append(row[there].max() - middle)
     if not x:
-        return False
+        return
     ax.errorbar(x, y, yerr=np.maximum([low, high], 0), color=colour, marker=marker, markersize=5.5, capsize=2.5,
                 linewidth=1, elinewidth=1, alpha=0.9)  # fmt: skip
-    return True
 
 
 def _slopes(ax: Axes, mine: Sequence[ladder.Ladder]) -> None:
@@ -148,8 +172,8 @@ def _slopes(ax: Axes, mine: Sequence[ladder.Ladder]) -> None:
     anchor = math.exp(np.mean([math.log(v) for u, v in tops if u == top]))
     least = min(u for one in mine for u in one.unit_roundoff)
     ends = np.array([least if least < top else top / 16, top])
-    ax.plot(ends, anchor * ends / top, color="0.45", linestyle=(0, (4, 2)), linewidth=1.2, zorder=1)
-    ax.plot(ends, [anchor, anchor], color="0.45", linestyle=(0, (1, 1.5)), linewidth=1.2, zorder=1)
+    ax.plot(ends, anchor * ends / top, linewidth=1.2, zorder=1, **PROPORTIONAL)
+    ax.plot(ends, [anchor, anchor], linewidth=1.2, zorder=1, **CONSTANT)
 
 
 def _levels_title(chosen: Sequence[ladder.Ladder]) -> str:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from drift.dataset.sweep import Sweep
-from drift.reading import controls, summary
+from drift.reading import ladder, summary
+from drift.reading.amplitudes import DISTANCES, amplitude_power
+from drift.reading.figures.captions import late_of
 from drift.reading.figures.style import (
+    CONSTANT,
     MARKERS,
+    PROPORTIONAL,
     STYLES,
     axis_label,
     colours_of,
@@ -36,99 +42,137 @@ from drift.reading.figures.style import (
     say_empty,
     set_style,
 )
+from drift.reading.statistics.slope import Reason, Slope
 from drift.reading.wording import numbers
 
 __all__ = ["level_vs_chunk_size", "level_vs_roundoff"]
 
 
-# ---------------------------------------------------------------------------------------------- 4
+# ---------------------------------------------------------------------------------------------- unit roundoff
 def level_vs_roundoff(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> Figure:
-    """Draw level against unit roundoff: one panel per protocol, guides of slope 1 (rounding) and 0 (structural)."""
+    """Draw level against unit roundoff: one panel per protocol, with guides for rounding and for what it did not make.
+
+    Panels are titled by the verdicts of :mod:`drift.reading.ladder`, and the title has its slopes. A divergence is
+    quadratic in the error, so that rounding makes it follow the square of the unit roundoff.
+    """
     need_cells(sweep)
     data = summary.table(sweep, measure, layer)
+    found = _slopes(sweep, measure, layer)
+    power = 1 / amplitude_power(measure)
     protocols, models = sweep.values("protocol"), sweep.values("model")
-    colour, marker = colours_of(models), cycle_styles(models, MARKERS)
-    believed = controls.gate(sweep).is_open
     with set_style():
         figure, axes = make_grid(1, len(protocols), height=3.4, sharex=True, sharey=True)
         for ax, protocol in zip(axes[0], protocols, strict=True):
-            here = data[data["protocol"] == protocol]
-            good = here[np.isfinite(here["level"]) & (here["level"] > 0)]
-            for k, model in enumerate(models):
-                cell = good[good["model"] == model]
-                if cell.empty:
-                    continue
-                nudge = 1.12 ** (k - (len(models) - 1) / 2)  # side by side, or equal levels would hide one another
-                by = cell.groupby("unit_roundoff")
-                middle = np.exp(by["level"].agg(lambda v: np.log(v).mean()))
-                low, high = by["level_low"].min(), by["level_high"].max()
-                low = low.where(low > 0, middle)
-                ax.errorbar(
-                    middle.index * nudge, middle, yerr=[np.maximum(middle - low, 0), np.maximum(high - middle, 0)],
-                    color=colour[model], marker=marker[model], markersize=6, capsize=2, linewidth=1, elinewidth=0.9,
-                    linestyle="-", alpha=0.9,
-                )  # fmt: skip
-            if len(good):
-                _guides(ax, good)
-            else:
-                say_empty(ax)
-            zero = int((here["level"] == 0).sum())
-            note_below(ax, zero, int(here["level"].isna().sum()))
-            verdict, _ = summary.verdict(summary.slopes(here)["slope"].tolist())
-            kind = verdict if believed and verdict in ("rounding", "structural", "reversed") else ""
-            ax.set_title(f"{protocol}" + (f": {kind}" if kind else ""), fontsize=10)
+            _rung_levels(ax, data[data["protocol"] == protocol], models, power)
+            ax.set_title(_verdict_title(protocol, found.get(protocol, ())), fontsize=10)
             name_x(ax, "unit roundoff of the precision [1]")
         good = data[data["level"] > 0]
         if len(good):
             log_y(axes[0][0])
             for ax in axes[0]:
-                ax.set_xscale("log")
-                roundoffs = good.groupby("unit_roundoff")["dtype"].agg(lambda v: "/".join(dict.fromkeys(v)))
-                name_rungs(ax, dict(roundoffs.items()))
-                ax.xaxis.set_minor_locator(NullLocator())
-                ends = roundoffs.index.min(), roundoffs.index.max()
-                room = max((ends[1] / ends[0]) ** 0.15, 4)
-                ax.set_xlim(ends[0] / room, ends[1] * room)
+                _rung_axis(ax, good)
         axes[0][0].set_ylabel("level: " + axis_label(measure, layer))
-        guides: dict[Any, dict[str, Any]] = {
-            "slope 1: rounding": {"color": "0.45", "linestyle": (0, (4, 2))},
-            "slope 0: structural": {"color": "0.45", "linestyle": (0, (1, 1.5))},
-        }
-        legends = [
-            ("model", legend_lines({m: {"color": colour[m], "marker": marker[m]} for m in models})),
-            ("guides", legend_lines(guides)),
-        ]
         caption = (
-            "Geometric mean past the first quarter of the chain, over documents and chunk sizes; bars: smallest to "
-            "largest document and chunk size. Models are drawn side by side."
+            f"Geometric mean {late_of(data['steps'])}, over documents and chunk sizes; bars: smallest to largest "
+            "document and chunk size. Models are drawn side by side."
         )
-        return finish_figure(figure, _roundoff_title(data), caption, legends)
+        return finish_figure(figure, _roundoff_title(found, power), caption, _rung_legends(models, power))
 
 
-def _roundoff_title(data: pd.DataFrame) -> str:
-    parts = []
-    for protocol, here in data.groupby("protocol", sort=False):
-        found = summary.slopes(here)["slope"].dropna()
-        if len(found):
-            slope = numbers.range_words(found, write=lambda v: f"{v:z.2f}")
-            parts.append(f"to the power {slope} under {protocol}")
-    if not parts:
-        return "Level of drift and unit roundoff: one precision only, or no level above 0"
-    return "The level goes with the unit roundoff " + ", ".join(parts)
+def _slopes(sweep: Sweep, measure: str, layer: int | str) -> dict[str, list[Slope]]:
+    """Judged slopes of each protocol; none of a measure that is no distance."""
+    if measure not in DISTANCES:
+        return {}
+    found: dict[str, list[Slope]] = {}
+    for one in ladder.ladders(sweep, measure, layer):
+        found.setdefault(str(one.labels["protocol"]), []).append(one.slope)
+    # What was run at one precision takes nothing from what was run at several.
+    return {p: [s for s in mine if s.reason is not Reason.ONE_RUNG] or mine for p, mine in found.items()}
 
 
-def _guides(ax: Axes, good: pd.DataFrame) -> None:
+def _verdict_title(protocol: str, mine: Sequence[Slope]) -> str:
+    """Name the protocol, and what its ladders are: each verdict once, with the reasons of those without one."""
+    kinds = dict.fromkeys(s.verdict.value for s in mine)
+    reasons = dict.fromkeys(s.reason.value for s in mine if s.reason)
+    lines = [f"{protocol}: {' or '.join(kinds)}" if kinds else protocol]
+    return "\n".join([*lines, *(f"({reason})" for reason in reasons)])
+
+
+def _rung_levels(ax: Axes, here: pd.DataFrame, models: Sequence[str], power: float) -> None:
+    """Draw the levels of one protocol, model by model."""
+    colour, marker = colours_of(models), cycle_styles(models, MARKERS)
+    good = here[np.isfinite(here["level"]) & (here["level"] > 0)]
+    for k, model in enumerate(models):
+        cell = good[good["model"] == model]
+        if cell.empty:
+            continue
+        nudge = 1.12 ** (k - (len(models) - 1) / 2)  # side by side, or equal levels would hide one another
+        by = cell.groupby("unit_roundoff")
+        middle = np.exp(by["level"].agg(lambda v: np.log(v).mean()))
+        low, high = by["level_low"].min(), by["level_high"].max()
+        low = low.where(low > 0, middle)
+        ax.errorbar(
+            middle.index * nudge, middle, yerr=[np.maximum(middle - low, 0), np.maximum(high - middle, 0)],
+            color=colour[model], marker=marker[model], markersize=6, capsize=2, linewidth=1, elinewidth=0.9,
+            linestyle="-", alpha=0.9,
+        )  # fmt: skip
+    if len(good):
+        _guides(ax, good, power)
+    else:
+        say_empty(ax)
+    note_below(ax, int((here["level"] == 0).sum()), int(here["level"].isna().sum()))
+
+
+def _guides(ax: Axes, good: pd.DataFrame, power: float) -> None:
     """Draw both guides through the coarsest precision's middle."""
     top = good["unit_roundoff"].max()
     anchor = math.exp(np.log(good[good["unit_roundoff"] == top]["level"]).mean())
     ends = np.array([good["unit_roundoff"].min(), top])
     if ends[0] == ends[1]:
         ends[0] = top / 16
-    ax.plot(ends, anchor * ends / top, color="0.45", linestyle=(0, (4, 2)), linewidth=1.2, zorder=1)
-    ax.plot(ends, [anchor, anchor], color="0.45", linestyle=(0, (1, 1.5)), linewidth=1.2, zorder=1)
+    ax.plot(ends, anchor * (ends / top) ** power, linewidth=1.2, zorder=1, **PROPORTIONAL)
+    ax.plot(ends, [anchor, anchor], linewidth=1.2, zorder=1, **CONSTANT)
 
 
-# ---------------------------------------------------------------------------------------------- 5
+def _rung_axis(ax: Axes, good: pd.DataFrame) -> None:
+    """Name the precisions on the horizontal axis."""
+    ax.set_xscale("log")
+    roundoffs = good.groupby("unit_roundoff")["dtype"].agg(lambda v: "/".join(dict.fromkeys(v)))
+    name_rungs(ax, dict(roundoffs.items()))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ends = roundoffs.index.min(), roundoffs.index.max()
+    room = max((ends[1] / ends[0]) ** 0.15, 4)
+    ax.set_xlim(ends[0] / room, ends[1] * room)
+
+
+def _rung_legends(models: Sequence[str], power: float) -> list[tuple[str, list[Line2D]]]:
+    colour, marker = colours_of(models), cycle_styles(models, MARKERS)
+    guides: dict[Any, dict[str, Any]] = {
+        f"slope {power:g}: rounding": PROPORTIONAL,
+        "slope 0: structural": CONSTANT,
+    }
+    return [
+        ("model", legend_lines({m: {"color": colour[m], "marker": marker[m]} for m in models})),
+        ("guides", legend_lines(guides)),
+    ]
+
+
+def _roundoff_title(found: dict[str, list[Slope]], power: float) -> str:
+    """Say how the level that is drawn goes with the unit roundoff, by the slopes of its amplitude."""
+    parts = []
+    for protocol, mine in found.items():
+        values = [power * s.interval.value for s in mine if math.isfinite(s.interval.value)]
+        if values:
+            slope = numbers.range_words(values, write=lambda v: f"{v:z.2f}")
+            parts.append(f"to the power {slope} under {protocol}")
+    if not parts:
+        reasons = dict.fromkeys(s.reason.value for mine in found.values() for s in mine if s.reason)
+        why = "; ".join(reasons) or "nothing here is a distance of a fold from full attention"
+        return f"Level against the unit roundoff: no slope ({why})"
+    return "The level goes with the unit roundoff " + ", ".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------- chunk size
 def level_vs_chunk_size(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> Figure:
     """Draw level against chunk size: one panel per model, colour by precision, line style by protocol."""
     need_cells(sweep)
@@ -168,8 +212,7 @@ def level_vs_chunk_size(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int
             ("protocol", protocol_lines(protocols, markersize=5)),
         ]
         caption = (
-            "Level: geometric mean past the first quarter of the chain, over documents; bands: smallest to largest "
-            "document."
+            f"Level: geometric mean {late_of(data['steps'])}, over documents; bands: smallest to largest document."
         )
         return finish_figure(figure, _chunk_title(data), caption, legends)
 

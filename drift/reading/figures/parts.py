@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from drift.reading import ladder
-from drift.reading.figures.style import COVER, DPI, finish_figure, set_style
+from drift.reading.figures.style import DPI, finish_figure, set_style
 from drift.reading.statistics import intervals
+from drift.reading.wording.numbers import coverage
+from drift.reading.wording.windows import late_rule
 
 __all__ = ["attribution"]
 
@@ -65,15 +67,13 @@ def attribution(found: Sequence[ladder.Attribution]) -> Figure | None:
                   label=name.split(": ")[0].replace(" of ", " of\n").replace(" that ", "\nthat "))
             for p, name in ladder.PARTS.items()
         ]  # fmt: skip
-        title, caption = (
-            _parts_title(list(chosen.values())),
-            (
-                "Error of the fold against full attention in float64, as a sum of three vectors: shares of its squared "
-                "length along each, which add to 100 % and are negative where a part points against the sum. Mean past "
-                f"the first quarter of the chain; bars: {COVER} interval over documents. Smallest chunk size."
-            ),
+        caption = (
+            "Error of the fold against full attention in float64, as a sum of three vectors: shares of its squared "
+            "length along each, which add to 100 % and are negative where a part points against the sum. Mean "
+            f"{late_rule()}; bars: {coverage(intervals.ALPHA)} interval over documents (none with one document). "
+            "Smallest chunk size."
         )
-        return finish_figure(figure, title, caption, [("part of the error", handles)])
+        return finish_figure(figure, _parts_title(list(chosen.values())), caption, [("part of the error", handles)])
 
 
 def _share(ax: Axes, y: float, interval: intervals.Interval, part: str) -> None:

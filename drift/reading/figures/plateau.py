@@ -18,18 +18,18 @@ from drift.dataset.sweep import Sweep
 from drift.reading import amplitudes, cells, controls
 from drift.reading.claims import model as claims_model
 from drift.reading.claims import saturation
+from drift.reading.figures.captions import BAND, judged_of
 from drift.reading.figures.style import (
-    BAND,
     MARKERS,
-    axis_label,
+    amplitude_label,
     colours_of,
+    count_steps,
     cycle_styles,
     decade_ticks,
     draw_line,
     dtypes_of,
     finish_figure,
     legend_lines,
-    log2_x,
     make_grid,
     name_x,
     need_cells,
@@ -39,9 +39,9 @@ from drift.reading.figures.style import (
 )
 from drift.reading.plateau.model import Plateau, Verdict
 from drift.reading.plateau.wording import certificate
-from drift.reading.statistics import levels
+from drift.reading.statistics import intervals, levels
 from drift.reading.statistics.windows import late_start, windows
-from drift.reading.wording.numbers import percent
+from drift.reading.wording.numbers import coverage, percent
 
 __all__ = ["margin_percent", "plateau_fit"]
 
@@ -81,50 +81,63 @@ def plateau_fit(
         wide = 5.4 if len(models) == 1 else 3.3
         figure, axes = make_grid(len(dtypes), len(models), width=wide, height=3.1 + 1.1 / len(dtypes))
         for row, dtype in enumerate(dtypes):
-            for column, model in enumerate(models):
-                ax = axes[row][column]
+            for ax, model in zip(axes[row], models, strict=True):
                 if (model, dtype) not in found:
-                    ax.set_title(f"{model} {dtype}", fontsize=9)
-                    ax.set_xticks([])
-                    ax.set_yticks([])
-                    say_empty(ax, "no such cell")
+                    _no_chain(ax, f"{model} {dtype}")
                     continue
                 ds, p = found[model, dtype]
                 frame = levels.collapse_documents(amplitudes.amplitude(ds, measure, layer))
                 frame = frame.assign(at=np.arange(1, len(frame) + 1))
-                # a long noisy line would hide what is fitted to it
-                thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.6} if len(frame) > 100 else {"linewidth": 1.1}
-                draw_line(ax, frame, colour[dtype], "-", marker[dtype], zorder=2, **thin)
-                if frame["value"].notna().any():
-                    clipped += _frame_curve(ax, frame, p, setting, colour[dtype])
-                    _window(ax, p, setting)
-                else:
-                    say_empty(ax)
-                note_below(ax, int(frame["zeros"].sum()), int(frame["nonfinite"].sum()))
+                clipped += _fit_panel(ax, frame, p, setting, colour[dtype], marker[dtype])
                 ax.set_title(_fit_title(ds, p, believed), fontsize=8.4, loc="left")
                 if row == len(dtypes) - 1:
                     name_x(ax, "chain step (1 = first chunk)")
-                if len(frame) > 8:
-                    log2_x(ax, frame["at"].tolist())
-                else:
-                    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-                ax.set_xlim(0.88, len(frame) * 1.25)
-            root = "square root of\n" if amplitudes.amplitude_power(measure) != 1 else ""
-            axes[row][0].set_ylabel(f"{dtype}\n{root}{axis_label(measure, layer)}")
-        kinds = [p.verdict.value.replace("_", " ") if believed else "no verdict" for _, _, p in chains]
-        counted = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
-        title = (
-            f"Is drift flat at depth under {part.values('protocol')[0]}, within {margin_percent(setting.growth)} per "
-            f"doubling? " + (f"Of {len(kinds)} chains: {counted}" if len(kinds) > 1 else f"One chain: {kinds[0]}")
-        )
+            axes[row][0].set_ylabel(f"{dtype}\n{amplitude_label(measure, layer)}")
+        title = _fits_title(part.values("protocol")[0], [p for _, _, p in chains], setting, believed)
         caption = (
-            f"{BAND} Fits: last three quarters of the chain. Bars on the right: 95 % interval of the level, with "
-            "arrows where it is wider than the panel. Triangle below: step by which drift has come to its level, "
-            "median and range of documents. Every panel has its own vertical scale."
+            f"{BAND} Fits: {judged_of(p.steps for _, _, p in chains)}. Bars on the right: "
+            f"{coverage(intervals.LEVEL_ALPHA)} interval of the level, with arrows where it is wider than the panel. "
+            "Triangle below: step by which drift has come to its level, median and range of documents. Every panel has "
+            "its own vertical scale."
         )
         if clipped:
             caption += f" Arrows at the edge: {clipped} steps lie beyond the panel."
         return finish_figure(figure, title, caption, _fit_legends(dtypes, colour, marker, setting))
+
+
+def _no_chain(ax: Axes, title: str) -> None:
+    ax.set_title(title, fontsize=9)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    say_empty(ax, "no such cell")
+
+
+def _fit_panel(
+    ax: Axes, frame: pd.DataFrame, p: Plateau, setting: claims_model.Setting, colour: Any, marker: str
+) -> int:
+    """Draw one chain and what was fitted to it; returns how many steps lie beyond the panel."""
+    clipped = 0
+    # a long noisy line would hide what is fitted to it
+    thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.6} if len(frame) > 100 else {"linewidth": 1.1}
+    draw_line(ax, frame, colour, "-", marker, zorder=2, **thin)
+    if frame["value"].notna().any():
+        clipped = _frame_curve(ax, frame, p, setting, colour)
+        _window(ax, p, setting)
+    else:
+        say_empty(ax)
+    note_below(ax, int(frame["zeros"].sum()), int(frame["nonfinite"].sum()))
+    count_steps(ax, len(frame))
+    ax.set_xlim(0.88, len(frame) * 1.25)
+    return clipped
+
+
+def _fits_title(protocol: str, found: Sequence[Plateau], setting: claims_model.Setting, believed: bool) -> str:
+    """Ask the question, and count the verdicts."""
+    kinds = [p.verdict.value.replace("_", " ") if believed else "no verdict" for p in found]
+    counted = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
+    return f"Is drift flat at depth under {protocol}, within {margin_percent(setting.growth)} per doubling? " + (
+        f"Of {len(kinds)} chains: {counted}" if len(kinds) > 1 else f"One chain: {kinds[0]}"
+    )
 
 
 def margin_percent(x: float) -> str:

@@ -15,26 +15,29 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from drift.dataset.contract import VARIABLES
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import amplitudes
 from drift.reading.amplitudes import amplitude_power
-from drift.reading.statistics import intervals
+from drift.reading.cells import cell_identity
 
 __all__ = [
-    "BAND",
     "COLUMNS",
-    "COVER",
+    "CONSTANT",
+    "DPI",
     "GLYPHS",
     "MARKERS",
+    "PROPORTIONAL",
     "STYLES",
     "amplitude_label",
     "axis_label",
+    "cell_title",
     "choose",
     "colours_of",
+    "count_steps",
     "cycle_styles",
     "decade_ticks",
     "draw_line",
@@ -67,8 +70,10 @@ STYLES: tuple[Any, ...] = (
     (0, (3, 1, 1, 1, 1, 1)),
     (0, (8, 3)),
 )
+#: How guides look: for what goes in proportion to the horizontal axis, and for what does not depend on it.
+PROPORTIONAL: dict[str, Any] = {"color": "0.45", "linestyle": (0, (4, 2))}
+CONSTANT: dict[str, Any] = {"color": "0.45", "linestyle": (0, (1, 1.5))}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-BAND = "Lines: geometric mean over documents; bands: smallest to largest document."
 
 
 # ---------------------------------------------------------------------------------------------- style
@@ -226,6 +231,19 @@ def model_title(sweep: Sweep, model: str) -> str:
     return f"{model}\n({family})"
 
 
+def cell_title(ds: Any) -> str:
+    """Title of the panel of one cell."""
+    return "{model}\n{protocol}, {dtype}, chunk {chunk_size}".format(**cell_identity(ds))
+
+
+def count_steps(ax: Axes, last: int, bins: int = 8) -> None:
+    """Mark chain steps as whole numbers; of a long chain its doublings."""
+    if last > 8:
+        log2_x(ax, [1, last])
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=bins))
+
+
 def has_layer_gaps(ds: Any) -> bool:
     """Whether layers were left out of the cell (see :mod:`drift.dataset.thinning`)."""
     return bool(ds.sizes["layer"] <= ds["layer"].values[-1])
@@ -262,7 +280,7 @@ def choose(
         part = part.sel(dtype=dtype or dtypes_of(part)[0])
         part = part.sel(chunk_size=chunk_size or min(part.values("chunk_size")))
         cells.append(max(part.cells, key=lambda ds: ds.sizes["step"]))
-    return Sweep(cells, folder=sweep.folder)
+    return sweep.derive(cells)
 
 
 def groups(sweep: Sweep, name: str, size: int = 4) -> Iterator[tuple[str, Sweep]]:
@@ -300,7 +318,6 @@ def draw_line(
 
 COLUMNS = 3
 GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
-COVER = f"{100 * (1 - 2 * intervals.ALPHA):g} %"
 
 
 def wrap_panels(count: int, *, height: float, width: float = 3.4, **shared: Any) -> tuple[Figure, list[Axes]]:

@@ -14,7 +14,7 @@ import xarray as xr
 from drift import dataset
 from drift.dataset.choosing import DISTURBED
 from drift.dataset.contract import SCALARS
-from drift.dataset.labels import parse
+from drift.dataset.labels import parse_label
 from drift.errors import DatasetError
 from drift.reading import controls
 from drift.reading.statistics import levels
@@ -118,7 +118,7 @@ def attributions(sweep: Sweep, layer: int | str = "last") -> list[Attribution]:
     for ds in sweep:
         if any(f"hidden_{kind}_{part}" not in ds.data_vars for part in PARTS for kind in ("rel_l2", "share")):
             continue
-        if ds["reference"].item() != "gold" or parse(ds["protocol"].item()).name in DISTURBED:
+        if ds["reference"].item() != "gold" or parse_label(ds["protocol"].item()).name in DISTURBED:
             continue
         check_shares(ds)
         shares = {}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from drift.reading.plateau.deciding import plateau, plateaus
 from drift.reading.plateau.model import Plateau, Reason, Verdict
-from drift.reading.statistics.plateau import Analysis, Code, analyse
+from drift.reading.statistics.analysis import Analysis, Code
+from drift.reading.statistics.plateau import analyse
 from drift.reading.statistics.windows import late_part, late_start
 
 __all__ = [

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from drift.reading.plateau.model import Plateau, Reason, Verdict, exp_or_inf, expm1_or_inf
 from drift.reading.plateau.wording import caveats, explain
+from drift.reading.statistics.analysis import Analysis, Code
 from drift.reading.statistics.models import model_names
-from drift.reading.statistics.plateau import Analysis, Code, analyse, as_stack
+from drift.reading.statistics.plateau import analyse, as_stack
 from drift.reading.statistics.windows import windows
 
 __all__ = ["plateau", "plateaus"]

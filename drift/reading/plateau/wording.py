@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from drift.reading.plateau.model import Plateau, Verdict, expm1_or_inf
+from drift.reading.statistics.analysis import Code
 from drift.reading.statistics.models import AICC_LEAD
-from drift.reading.statistics.plateau import Code
 from drift.reading.statistics.windows import DOCUMENTS, FEW_STEPS, ZEROS, least_steps, windows
 from drift.reading.wording.numbers import percent
 

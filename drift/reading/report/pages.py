@@ -165,11 +165,10 @@ def contents_list(body: str) -> str:
     return f'<ul class="contents" aria-label="contents">{rows}</ul>' if rows else ""
 
 
-def controls_banner(sweep: Sweep) -> str:
-    """What the controls of the instrument say, for the top of every page."""
-    found = controls.evaluate(sweep)
-    role = ' role="alert"' if not found.ok else ""
-    return f'<aside class="controls{"" if found.ok else " failed"}"{role}>{escape(found.banner)}</aside>'
+def controls_banner(found: controls.Summary) -> str:
+    """What the controls of the instrument say, for the top of every page; an alert where one failed."""
+    looks = 'class="controls"' if found.ok else 'class="controls failed" role="alert"'
+    return f"<aside {looks}>{escape(found.banner)}</aside>"
 
 
 def whole_page(title: str, body: str, links: Sequence[tuple[str, str]], here: str, banner: str = "") -> str:
@@ -191,7 +190,9 @@ def page_title(notebook: Any, name: str) -> str:
     return str(name)
 
 
-def write_index(sweep: Sweep, pages: Sequence[Page], out: Path, links: Sequence[tuple[str, str]], title: str) -> None:
+def write_index(
+    sweep: Sweep, pages: Sequence[Page], out: Path, links: Sequence[tuple[str, str]], title: str, banner: str
+) -> None:
     """Write the page that links the others: what was found, what the sweep holds, every figure."""
     part = dataset.keep(sweep, dataset.is_fold)
     said = list(summary.headline(part).values()) if len(part) else ["No cell compares a fold with full attention."]
@@ -212,6 +213,4 @@ def write_index(sweep: Sweep, pages: Sequence[Page], out: Path, links: Sequence[
             for path, alt in page.figures
         ]
         body.append(f'<div class="gallery">{"".join(shown)}</div>')
-    (out / "index.html").write_text(
-        whole_page(title, "\n".join(body), links, "index.html", controls_banner(sweep)), encoding="utf-8"
-    )
+    (out / "index.html").write_text(whole_page(title, "\n".join(body), links, "index.html", banner), encoding="utf-8")

@@ -12,6 +12,7 @@ import drift
 from drift.dataset.hashing import content_hash
 from drift.dataset.opening import open_sweep
 from drift.errors import ReportError
+from drift.reading import controls
 from drift.reading.report.notebooks import (
     DEFAULT_NOTEBOOKS,
     NotebookFailure,
@@ -40,6 +41,8 @@ __all__ = ["render"]
 _CODE = ("dataset", "reading")
 #: Beside the pages: the fingerprint of what they were made of.
 INPUTS = "made-of.sha256"
+#: Folder of the figures beside the pages, as pages link to it.
+FIGURES = "figures"
 
 
 def _inputs(sweep: Sweep, source: Path, shares: Mapping[Path, Mapping[str, Any]]) -> str:
@@ -104,22 +107,12 @@ def render(
         If a notebook stopped with an error (the others are rendered all the same).
     """
     source = Path(folder)
-    sweep = open_sweep(source)
-    if not len(sweep):
-        why = ""
-        if sweep.problems:
-            why = f": {len(sweep.problems)} files in it are unusable, the first: {next(iter(sweep.problems.values()))}"
-        raise ReportError(f"{source}: holds no readable cell{why}. Run `python -m drift.sweep` first.")
-    if "failed" in controls_banner(sweep):
-        report("warning: controls of the instrument failed: the pages say so and draw no conclusion")
-    for file, reason in sweep.problems.items():
-        report(f"warning: {file} is left out: {reason.removeprefix(f'{file}: ')}")
-    paths = [find_notebook(n) for n in dict.fromkeys(notebooks)]
-    if len({p.stem for p in paths}) < len(paths):
-        raise ReportError("two notebooks of the same name would overwrite each other's page")
+    sweep = _open(source)
+    checked = controls.evaluate(sweep)
+    _warn(sweep, checked, report)
+    paths = _find(notebooks)
     shares = share_out(paths, parameters or {})
     target = Path(out) if out is not None else Path("reports") / "local" / source.resolve().name
-    figures = target / "figures"
     inputs, made_of = _inputs(sweep, source, shares), target / INPUTS
     expected = [target / "index.html", *(target / f"{path.stem}.html" for path in paths)]
     there = made_of.is_file() and all(page.is_file() for page in expected)
@@ -128,40 +121,88 @@ def render(
         return expected[0]
     made_of.unlink(missing_ok=True)
     try:
-        figures.mkdir(parents=True, exist_ok=True)
+        (target / FIGURES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReportError(f"{target}: cannot be made ({error.strerror or error}). Choose another --out.") from error
 
+    given = {path: {**shares[path], "sweep": str(source.resolve())} for path in paths}
+    executed, failed = _execute(given, target, f"{len(sweep)} cells", report)
+    links = [("index.html", "Overview"), *((f"{path.stem}.html", page_title(n, path.stem)) for path, n in executed)]
+    banner = controls_banner(checked)
+    pages = [_write_page(path.stem, notebook, target, links, banner, report) for path, notebook in executed]
+    title = f"Drift report: {sweep.plan.get('name') or source.resolve().name}"
+    write_index(sweep, pages, target, links, title, banner)
+    if failed:
+        raise NotebookFailure("\n".join(str(error) for error in failed))
+    made_of.write_text(inputs + "\n", encoding="utf-8")
+    report(f"report: {expected[0].resolve()}")
+    return expected[0]
+
+
+def _open(source: Path) -> Sweep:
+    """Open a sweep that has something to show."""
+    sweep = open_sweep(source)
+    if not len(sweep):
+        why = ""
+        if sweep.problems:
+            why = f": {len(sweep.problems)} files in it are unusable, the first: {next(iter(sweep.problems.values()))}"
+        raise ReportError(f"{source}: holds no readable cell{why}. Run `python -m drift.sweep` first.")
+    return sweep
+
+
+def _warn(sweep: Sweep, checked: controls.Summary, report: Callable[[str], None]) -> None:
+    """Say what a reader of the pages must know before they are there."""
+    if not checked.ok:
+        report("warning: controls of the instrument failed: the pages say so and draw no conclusion")
+    for file, reason in sweep.problems.items():
+        report(f"warning: {file} is left out: {reason.removeprefix(f'{file}: ')}")
+
+
+def _find(notebooks: Sequence[str]) -> list[Path]:
+    """Find notebooks, each once."""
+    paths = [find_notebook(n) for n in dict.fromkeys(notebooks)]
+    if len({p.stem for p in paths}) < len(paths):
+        raise ReportError("two notebooks of the same name would overwrite each other's page")
+    return paths
+
+
+def _execute(
+    given: Mapping[Path, Mapping[str, Any]], target: Path, what: str, report: Callable[[str], None]
+) -> tuple[list[tuple[Path, Any]], list[NotebookFailure]]:
+    """Run notebooks with their parameters; one that stops does not stop the others."""
     executed: list[tuple[Path, Any]] = []
     failed: list[NotebookFailure] = []
     with own_kernel() as kernel:
-        for path in paths:
-            report(f"{path.stem}: running on {len(sweep)} cells ...")
+        for path, parameters in given.items():
+            report(f"{path.stem}: running on {what} ...")
             started = time.monotonic()
-            given = {**shares[path], "sweep": str(source.resolve())}
+            partial = target / f"{path.stem}.partial.ipynb"
             try:
-                executed.append((path, execute_notebook(path, given, target / f"{path.stem}.partial.ipynb", kernel)))
+                executed.append((path, execute_notebook(path, parameters, partial, kernel)))
             except NotebookFailure as error:
                 failed.append(error)
                 (target / f"{path.stem}.html").unlink(missing_ok=True)  # of other cells than its neighbours
                 report(f"{path.stem}: FAILED after {time.monotonic() - started:.0f} s")
                 continue
             report(f"{path.stem}: done in {time.monotonic() - started:.0f} s")
-    titles = {path: page_title(notebook, path.stem) for path, notebook in executed}
-    links = [("index.html", "Overview"), *((f"{path.stem}.html", titles[path]) for path, _ in executed)]
-    pages, banner = [], controls_banner(sweep)
-    for path, notebook in executed:
-        for stale in figures.glob(f"{path.stem}-*.png"):
-            stale.unlink()
-        page = Page(path.stem, titles[path], target / f"{path.stem}.html", save_figures(notebook, path.stem, figures))
-        body = page_body(notebook)
-        body = body.replace("<h2 ", contents_list(body) + "<h2 ", 1)
-        page.html.write_text(whole_page(page.title, body, links, page.html.name, banner), encoding="utf-8")
-        report(f"{page.html}: {page.html.stat().st_size / 1e6:.1f} MB, {len(page.figures)} figures")
-        pages.append(page)
-    write_index(sweep, pages, target, links, f"Drift report: {sweep.plan.get('name') or source.resolve().name}")
-    if failed:
-        raise NotebookFailure("\n".join(str(error) for error in failed))
-    made_of.write_text(inputs + "\n", encoding="utf-8")
-    report(f"report: {(target / 'index.html').resolve()}")
-    return target / "index.html"
+    return executed, failed
+
+
+def _write_page(
+    name: str,
+    notebook: Any,
+    target: Path,
+    links: Sequence[tuple[str, str]],
+    banner: str,
+    report: Callable[[str], None],
+) -> Page:
+    """Write the page of an executed notebook, and its figures in place of those of before."""
+    figures = target / FIGURES
+    for stale in figures.glob(f"{name}-*.png"):
+        stale.unlink()
+    page = Page(name, page_title(notebook, name), target / f"{name}.html", save_figures(notebook, name, figures))
+    body = page_body(notebook)
+    body = body.replace("<h2 ", contents_list(body) + "<h2 ", 1)
+    page.html.write_text(whole_page(page.title, body, links, page.html.name, banner), encoding="utf-8")
+    report(f"{page.html}: {page.html.stat().st_size / 1e6:.1f} MB, {len(page.figures)} figures")
+    return page

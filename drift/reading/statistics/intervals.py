@@ -12,10 +12,12 @@ from scipy.special import stdtrit
 
 from drift.reading.statistics.arrays import Float
 
-__all__ = ["ALPHA", "NO_INTERVAL", "Interval", "holm", "mean_interval"]
+__all__ = ["ALPHA", "LEVEL_ALPHA", "NO_INTERVAL", "Interval", "holm", "mean_interval"]
 
 #: Level of the one-sided tests: intervals have coverage 1 - 2 ALPHA, as everywhere in drift.
 ALPHA = 0.05
+#: The same of the interval of a curve's level, which no test is made of: people read it as an error bar.
+LEVEL_ALPHA = 0.025
 
 
 @dataclass(frozen=True)

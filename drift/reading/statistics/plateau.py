@@ -18,9 +18,8 @@ Choices that a reader may question, and why they stand:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from enum import IntEnum
 from math import log
 
 import numpy as np
@@ -28,6 +27,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import median_filter
 from scipy.special import stdtrit
 
+from drift.reading.statistics import intervals
+from drift.reading.statistics.analysis import Analysis, Code
 from drift.reading.statistics.arrays import Bool, Float
 from drift.reading.statistics.models import AICC_LEAD, LATE_MODEL, compare_models
 from drift.reading.statistics.noise import Estimate, WindowFit, fit_window, noise_of
@@ -42,125 +43,13 @@ from drift.reading.statistics.windows import (
     windows,
 )
 
-__all__ = ["Analysis", "Code", "analyse", "as_stack"]
+__all__ = ["analyse", "as_stack"]
 
 #: A point further than this many (robust) standard deviations from its neighbourhood is clipped.
 CLIP = 5.0
 _MAD = 1.4826
 _NEIGHBOURHOOD = 7
 _POWER = 0.9
-
-
-class Code(IntEnum):
-    """What was found, in the order in which it is decided; everything from `NONFINITE` on is undetermined."""
-
-    GROWING = 0
-    DECAYING = 1
-    SATURATED = 2
-    FLAT = 3
-    RISE_UNRESOLVED = 4
-    NONFINITE = 5
-    TOO_SHORT = 6
-    ZEROS = 7
-    LATE_CHANGE = 8
-    MODEL = 9
-    TOO_FEW = 10
-    BORDERLINE = 11
-    TOO_NOISY = 12
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What :func:`analyse` found; every field is [curve]. Slopes are in log units per doubling of depth.
-
-    Attributes
-    ----------
-    code : int64
-        A :class:`Code`.
-    slope, slope_low, slope_high : float64
-        On the judging window; the interval has coverage 1 - 2 alpha.
-    certified_window : int64
-        Index into the distinct windows of the one with the smallest equivalence p-value.
-    certified_slope, certified_low, certified_high : float64
-        The same on that window, but with coverage 1 - 2 alpha / windows: it lies within the margin just where
-        `p_equivalence` is below alpha.
-    p_equivalence : float64
-        Of "the growth is beyond the margin, one way or the other", all windows taken into account.
-    p_growth, p_decay : float64
-        Of "the growth is at most the margin" and "the decay is at most the margin", on the judging window.
-    level, level_low, level_high : float64
-        Log of the geometric mean over documents and steps of the judging window; interval with coverage 0.95.
-    rise, rise_low, rise_high : float64
-        Level less the first step, log; interval with coverage 1 - 2 alpha. Infinite where the first step is exactly 0.
-    p_rise, p_no_rise : float64
-        Of "the rise is less than `rise_min`" and of "it is more".
-    rho : float64
-        Lag-1 autocorrelation of the noise, its upper confidence limit, as the standard errors use it.
-    design_effect : float64
-        1 where documents are independent, their number where they share all of their noise.
-    sd : float64
-        Standard deviation of the log noise of one document.
-    effective_points : float64
-        Independent points that would give the standard error of the slope.
-    lead : float64
-        AICc lead of the best model that changes at the end of the chain over the best that does not.
-    model : int64
-        Index of the best model in :func:`model_names`.
-    late_slope, late_step : float64
-        Slope from :func:`~drift.reading.statistics.windows.last_start` on; mean of the last share
-        :data:`~drift.reading.statistics.windows.LATE_STEP` of the judging window less that of the rest.
-    onset, onset_low, onset_high : float64
-        First step (counted from 1) at which a document has come within the margin of its level: median over documents
-        and the smallest and largest.
-    documents_needed, steps_needed : float64
-        For a decision with probability 0.9, all else being equal; NaN where more of the same would not decide.
-    zeros, nonfinite : int64
-        Values that are exactly 0, and that are NaN or Inf.
-    """
-
-    code: NDArray[np.int64]
-    slope: Float
-    slope_low: Float
-    slope_high: Float
-    certified_window: NDArray[np.int64]
-    certified_slope: Float
-    certified_low: Float
-    certified_high: Float
-    p_equivalence: Float
-    p_growth: Float
-    p_decay: Float
-    level: Float
-    level_low: Float
-    level_high: Float
-    rise: Float
-    rise_low: Float
-    rise_high: Float
-    p_rise: Float
-    p_no_rise: Float
-    rho: Float
-    design_effect: Float
-    sd: Float
-    effective_points: Float
-    lead: Float
-    model: NDArray[np.int64]
-    late_slope: Float
-    late_step: Float
-    onset: Float
-    onset_low: Float
-    onset_high: Float
-    documents_needed: Float
-    steps_needed: Float
-    zeros: NDArray[np.int64]
-    nonfinite: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        """Number of curves."""
-        return len(self.code)
-
-    @classmethod
-    def concatenate(cls, parts: list[Analysis]) -> Analysis:
-        """Join analyses of several stacks."""
-        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 
 def as_stack(values: ArrayLike) -> Float:
@@ -199,6 +88,59 @@ def _clip(z: Float) -> Float:
     return np.where(bound > 0, z - r + np.clip(r, -bound, bound), z)
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What is asked: log margin per doubling, level of every test, log of the factor that is a rise."""
+
+    delta: float
+    alpha: float
+    rise: float
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A stack on a log scale [curve, document, step], and what became of zeros and of what is not finite."""
+
+    raw: Float
+    z: Float  # spikes clipped
+    first_is_zero: Bool
+    usable: Bool
+    share_zero: Float  # [curve, window]
+
+
+@dataclass(frozen=True)
+class _Equivalence:
+    """The two one-sided tests on every window, and the window that certifies."""
+
+    p: Float
+    window: NDArray[np.int64]
+    slope: Float
+    half: Float
+
+
+@dataclass(frozen=True)
+class _Late:
+    """What happens at the end of a chain: three ways to look for a change there."""
+
+    slope: Float
+    slope_changes: Bool
+    step: Float
+    step_changes: Bool
+    lead: Float
+    model: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Rise:
+    """Level less the first step, with its interval, and the two tests of whether it is a rise."""
+
+    estimate: Float
+    low: Float
+    high: Float
+    p: Float
+    p_not: Float
+
+
 def analyse(
     values: ArrayLike,
     *,
@@ -233,119 +175,138 @@ def analyse(
             f"rise_min ({rise_min}) above 1, floor ({floor}) above 0"
         )
     stack = as_stack(values)
-    curves, documents, steps = stack.shape
-    delta = log(1 + margin)
+    _, documents, steps = stack.shape
     starts = windows(steps)
-    judging = starts[-1]
     nonfinite = (~np.isfinite(stack)).sum(axis=(1, 2))
     zeros = (stack == 0).sum(axis=(1, 2))
-    if steps - judging < LEAST_POINTS:
+    if steps - starts[-1] < LEAST_POINTS:
         code = np.where(nonfinite > 0, Code.NONFINITE, Code.TOO_SHORT).astype(np.int64)
         wanted = max(least_steps(), FEW_STEPS if documents < DOCUMENTS else 0)
         return _nothing(code, zeros, nonfinite, np.where(nonfinite > 0, np.nan, float(wanted)))
+    question = _Question(log(1 + margin), alpha, log(rise_min))
+    prepared = _prepare(stack, starts, floor)
+    fits = [fit_window(prepared.z[:, :, s:], s, steps) for s in starts]
+    return _decide(question, prepared, fits, starts, zeros, nonfinite)
 
-    usable = nonfinite == 0
+
+def _prepare(stack: Float, starts: Sequence[int], floor: float | None) -> _Prepared:
+    """Take logarithms; what is not finite is left for dead, and what is zero counts as the floor."""
+    usable: Bool = (~np.isfinite(stack)).sum(axis=(1, 2)) == 0
     stack = np.where(usable[:, None, None], stack, 1.0)
     positive = np.where(stack > 0, stack, np.inf).min(axis=(1, 2))
     lowest = np.maximum(positive / 2, np.nextafter(0.0, 1.0))  # half of the smallest number there is would be zero
-    least = np.where(np.isfinite(positive), lowest, 1.0) if floor is None else np.full(curves, floor)
+    least = np.where(np.isfinite(positive), lowest, 1.0) if floor is None else np.full(len(stack), floor)
     raw = np.log(np.maximum(stack, least[:, None, None]))
     z = np.concatenate([raw[:, :, :FIRST], _clip(raw[:, :, FIRST:])], axis=2)
     share_zero = np.stack([(stack[:, :, s:] == 0).mean(axis=(1, 2)) for s in starts], axis=1)
+    return _Prepared(raw, z, (stack[:, :, 0] == 0).all(axis=1), usable, share_zero)
 
-    fits = [fit_window(z[:, :, s:], s, steps) for s in starts]
-    judge = fits[-1]
+
+def _equivalence(fits: Sequence[WindowFit], share_zero: Float, question: _Question) -> _Equivalence:
+    """Test on every window whether the slope lies within the margin; Bonferroni pays for the choice among them."""
+    delta = question.delta
     p = np.stack([np.maximum(f.slope.p_below(delta), f.slope.p_above(-delta)) for f in fits], axis=1)
-    p = np.where(share_zero > ZEROS, 1.0, np.minimum(1.0, len(starts) * p))
-    certified = p.argmin(axis=1)
-    p_equivalence = p.min(axis=1)
-    p_growth, p_decay = judge.slope.p_above(delta), judge.slope.p_below(-delta)
+    p = np.where(share_zero > ZEROS, 1.0, np.minimum(1.0, len(fits) * p))
+    half = np.stack([f.slope.half_width(question.alpha / len(fits)) for f in fits], axis=1)
+    estimate = np.stack([f.slope.estimate for f in fits], axis=1)
+    window = p.argmin(axis=1)
+    pick = np.arange(len(p)), window
+    return _Equivalence(p.min(axis=1), window, estimate[pick], half[pick])
+
+
+def _late(prepared: _Prepared, judge: WindowFit, starts: Sequence[int], question: _Question) -> _Late:
+    """Look for a change late in the chain."""
+    z, steps = prepared.z, prepared.z.shape[2]
+
+    def changes(late: Estimate) -> Bool:
+        significant = 2 * np.minimum(late.p_above(0), late.p_below(0)) < question.alpha
+        return (np.abs(late.estimate) > question.delta) & significant
 
     end = last_start(steps)
-    last = fit_window(z[:, :, end:], end, steps).slope
-    late_slope = (np.abs(last.estimate) > delta) & (2 * np.minimum(last.p_above(0), last.p_below(0)) < alpha)
-    late = judge.late
-    late_step = (np.abs(late.estimate) > delta) & (2 * np.minimum(late.p_above(0), late.p_below(0)) < alpha)
-    lead, model = compare_models(z[:, :, starts[0] :].mean(axis=1), starts[0], steps, delta)
+    slope = fit_window(z[:, :, end:], end, steps).slope
+    lead, model = compare_models(z[:, :, starts[0] :].mean(axis=1), starts[0], steps, question.delta)
+    return _Late(slope.estimate, changes(slope), judge.late.estimate, changes(judge.late), lead, model)
 
-    climb, from_zero = _rise(raw, stack, judge, judging)
-    p_rise = np.where(from_zero, 0.0, climb.p_above(log(rise_min)))
-    p_no_rise = np.where(from_zero, 1.0, climb.p_below(log(rise_min)))
-    rise_half = climb.half_width(alpha)
-    rise, rise_low, rise_high = (
-        np.where(from_zero, np.inf, climb.estimate + side * rise_half) for side in (0.0, -1.0, 1.0)
-    )
-    slope_half = judge.slope.half_width(alpha)
-    certified_half = np.stack([f.slope.half_width(alpha / len(fits)) for f in fits], axis=1)
-    certified_estimate = np.stack([f.slope.estimate for f in fits], axis=1)
-    pick = np.arange(curves), certified
 
+def _code(
+    question: _Question, prepared: _Prepared, judge: WindowFit, certified: _Equivalence, late: _Late, rise: _Rise
+) -> NDArray[np.int64]:
+    """Decide, each line overruling those before it."""
+    curves, documents, steps = prepared.z.shape
+    delta, alpha = question.delta, question.alpha
     code = np.full(curves, Code.TOO_NOISY, dtype=np.int64)
     if documents < DOCUMENTS:
         code[:] = Code.TOO_FEW
-    code[slope_half <= delta] = Code.BORDERLINE
-    flat = p_equivalence < alpha
-    rose, never = p_rise < alpha, p_no_rise < alpha
+    code[judge.slope.half_width(alpha) <= delta] = Code.BORDERLINE
+    flat = certified.p < alpha
+    rose, never = rise.p < alpha, rise.p_not < alpha
     code[flat] = np.where(rose, Code.SATURATED, np.where(never, Code.FLAT, Code.RISE_UNRESOLVED))[flat]
     # Curves that were not certified keep their verdict here, and get a better reason for it.
-    vetoed = lead > AICC_LEAD
+    vetoed = late.lead > AICC_LEAD
     code[vetoed] = Code.MODEL
-    code[(vetoed & (model == LATE_MODEL)) | late_slope | late_step] = Code.LATE_CHANGE
+    code[(vetoed & (late.model == LATE_MODEL)) | late.slope_changes | late.step_changes] = Code.LATE_CHANGE
     if documents < DOCUMENTS and steps < FEW_STEPS:
         code[:] = Code.TOO_SHORT
-    code[p_growth < alpha] = Code.GROWING
-    code[p_decay < alpha] = Code.DECAYING
-    code[share_zero[:, -1] > ZEROS] = Code.ZEROS
-    code[~usable] = Code.NONFINITE
+    code[judge.slope.p_above(delta) < alpha] = Code.GROWING
+    code[judge.slope.p_below(-delta) < alpha] = Code.DECAYING
+    code[prepared.share_zero[:, -1] > ZEROS] = Code.ZEROS
+    code[~prepared.usable] = Code.NONFINITE
+    return code
 
-    documents_needed, steps_needed = _needed(fits, delta, alpha, documents, steps)
-    # A certified curve that a veto stopped is stopped by its shape: more of the same would not decide it.
-    more_helps = (code > Code.ZEROS) & ~flat | (code == Code.TOO_SHORT)
-    onset, onset_low, onset_high = _onset(z, judging, delta)
-    level_half = judge.mean.half_width(0.025)
-    sxx = noise_of(judging, steps, 1)[0].sxx
+
+def _effective_points(judge: WindowFit, first: int, steps: int) -> Float:
+    """Number of independent points that would give the slope the standard error that it has."""
+    sxx = noise_of(first, steps, 1)[0].sxx
     largest = np.max([se for se, _ in judge.slope.errors], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        effective = judge.variance / (largest**2 * sxx / (steps - judging))
+        return judge.variance / (largest**2 * sxx / (steps - first))
 
-    def blank(x: Float) -> Float:
-        return np.where(usable & (share_zero[:, -1] <= ZEROS), x, np.nan)
 
+def _decide(
+    question: _Question,
+    prepared: _Prepared,
+    fits: Sequence[WindowFit],
+    starts: Sequence[int],
+    zeros: NDArray[np.int64],
+    nonfinite: NDArray[np.int64],
+) -> Analysis:
+    """Put tests, vetoes and intervals together."""
+    _, documents, steps = prepared.z.shape
+    delta, alpha, judging, judge = question.delta, question.alpha, starts[-1], fits[-1]
+    certified = _equivalence(fits, prepared.share_zero, question)
+    late = _late(prepared, judge, starts, question)
+    rise = _rise(prepared, judge, judging, question)
+    code = _code(question, prepared, judge, certified, late, rise)
+    documents_needed, steps_needed = _needed(fits, delta, alpha, documents, steps)
+    # A certified curve that a veto stopped is stopped by its shape: more of the same would not decide it.
+    more_helps = (code > Code.ZEROS) & ~(certified.p < alpha) | (code == Code.TOO_SHORT)
+    onset, onset_low, onset_high = _onset(prepared.z, judging, delta)
+    slope, level = judge.slope.estimate, judge.mean.estimate
+    slope_half, level_half = judge.slope.half_width(alpha), judge.mean.half_width(intervals.LEVEL_ALPHA)
+    estimates = {
+        "slope": slope, "slope_low": slope - slope_half, "slope_high": slope + slope_half,
+        "certified_slope": certified.slope,
+        "certified_low": certified.slope - certified.half, "certified_high": certified.slope + certified.half,
+        "p_equivalence": certified.p,
+        "p_growth": judge.slope.p_above(delta), "p_decay": judge.slope.p_below(-delta),
+        "level": level, "level_low": level - level_half, "level_high": level + level_half,
+        "rise": rise.estimate, "rise_low": rise.low, "rise_high": rise.high,
+        "p_rise": rise.p, "p_no_rise": rise.p_not,
+        "rho": judge.rho, "design_effect": judge.design_effect, "sd": np.sqrt(judge.variance),
+        "effective_points": _effective_points(judge, judging, steps),
+        "lead": late.lead, "late_slope": late.slope, "late_step": late.step,
+        "onset": onset, "onset_low": onset_low, "onset_high": onset_high,
+    }  # fmt: skip
+    believed = prepared.usable & (prepared.share_zero[:, -1] <= ZEROS)
     return Analysis(
         code=code,
-        slope=blank(judge.slope.estimate),
-        slope_low=blank(judge.slope.estimate - slope_half),
-        slope_high=blank(judge.slope.estimate + slope_half),
-        certified_window=certified,
-        certified_slope=blank(certified_estimate[pick]),
-        certified_low=blank((certified_estimate - certified_half)[pick]),
-        certified_high=blank((certified_estimate + certified_half)[pick]),
-        p_equivalence=blank(p_equivalence),
-        p_growth=blank(p_growth),
-        p_decay=blank(p_decay),
-        level=blank(judge.mean.estimate),
-        level_low=blank(judge.mean.estimate - level_half),
-        level_high=blank(judge.mean.estimate + level_half),
-        rise=blank(rise),
-        rise_low=blank(rise_low),
-        rise_high=blank(rise_high),
-        p_rise=blank(p_rise),
-        p_no_rise=blank(p_no_rise),
-        rho=blank(judge.rho),
-        design_effect=blank(judge.design_effect),
-        sd=blank(np.sqrt(judge.variance)),
-        effective_points=blank(effective),
-        lead=blank(lead),
-        model=model,
-        late_slope=blank(last.estimate),
-        late_step=blank(late.estimate),
-        onset=blank(onset),
-        onset_low=blank(onset_low),
-        onset_high=blank(onset_high),
+        certified_window=certified.window,
+        model=late.model,
         documents_needed=np.where(more_helps, documents_needed, np.nan),
         steps_needed=np.where(more_helps, steps_needed, np.nan),
         zeros=zeros,
         nonfinite=nonfinite,
+        **{name: np.where(believed, values, np.nan) for name, values in estimates.items()},
     )
 
 
@@ -358,8 +319,9 @@ def _nothing(code: NDArray[np.int64], zeros: NDArray[np.int64], nonfinite: NDArr
     return Analysis(**values)  # type: ignore[arg-type]
 
 
-def _rise(raw: Float, stack: Float, judge: WindowFit, judging: int) -> tuple[Estimate, Bool]:
-    """Level less the first step, log, and whether the first step is exactly zero in every document."""
+def _rise(prepared: _Prepared, judge: WindowFit, judging: int, question: _Question) -> _Rise:
+    """Compare the level with the first step; one that is exactly zero in every document rose without bound."""
+    raw = prepared.raw
     documents = raw.shape[1]
     difference = raw[:, :, judging:].mean(axis=2) - raw[:, :, 0]
     if documents >= DOCUMENTS:
@@ -367,7 +329,11 @@ def _rise(raw: Float, stack: Float, judge: WindowFit, judging: int) -> tuple[Est
     else:
         # One step of the document mean against a mean over many, both with the noise that the window shows.
         error = np.hypot(judge.point_error, np.max([se for se, _ in judge.mean.errors], axis=0)), judge.df
-    return Estimate(difference.mean(axis=1), [error]), (stack[:, :, 0] == 0).all(axis=1)
+    climb = Estimate(difference.mean(axis=1), [error])
+    half, endless = climb.half_width(question.alpha), prepared.first_is_zero
+    estimate, low, high = (np.where(endless, np.inf, climb.estimate + side * half) for side in (0.0, -1.0, 1.0))
+    p, p_not = climb.p_above(question.rise), climb.p_below(question.rise)
+    return _Rise(estimate, low, high, np.where(endless, 0.0, p), np.where(endless, 1.0, p_not))
 
 
 def _onset(z: Float, judging: int, delta: float) -> tuple[Float, Float, Float]:
@@ -387,7 +353,7 @@ def _onset(z: Float, judging: int, delta: float) -> tuple[Float, Float, Float]:
     return np.median(first, axis=1), first.min(axis=1), first.max(axis=1)
 
 
-def _needed(fits: list[WindowFit], delta: float, alpha: float, documents: int, steps: int) -> tuple[Float, Float]:
+def _needed(fits: Sequence[WindowFit], delta: float, alpha: float, documents: int, steps: int) -> tuple[Float, Float]:
     """Documents at this depth, and steps with these documents, that would decide with probability 0.9.
 
     A curve whose interval contains no growth is planned for as a flat one, to be certified on the window that needs

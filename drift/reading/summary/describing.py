@@ -283,7 +283,7 @@ def depth_sentences(sweep: Sweep) -> list[str]:
     said = []
     for ds in sweep:
         label = "{protocol}, {model}, {dtype}, chunk {chunk_size}".format(**cell_identity(ds))
-        one = Sweep([ds])
+        one = sweep.derive([ds])
         hidden = depth(one, "hidden_rel_l2").set_index("layer")["value"]
         positive = hidden.dropna()
         if len(positive) < 2:

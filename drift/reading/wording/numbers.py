@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
-__all__ = ["chunk_words", "number", "percent", "plain", "range_words", "signed_number"]
+__all__ = ["chunk_words", "coverage", "number", "percent", "plain", "range_words", "signed_number"]
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -78,3 +78,8 @@ def percent(x: float) -> str:
     if math.isnan(x):
         return "n/a"
     return f"{round(100 * x, 1) + 0.0:+.1f} %" if abs(x) < 10 else f"{100 * x:+.2g} %"
+
+
+def coverage(alpha: float) -> str:
+    """Write the coverage of intervals whose ends are each left out at level `alpha`: ``90 %`` at 0.05."""
+    return f"{100 * (1 - 2 * alpha):.4g} %"

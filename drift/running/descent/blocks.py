@@ -1,4 +1,4 @@
-"""One block for one lane."""
+"""A lane on its way down, and the step that it takes: one block, chunk after chunk, with the block's cache."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from drift.running.descent.taps import (
     tapped_calls,
     text_config,
 )
-from drift.running.protocols.base import Carried
+from drift.running.protocols.base import Carried, Chunk, Protocol
 
 __all__ = ["DescendingLane", "run_block"]
 
@@ -109,62 +109,113 @@ class DescendingLane:
 def run_block(
     index: int, lane: DescendingLane, on_step: Callable[[int, Tensor, Tensor], None]
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Take one lane through one block; return the keys, the values and the carried bytes per chain step."""
-    model, protocol = lane.model, lane.lane.protocol
-    block = blocks_of(model)[index]
-    tape = TapeCache(text_config(model), index, lane.slots)
+    """Take one lane through one block.
+
+    Parameters
+    ----------
+    index : int
+        The block, from 0.
+    lane : DescendingLane
+        Its states are replaced by what the block puts out.
+    on_step : callable
+        Called with the chain step and what the cache then holds: keys and values [head, slot, feature].
+
+    Returns
+    -------
+    keys, values : Tensor
+        [head, token, feature] that the text's tokens appended.
+    sizes : list of int
+        Bytes that the cache carries on after each chain step.
+
+    Raises
+    ------
+    ProtocolError
+        If the protocol leaves another number of slots than it says.
+    UnsupportedModelError
+        If the block does not cache keys and values once per chunk.
+    """
+    protocol, chunks = lane.lane.protocol, lane.lane.chunks
+    tape = TapeCache(text_config(lane.model), index, lane.slots)
     whole = isinstance(tape.layers[index], RoomyLayer)
     appended: list[tuple[Tensor, Tensor]] = []
     sizes: dict[int, int] = {}
     notes: dict[str, Any] = {}
+    block = blocks_of(lane.model)[index]
     with noted_attention(block, protocol is not None and protocol.wants_attention) as probabilities:
-        for place, (chunk, call) in enumerate(zip(lane.lane.chunks, lane.calls_of(index), strict=True)):
-            before = [] if chunk.kept else take_snapshot(tape)
-            own = TapeCache(text_config(model)) if chunk.alone else tape
+        for place, (chunk, call) in enumerate(zip(chunks, lane.calls_of(index), strict=True)):
             probabilities.clear()
-            lane.states[place] = block(lane.states[place], *call.args, past_key_values=own, **call.kwargs)
-            if len(own.appended) != 1 or not isinstance(own.layers[index], DynamicLayer):
-                raise UnsupportedModelError(
-                    f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "
-                    "(layers that share a cache, or keep none, are not supported)."
-                )
-            keys, values = own.appended.pop()
+            pair = _take_chunk(index, lane, place, call, tape)
             if not whole:
-                appended.append((keys, values))
-            if not chunk.kept:
-                if not chunk.alone:
-                    restore_snapshot(tape, before)
-            elif chunk.alone:
-                tape.update(keys, values, index)
-                tape.appended.clear()
+                appended.append(pair)
+            del pair
             layer = tape.layers[index]
             if chunk.kept and protocol is not None and protocol.carries:
-                assert layer.keys is not None
-                assert layer.values is not None
-                cache = Carried(
-                    keys=layer.keys,
-                    values=layer.values,
-                    step=chunk.step,
-                    block=index + 1,
-                    new=len(chunk),
-                    sliding=bool(layer.is_sliding),
-                    attention=probabilities[-1] if probabilities else None,
-                    rotate=lambda keys, shift: lane.rotate(index, keys, shift),
-                    notes=notes,
-                )
-                protocol.carry(cache)
-                layer.keys, layer.values = cache.keys, cache.values
+                _carry(protocol, index, lane, chunk, layer, probabilities[-1] if probabilities else None, notes)
             held = [x for x in (layer.keys, layer.values) if isinstance(x, Tensor)]
             sizes[chunk.step] = sum(x[:1].numel() * x.element_size() for x in held)
             if held:
                 on_step(chunk.step, held[0][0], held[1][0])
     if whole:
-        lengths = [len(chunk) for chunk in lane.lane.chunks]
-        layer = tape.layers[index]
-        assert layer.keys is not None
-        assert layer.values is not None
+        keys, values = _held(tape.layers[index])
         # Without prefixes, what was appended is what the cache holds.
-        if not any(chunk.prefix for chunk in lane.lane.chunks):
-            return layer.keys[0], layer.values[0], list(sizes.values())
-        appended = list(zip(layer.keys.split(lengths, dim=-2), layer.values.split(lengths, dim=-2), strict=True))
+        if not any(chunk.prefix for chunk in chunks):
+            return keys[0], values[0], list(sizes.values())
+        lengths = [len(chunk) for chunk in chunks]
+        appended = list(zip(keys.split(lengths, dim=-2), values.split(lengths, dim=-2), strict=True))
     return lane.text([k for k, _ in appended]), lane.text([v for _, v in appended]), list(sizes.values())
+
+
+def _take_chunk(index: int, lane: DescendingLane, place: int, call: Call, tape: TapeCache) -> tuple[Tensor, Tensor]:
+    """Take one chunk through the block; return the keys and values that it computed, and keep them if it is kept."""
+    chunk, model = lane.lane.chunks[place], lane.model
+    before = [] if chunk.kept else take_snapshot(tape)
+    own = TapeCache(text_config(model)) if chunk.alone else tape
+    block = blocks_of(model)[index]
+    lane.states[place] = block(lane.states[place], *call.args, past_key_values=own, **call.kwargs)
+    if len(own.appended) != 1 or not isinstance(own.layers[index], DynamicLayer):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "
+            "(layers that share a cache, or keep none, are not supported)."
+        )
+    keys, values = own.appended.pop()
+    if not chunk.kept:
+        if not chunk.alone:
+            restore_snapshot(tape, before)
+    elif chunk.alone:
+        tape.update(keys, values, index)
+        tape.appended.clear()
+    return keys, values
+
+
+def _carry(
+    protocol: Protocol,
+    index: int,
+    lane: DescendingLane,
+    chunk: Chunk,
+    layer: Any,
+    attention: Tensor | None,
+    notes: dict[str, Any],
+) -> None:
+    """Let the protocol change the block's cache after a chain step."""
+    keys, values = _held(layer)
+    cache = Carried(
+        keys=keys,
+        values=values,
+        step=chunk.step,
+        block=index + 1,
+        new=len(chunk),
+        sliding=bool(layer.is_sliding),
+        attention=attention,
+        rotate=lambda keys, shift: lane.rotate(index, keys, shift),
+        notes=notes,
+    )
+    protocol.carry(cache)
+    protocol.check_carried(cache, keys.shape[-2])
+    layer.keys, layer.values = cache.keys, cache.values
+
+
+def _held(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer of the cache that holds some."""
+    assert layer.keys is not None
+    assert layer.values is not None
+    return layer.keys, layer.values

@@ -1,17 +1,8 @@
-"""Lanes that go down the network together, one layer at a time.
-
-A lane is one way of running one text through the model: full attention, or a fold. All lanes descend together, so one
-pass over the layers serves every fold, and only one layer's hidden states and one layer's cache are ever held.
-
-This is the only module that touches the layer and cache interfaces of transformers. It re-implements no architecture:
-the model's own ``forward`` is run with its layers tapped, which yields the arguments (masks, rotary tables, positions)
-of every layer; the real layers are then called with them. The hidden states, keys, values and logits are bitwise those
-of a plain ``model(chunk, past_key_values=cache)`` loop over the same chunks.
-"""
+"""The way down: all lanes tapped, then taken through block after block, then through the head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -25,12 +16,6 @@ from drift.running.descent.taps import blocks_of
 from drift.running.model.weights import weights_of
 
 __all__ = ["descend"]
-
-"""Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB).
-
-Up to this many rows a chunk's logits are bitwise those of a plain forward; a longer chunk's are computed in several
-products with the output embedding, which may round differently from one.
-"""
 
 
 def descend(
@@ -70,36 +55,58 @@ def descend(
         not give.
     """
     limits = limits or Limits()
+    descent = _Descent([DescendingLane(lane, lane.model or model) for lane in lanes])
     depth = len(blocks_of(model))
-    descending = [DescendingLane(lane, lane.model or model) for lane in lanes]
-    models = {id(d.model): d.model for d in descending}
-    allowed = limits.call_bytes
-    for key, each in models.items():
-        with weights_of(each).embedding():
-            for d in descending:
-                if id(d.model) == key:
-                    with d.scope():
-                        allowed -= d.tap(allowed)
-    recorder.hidden(0, "embedding", [d.text(d.states) for d in descending])
+    descent.tap(limits.call_bytes)
+    recorder.hidden(0, "embedding", descent.states())
     for index in range(depth):
-        cached: dict[int, tuple[Tensor, Tensor, list[int]]] = {}
-        for key, each in models.items():
-            with weights_of(each).block(index):
-                for lane, d in enumerate(descending):
-                    if id(d.model) == key:
-                        with d.scope():
-                            cached[lane] = run_block(index, d, partial(recorder.cached, lane, index + 1))
-        in_order = [cached[lane] for lane in range(len(descending))]
-        recorder.cache(index + 1, [keys for keys, _, _ in in_order], [values for _, values, _ in in_order])
-        recorder.cache_bytes(index + 1, [sizes for _, _, sizes in in_order])
-        del in_order
-        del cached
-        recorder.hidden(index + 1, "block", [d.text(d.states) for d in descending])
+        descent.block(index, recorder)
+        recorder.hidden(index + 1, "block", descent.states())
         if on_block is not None:
             on_block(index + 1, depth)
-    for d in descending:
-        d.calls = None
-    with ExitStack() as stack:
-        heads = {key: stack.enter_context(open_head(each)) for key, each in models.items()}
-        pieces = [PieceStream(lane_pieces(d, heads[id(d.model)], logit_stride, limits.logit_rows)) for d in descending]
-        compare_logits(pieces, list(references), recorder)
+    descent.head(list(references), logit_stride, limits.logit_rows, recorder)
+
+
+class _Descent:
+    """The lanes on their way down, each model's weights there for as long as a lane computes with them."""
+
+    def __init__(self, lanes: Sequence[DescendingLane]) -> None:
+        self._lanes = lanes
+        self._models = {id(lane.model): lane.model for lane in lanes}
+
+    def _lanes_of(self, key: int) -> Iterator[tuple[int, DescendingLane]]:
+        """The lanes of one model, with their places."""
+        return ((place, lane) for place, lane in enumerate(self._lanes) if id(lane.model) == key)
+
+    def states(self) -> list[Tensor]:
+        """Hidden states [token, feature] of the text, lane by lane."""
+        return [lane.text(lane.states) for lane in self._lanes]
+
+    def tap(self, allowed: float) -> None:
+        """Take all lanes to their first block, and keep the calls of those that ``allowed`` bytes hold."""
+        for key, model in self._models.items():
+            with weights_of(model).embedding():
+                for _, lane in self._lanes_of(key):
+                    with lane.scope():
+                        allowed -= lane.tap(allowed)
+
+    def block(self, index: int, recorder: Recorder) -> None:
+        """Take all lanes through one block, and tell the recorder what they cached."""
+        cached: dict[int, tuple[Tensor, Tensor, list[int]]] = {}
+        for key, model in self._models.items():
+            with weights_of(model).block(index):
+                for place, lane in self._lanes_of(key):
+                    with lane.scope():
+                        cached[place] = run_block(index, lane, partial(recorder.cached, place, index + 1))
+        keys, values, sizes = zip(*(cached[place] for place in range(len(self._lanes))), strict=True)
+        recorder.cache(index + 1, keys, values)
+        recorder.cache_bytes(index + 1, sizes)
+
+    def head(self, references: Sequence[int], stride: int, rows: int, recorder: Recorder) -> None:
+        """Take all lanes through the final norm and the output embedding, in step."""
+        for lane in self._lanes:
+            lane.calls = None
+        with ExitStack() as stack:
+            heads = {key: stack.enter_context(open_head(model)) for key, model in self._models.items()}
+            pieces = [PieceStream(lane_pieces(lane, heads[id(lane.model)], stride, rows)) for lane in self._lanes]
+            compare_logits(pieces, references, recorder)

@@ -17,6 +17,11 @@ from drift.running.protocols.base import Chunk, Protocol
 __all__ = ["LOGIT_ROWS", "Lane", "Limits", "Recorder"]
 
 LOGIT_ROWS = 1024
+"""Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB).
+
+Up to this many rows a chunk's logits are bitwise those of a plain forward; a longer chunk's are computed in several
+products with the output embedding, which may round differently from one.
+"""
 
 
 @dataclass(frozen=True)

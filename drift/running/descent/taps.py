@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import restore_snapshot, take_snapshot
 from drift.running.descent.lanes import Lane
+from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = [
     "Call",
@@ -155,7 +156,7 @@ class _Taps:
     def run(self, cache: DynamicCache, tokens: Tensor, first_position: int) -> tuple[Tensor, list[Call]]:
         """Embeddings [text, token, feature], and the call of each block.
 
-        ``tokens`` are token ids [text, token], or what :func:`_nothing` gives, where only the calls are wanted.
+        ``tokens`` are token ids [text, token], or what :func:`blank_embeddings` gives, where only the calls are wanted.
         """
         name = type(self._model).__name__
         self._seen, self._cache = [], cache
@@ -195,7 +196,7 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
     ------
     embeddings : Tensor
         [text, token, feature] of each chunk, prefix included.
-    calls : list of _Call
+    calls : list of Call
         How each block is called for it.
     """
     cache = DynamicCache(config=text_config(model))
@@ -214,11 +215,19 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
                 for index in range(len(called)):
                     cache.update(stub, stub, index)
             if lane.protocol is not None and lane.protocol.carries:
-                for layer in cache.layers:
-                    if not layer.is_sliding:
-                        held = lane.protocol.slots(chunk.step, layer.keys.shape[-2])
-                        layer.keys, layer.values = layer.keys[..., :held, :], layer.values[..., :held, :]
+                _carry_stubs(lane.protocol, chunk, cache)
         yield states, called
+
+
+def _carry_stubs(protocol: Protocol, chunk: Chunk, cache: DynamicCache) -> None:
+    """Leave as many stubs in a tapped cache as the protocol says that it leaves slots."""
+    for layer in cache.layers:
+        if not layer.is_sliding:
+            held = layer.keys.shape[-2]
+            # Less than none is refused where the number is held against the real cache.
+            left = max(0, protocol.slots(chunk.step, held, len(chunk)))
+            if left != held:
+                layer.keys, layer.values = (x.new_zeros((*x.shape[:-2], left, 1)) for x in (layer.keys, layer.values))
 
 
 def call_memory(calls: Sequence[Call]) -> int:

@@ -1,6 +1,6 @@
 """Readings of the fold, one module each.
 
-Every module of this package that defines a :class:`Protocol` is found by itself: adding a protocol is adding a file.
+Every :class:`Protocol` of this package that has a name is found by itself: adding a protocol is adding a file.
 """
 
 from __future__ import annotations
@@ -13,20 +13,27 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from drift.dataset.labels import split_outside_parentheses
-from drift.errors import ConfigError
+from drift.dataset.labels import Label, parse_label
+from drift.errors import ConfigError, DatasetError
 from drift.running.protocols.base import Carried, Chunk, Protocol, Variation
 
-__all__ = ["Carried", "Chunk", "Protocol", "Variation", "available", "parse", "split_outside_parentheses"]
+__all__ = ["Carried", "Chunk", "Protocol", "Variation", "available", "parse"]
 
 
 @cache
 def _registry() -> dict[str, type[Protocol]]:
+    """Every class of this package that gives itself a name; one without is there to be derived from."""
     found: dict[str, type[Protocol]] = {}
-    for module in sorted(info.name for info in iter_modules(__path__) if info.name not in ("base", "labels")):
+    for module in sorted(info.name for info in iter_modules(__path__)):
         for value in vars(import_module(f"{__name__}.{module}")).values():
-            if isinstance(value, type) and issubclass(value, Protocol) and value not in (Protocol, Variation):
-                found[value.name] = value
+            if not (isinstance(value, type) and issubclass(value, Protocol) and "name" in vars(value)):
+                continue
+            first = found.setdefault(value.name, value)
+            if first is not value:
+                raise ConfigError(
+                    f"Two protocols are named {value.name!r}: {first.__module__}.{first.__qualname__} and "
+                    f"{value.__module__}.{value.__qualname__}. Rename one of them."
+                )
     return found
 
 
@@ -51,26 +58,34 @@ def parse(label: str | Protocol) -> Protocol:
     """
     if isinstance(label, Protocol):
         return label
-    match = re.fullmatch(r"\s*([a-z][a-z0-9_]*)\s*(?:\(\s*(.*?)\s*\))?\s*", label)
     registry = _registry()
-    if not match or match[1] not in registry:
-        name = match[1] if match else label
-        near = get_close_matches(name, registry, n=1)
+    try:
+        said = parse_label(label)
+    except DatasetError as error:
+        known = f"Known protocols: {', '.join(available())}"
+        raise ConfigError(f"Unknown protocol {label!r}: {error}. {known}.") from None
+    if said.name not in registry:
+        near = get_close_matches(said.name, registry, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"Unknown protocol {label!r}.{hint} Known protocols: {', '.join(available())}.")
-    kind = registry[match[1]]
+    return _build(label, registry[said.name], said)
+
+
+def _build(label: str, kind: type[Protocol], said: Label) -> Protocol:
+    """Make a protocol of what its label says, each option read as its field is declared."""
     known = {f.name: f for f in fields(kind)}
+    written = dict(said.options)
     options: dict[str, Any] = {}
-    parts = [part for part in split_outside_parentheses(match[2] or "") if part]
     if issubclass(kind, Variation):
         del known["protocol"]
-        if not parts or re.match(r"[a-z0-9_]+\s*=", parts[0]):
+        if not said.inner:
             raise ConfigError(
                 f"Protocol {label!r}: {kind.name} changes another protocol, which comes first: {kind.name}(append)."
             )
-        options["protocol"] = parse(parts.pop(0))
-    for part in parts:
-        key, _, value = (s.strip() for s in part.partition("="))
+        options["protocol"] = parse(said.inner)
+    elif said.inner:
+        written = {said.inner: "", **written}
+    for key, value in written.items():
         if key not in known:
             takes = f"it takes: {', '.join(known)}" if known else "it takes none"
             raise ConfigError(f"Protocol {label!r}: unknown option {key!r}; {takes}.")

@@ -17,3 +17,4 @@ class Append(Protocol):
     """
 
     name: ClassVar[str] = "append"
+    summary: ClassVar[str] = "keys and values are appended to the cache, and positions run on"

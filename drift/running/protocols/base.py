@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from drift.dataset.labels import number
-from drift.errors import ConfigError
+from drift.errors import ConfigError, ProtocolError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,15 +102,34 @@ class Carried:
 class Protocol(ABC):
     """One reading of the fold.
 
-    A subclass lives in a module of its own in this package, sets ``name``, and overrides what differs from appending.
-    Its dataclass fields are its options, written in parentheses in a label: ``reprime(token=1)``.
+    A subclass lives in a module of its own in this package, sets ``name`` and ``summary``, and overrides what differs
+    from appending. Its dataclass fields are its options, written in parentheses in a label: ``reprime(token=1)``.
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str] = ""
+    """What it does, in one line: pages show it beside the label."""
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Options that take one of a few words."""
     references: ClassVar[tuple[str, ...]] = ("full", "gold", "fold64", "previous")
     """What the fold can be compared with, see :data:`drift.dataset.contract.REFERENCES`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that changes the cache without saying how many slots that leaves.
+
+        Raises
+        ------
+        ProtocolError
+            If the class overrides :meth:`carry` and inherits :meth:`slots`.
+        """
+        super().__init_subclass__(**kwargs)
+        if "carry" in vars(cls) and "slots" not in vars(cls):
+            raise ProtocolError(
+                f"Protocol {getattr(cls, 'name', cls.__name__)} ({cls.__module__}.{cls.__name__}) overrides carry, "
+                "which changes a block's cache, but not slots, which says how many slots that leaves: the masks and "
+                "positions of the chunks are made from that number before there is a cache to count. Override "
+                "slots(step, held, new) as well; where every slot stays, it returns held."
+            )
 
     @property
     def label(self) -> str:
@@ -123,6 +142,11 @@ class Protocol(ABC):
             elif value != f.default:
                 options.append(f"{f.name}={number(value) if isinstance(value, int | float) else value}")
         return f"{self.name}({','.join(options)})" if options else self.name
+
+    @property
+    def in_words(self) -> str:
+        """What it does, in one line; empty where its file does not say."""
+        return self.summary
 
     @property
     def attn_implementation(self) -> str | None:
@@ -162,12 +186,50 @@ class Protocol(ABC):
         """Position id of a chunk's first token when ``seen`` tokens have gone through, and ``slots`` are still held."""
         return seen
 
-    def slots(self, step: int, held: int) -> int:
-        """How many slots a block with full attention carries on when it holds ``held`` after chain step ``step``."""
+    def slots(self, step: int, held: int, new: int) -> int:
+        """How many slots a block with full attention carries on after a chain step.
+
+        Parameters
+        ----------
+        step : int
+            The chain step that has just been taken.
+        held : int
+            Slots that the block holds, those of this step included.
+        new : int
+            How many of them, the last ones, this step appended; prefixes count.
+        """
         return held
 
     def carry(self, cache: Carried) -> None:
-        """Change one block's cache after a chain step; it must leave as many slots as :meth:`slots` says."""
+        """Change one block's cache after a chain step.
+
+        It must leave as many slots as :meth:`slots` says, and is held to that; a block with a sliding window of its
+        own (``cache.sliding``) keeps the number that it has.
+        """
+
+    def check_carried(self, cache: Carried, held: int) -> None:
+        """Hold what :meth:`carry` left of a cache of ``held`` slots against what :meth:`slots` says.
+
+        Raises
+        ------
+        ProtocolError
+            If the two numbers differ.
+        """
+        keys, values = cache.keys.shape[-2], cache.values.shape[-2]
+        said = held if cache.sliding else self.slots(cache.step, held, cache.new)
+        if keys == values == said:
+            return
+        left = f"{keys} slots" if keys == values else f"{keys} slots of keys and {values} of values"
+        where = f"Protocol {self.label}: after chain step {cache.step}, carry left {left} in block {cache.block}, but "
+        if cache.sliding:
+            raise ProtocolError(
+                f"{where}that block attends to a sliding window of its own and must keep the {held} that it held. Have "
+                "carry leave the number of slots alone where cache.sliding is true."
+            )
+        raise ProtocolError(
+            f"{where}slots(step={cache.step}, held={held}, new={cache.new}) says {said}. Override slots in "
+            f"{type(self).__module__} so that it says what carry leaves."
+        )
 
     def bind(self, bos_token_id: Callable[[], int | None]) -> Protocol:
         """Return the protocol with everything it needs from the tokenizer filled in.
@@ -205,7 +267,7 @@ class Protocol(ABC):
             chunk = Chunk(start, min(start + chunk_size, tokens), self.prefix(step), position, step)
             chunks.append(chunk)
             seen += len(chunk)
-            slots = self.slots(step, slots + len(chunk))
+            slots = self.slots(step, slots + len(chunk), len(chunk))
         return tuple(chunks)
 
     def reference_chunks(self, tokens: int) -> tuple[Chunk, ...]:
@@ -256,6 +318,11 @@ class Variation(Protocol):
         )
 
     @property
+    def in_words(self) -> str:
+        """What the protocol inside does, then what this one does to it."""
+        return "; ".join(words for words in (self.protocol.in_words, self.summary) if words)
+
+    @property
     def attn_implementation(self) -> str | None:
         """As the protocol inside."""
         return self.protocol.attn_implementation
@@ -297,9 +364,9 @@ class Variation(Protocol):
         """As the protocol inside."""
         return self.protocol.first_position(step, seen, slots)
 
-    def slots(self, step: int, held: int) -> int:
+    def slots(self, step: int, held: int, new: int) -> int:
         """As the protocol inside."""
-        return self.protocol.slots(step, held)
+        return self.protocol.slots(step, held, new)
 
     def bind(self, bos_token_id: Callable[[], int | None]) -> Protocol:
         """Bind the protocol inside."""

@@ -33,6 +33,7 @@ class Decode(Variation):
     """
 
     name: ClassVar[str] = "decode"
+    summary: ClassVar[str] = "tokens are then generated after the text, and compared one by one"
 
     tokens: int = 32
     temperature: float = 0.0
@@ -62,11 +63,11 @@ class Decode(Variation):
         seen = sum(len(c) for c in chunks)
         slots = 0
         for chunk in chunks:
-            slots = self.slots(chunk.step, slots + len(chunk))
+            slots = self.slots(chunk.step, slots + len(chunk), len(chunk))
         for start in range(text, tokens):
             step = chunks[-1].step + 1
             chunks.append(Chunk(start, start + 1, (), self.first_position(step, seen, slots), step))
-            seen, slots = seen + 1, self.slots(step, slots + 1)
+            seen, slots = seen + 1, self.slots(step, slots + 1, 1)
         return tuple(chunks)
 
     def reference_chunks(self, tokens: int) -> tuple[Chunk, ...]:

@@ -29,6 +29,7 @@ class Evict(Protocol):
     """
 
     name: ClassVar[str] = "evict"
+    summary: ClassVar[str] = "between chunks the most recent slots stay, and those that received most attention"
 
     budget: int = 512
     recent: int = 0
@@ -42,7 +43,7 @@ class Evict(Protocol):
         """Eviction goes by attention probabilities."""
         return True
 
-    def slots(self, step: int, held: int) -> int:
+    def slots(self, step: int, held: int, new: int) -> int:
         """The budget, once it is exceeded."""
         return min(held, self.budget)
 

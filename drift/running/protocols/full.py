@@ -26,6 +26,7 @@ class Full(Protocol):
     """
 
     name: ClassVar[str] = "full"
+    summary: ClassVar[str] = "full attention again, in one pass: nothing is folded"
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"attention": ("model", "eager", "sdpa")}
 
     attention: str = "model"

@@ -24,6 +24,7 @@ class Isolated(Protocol):
     """
 
     name: ClassVar[str] = "isolated"
+    summary: ClassVar[str] = "every chunk is prefilled alone, at its true positions, and the caches are put together"
 
     probe: int = 0
 

@@ -27,13 +27,14 @@ class Merge(Protocol):
     """
 
     name: ClassVar[str] = "merge"
+    summary: ClassVar[str] = "after every step the cache is brought down to few slots, each the mean of neighbours"
 
     budget: int = 512
 
     def __post_init__(self) -> None:
         self._require(self.budget >= 1, "budget must be at least 1")
 
-    def slots(self, step: int, held: int) -> int:
+    def slots(self, step: int, held: int, new: int) -> int:
         """The budget, once it is exceeded."""
         return min(held, self.budget)
 

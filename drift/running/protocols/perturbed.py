@@ -32,6 +32,7 @@ class Perturbed(Variation):
     """
 
     name: ClassVar[str] = "perturbed"
+    summary: ClassVar[str] = "after one chain step the cache is multiplied by 1 + size x Gaussian noise"
     references: ClassVar[tuple[str, ...]] = (*Variation.references, "unperturbed")
 
     step: int
@@ -43,6 +44,10 @@ class Perturbed(Variation):
     def planted_at(self) -> int | None:
         """The first step to see the noise."""
         return self.step + 1
+
+    def slots(self, step: int, held: int, new: int) -> int:
+        """As the protocol inside: noise drops none."""
+        return super().slots(step, held, new)
 
     def carry(self, cache: Carried) -> None:
         """Do as the protocol inside, then put in the noise if this is the step and the block."""

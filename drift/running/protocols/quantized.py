@@ -34,6 +34,7 @@ class Quantized(Protocol):
     """
 
     name: ClassVar[str] = "quantized"
+    summary: ClassVar[str] = "keys and values are stored in few bits, and dequantised for use"
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "format": ("int8", "int4", "fp8"),
         "axis": ("token", "channel"),
@@ -41,6 +42,10 @@ class Quantized(Protocol):
 
     format: str = "int8"
     axis: str = "token"
+
+    def slots(self, step: int, held: int, new: int) -> int:
+        """All of them: storing in fewer bits drops none."""
+        return held
 
     def carry(self, cache: Carried) -> None:
         """Replace what the step appended by what would be read back."""

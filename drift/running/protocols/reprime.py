@@ -25,6 +25,7 @@ class Reprime(Protocol):
     """
 
     name: ClassVar[str] = "reprime"
+    summary: ClassVar[str] = "every chunk after the first gets a beginning-of-sequence token in front"
 
     token: int | None = None
 

@@ -18,6 +18,7 @@ class Restart(Protocol):
     """
 
     name: ClassVar[str] = "restart"
+    summary: ClassVar[str] = "keys and values are appended to the cache, but every chunk begins at position 0"
 
     def first_position(self, step: int, seen: int, slots: int) -> int:
         """Every chunk begins at position 0, whatever is in the cache."""

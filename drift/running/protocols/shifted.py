@@ -24,6 +24,7 @@ class Shifted(Variation):
     """
 
     name: ClassVar[str] = "shifted"
+    summary: ClassVar[str] = "from one chain step on, positions are too large"
 
     step: int
     by: int = 1

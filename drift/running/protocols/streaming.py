@@ -32,6 +32,7 @@ class Streaming(Protocol):
     """
 
     name: ClassVar[str] = "streaming"
+    summary: ClassVar[str] = "between chunks the first tokens and the most recent ones stay in the cache"
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"positions": ("text", "cache")}
 
     sinks: int = 4
@@ -45,7 +46,7 @@ class Streaming(Protocol):
         """The place in the text, or in the cache."""
         return slots if self.positions == "cache" else seen
 
-    def slots(self, step: int, held: int) -> int:
+    def slots(self, step: int, held: int, new: int) -> int:
         """Sinks and window, once there are so many."""
         return min(held, self.sinks + self.window)
 
@@ -70,7 +71,7 @@ class Streaming(Protocol):
             keys = torch.cat([cache.notes["keys"], new], dim=-2)
             shift = torch.cat([cache.notes["shift"], zeros])
             slots += cache.notes["slots"]
-        kept = self.slots(cache.step, slots)
+        kept = self.slots(cache.step, slots, cache.new)
         shift = shift - (slots - kept)
         if cache.sliding:  # what its own window forgot is gone from the front
             keys, shift = keys[..., keys.shape[-2] - held :, :], shift[shift.shape[0] - held :]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from drift import dataset
-from drift.errors import ConfigError, DatasetError
+from drift.errors import ConfigError, DatasetError, Fault
 from drift.running.sweep.cost import cores
 
 __all__ = ["FINDINGS", "Finding", "Report", "check"]
@@ -199,15 +199,10 @@ def _looked_at(root: Path, files: Sequence[str]) -> list[_Cell]:
 
 
 def _look(root: Path, file: str) -> _Cell:
-
-    path = root / file
     try:
-        ds = dataset.read(path)
+        ds = dataset.read(root / file)
     except DatasetError as error:
-        problem = str(error).removeprefix(f"{path}: ").split(" Delete it and")[0]
-        if "config_sha256 is not the sha256" in problem:
-            return _Cell(file, "config", problem)
-        return _Cell(file, "contract" if "data contract" in problem or "schema" in problem else "damaged", problem)
+        return _Cell(file, (error.fault or Fault.DAMAGED).value, error.problem)
     record = json.loads(str(ds.attrs["config_json"]))
     record = record if isinstance(record, dict) else {}
     recorded = str(ds.attrs["config_sha256"])

@@ -28,7 +28,7 @@ __all__ = [
     "footprint",
     "free",
     "give_back",
-    "parse",
+    "parse_size",
     "resident_bytes",
 ]
 
@@ -241,7 +241,7 @@ _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**i for i, p in enumerate("kMGT", 1)}}
 _UNITS |= {f"{p}iB": 1024**i for i, p in enumerate("KMGT", 1)}
 
 
-def parse(text: str) -> int:
+def parse_size(text: str) -> int:
     """Bytes of a size such as ``24GiB``, ``500 MB`` or ``8e9``.
 
     Raises

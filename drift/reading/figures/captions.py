@@ -1,0 +1,30 @@
+"""Words of captions, made of what was drawn and of the constants that cut it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from drift.reading.statistics import windows
+from drift.reading.wording.windows import judged_words, late_rule, late_words
+
+__all__ = ["BAND", "judged_of", "late_of"]
+
+BAND = "Lines: geometric mean over documents; bands: smallest to largest document."
+
+
+def late_of(steps: Iterable[int]) -> str:
+    """Say what is late of chains of these numbers of steps: ``past the first quarter of the chain``.
+
+    The rule for short chains is told only where one of them is cut by it.
+    """
+    return f"{late_words()} of the chain" if all(map(_cut_by_share, steps)) else late_rule()
+
+
+def judged_of(steps: Iterable[int]) -> str:
+    """Name the judging window of chains of these numbers of steps: ``the last three quarters of the chain``."""
+    return judged_words() if all(map(_cut_by_share, steps)) else late_rule()
+
+
+def _cut_by_share(steps: int) -> bool:
+    return windows.late_start(steps) == math.ceil(windows.WINDOWS[-1] * steps)
