@@ -42,7 +42,7 @@ from drift.reading.figures.style import (
     say_empty,
     set_style,
 )
-from drift.reading.statistics.slope import Reason, Slope
+from drift.reading.statistics.slope import ScalingReason, Slope
 from drift.reading.wording import numbers
 
 __all__ = ["level_vs_chunk_size", "level_vs_roundoff"]
@@ -87,7 +87,7 @@ def _slopes(sweep: Sweep, measure: str, layer: int | str) -> dict[str, list[Slop
     for one in ladder.ladders(sweep, measure, layer):
         found.setdefault(str(one.labels["protocol"]), []).append(one.slope)
     # What was run at one precision takes nothing from what was run at several.
-    return {p: [s for s in mine if s.reason is not Reason.ONE_RUNG] or mine for p, mine in found.items()}
+    return {p: [s for s in mine if s.reason is not ScalingReason.ONE_RUNG] or mine for p, mine in found.items()}
 
 
 def _verdict_title(protocol: str, mine: Sequence[Slope]) -> str:
