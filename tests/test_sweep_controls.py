@@ -15,8 +15,9 @@ from rounding import apart, gamma
 from sweep_tools import text_file, tiny_checkpoint, write_config
 
 import drift
-from drift import corpus, dataset
+from drift import dataset
 from drift.errors import ConfigError
+from drift.running import corpus
 from drift.running.sweep.config import load_config
 from drift.running.sweep.control_cells import SIZES, controls
 from drift.running.sweep.planning import plan

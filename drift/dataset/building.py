@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from drift.dataset.contract import COORDINATES, DTYPES, QUANTILES, SCALARS, SCHEMA_VERSION, VARIABLES, layer_kinds
+from drift.dataset.contract import (
+    COORDINATES,
+    DTYPES,
+    QUANTILES,
+    SCALARS,
+    SCHEMA_VERSION,
+    VARIABLES,
+    layer_kinds,
+    required,
+    schema_of,
+)
 from drift.dataset.hashing import canonical_json
 from drift.dataset.validating import validate
 from drift.errors import DatasetError
@@ -32,7 +42,7 @@ def _encode(value: object) -> str | int | float:
     return canonical_json(value)
 
 
-def _sizes(variables: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _sizes(variables: Mapping[str, np.ndarray], schema: int) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name, values in variables.items():
         if name not in VARIABLES:
@@ -47,7 +57,7 @@ def _sizes(variables: Mapping[str, np.ndarray]) -> dict[str, int]:
         for dim, size in zip(dims, shape, strict=True):
             if sizes.setdefault(dim, size) != size:
                 raise DatasetError(f"build: {name} has {size} along {dim!r}, where another variable has {sizes[dim]}")
-    missing = [name for name, v in VARIABLES.items() if name not in variables and not v.optional]
+    missing = [name for name in required(schema) if name not in variables]
     if missing:
         raise DatasetError(f"build: missing variables: {', '.join(missing)}")
     return sizes
@@ -78,7 +88,8 @@ def build(
     Parameters
     ----------
     variables : mapping of str to ndarray
-        One array for every row of :data:`VARIABLES` that is not optional, axes in the row's order.
+        One array for every row of :data:`VARIABLES` that is not optional (in the schema version of `attrs`, where
+        they carry one), axes in the row's order.
     scalars : mapping
         The scalar coordinates :data:`SCALARS`.
     token_start, token_stop : ndarray [step]
@@ -97,7 +108,7 @@ def build(
     DatasetError
         If anything is missing, unknown, of the wrong shape or out of its bounds.
     """
-    sizes = _sizes(variables)
+    sizes = _sizes(variables, schema_of(attrs) or int(SCHEMA_VERSION))
     unknown = [name for name in scalars if name not in SCALARS]
     missing = [name for name in SCALARS if name not in scalars]
     if unknown or missing:

@@ -4,6 +4,17 @@ The running wing calls :func:`build` and :func:`write`; the reading wing calls :
 :func:`open_sweep`. A file that breaks the contract is refused on both sides, with a message that names the
 file, the rule and the remedy. NumPy, pandas and xarray only: a sweep can be read where torch is not installed.
 
+The table of variables grows, and cells that took hours stay readable. Each row of :data:`VARIABLES` says since which
+schema version it is there; :data:`SCHEMA_VERSION` is the latest of them, and a cell carries the one that it was
+written under. A cell must hold what its own version asks for (:func:`required`). So
+
+- an older cell is whole without the rows that came later;
+- a newer one is read for what is known here: variables of no row are kept as they are, written again and thinned with
+  the cell, and not shown; :attr:`drift.dataset.sweep.Sweep.notes` says so. It is refused only where a row or an axis
+  that is known here is broken, or where an axis that tells cells apart is not known here;
+- the version is part of every planned cell's hash. What a plan asks for is then computed again under its new name, and
+  the older file stays: readers and the resume agree on what is complete.
+
 A sweep is a folder of cells, and ``sweep.json`` beside them. Of that file this module reads
 
 ``cells``
@@ -15,7 +26,9 @@ A sweep is a folder of cells, and ``sweep.json`` beside them. Of that file this 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +43,10 @@ __all__ = [
     "VARIABLES",
     "Variable",
     "layer_kinds",
+    "required",
+    "schema_of",
 ]
 
-SCHEMA_VERSION = "1"
 #: Quantiles over a chunk's tokens, kept where a variable has the dimension ``quantile``.
 QUANTILES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 #: What a fold can be compared with.
@@ -87,6 +101,10 @@ class Variable:
         Bounds that every value which is not NaN keeps.
     optional : bool
         Whether a cell may do without: what only some references or protocols have.
+    distance : bool
+        Whether it is 0 where the two passes agree and grows as they part: what is judged as a curve.
+    since : int
+        The schema version that asks for it first. A new row has a new one: it is optional in every older cell.
     """
 
     dims: tuple[str, ...]
@@ -96,6 +114,8 @@ class Variable:
     lower: float | None = 0.0
     upper: float | None = None
     optional: bool = False
+    distance: bool = True
+    since: int = 1
 
 
 _DLS = ("document", "layer", "step")
@@ -108,7 +128,7 @@ VARIABLES: dict[str, Variable] = {
         _DLS, "1", "cosine distance of the hidden state, mean over tokens", lower=-_ROUNDING, upper=2 + _ROUNDING
     ),
     "hidden_max_abs": Variable(_DLS, "1", "largest absolute difference of the hidden state"),
-    "hidden_norm": Variable(_DLS, "1", "Frobenius norm of the reference hidden state"),
+    "hidden_norm": Variable(_DLS, "1", "Frobenius norm of the reference hidden state", distance=False),
     "nonfinite_count": Variable(_DLS, "1", "elements of the hidden state that are NaN or Inf in either lane", "int64"),
     "hidden_rel_l2_token": Variable(
         (*_DLS, "quantile"), "1", "relative L2 drift of the hidden state, quantiles over tokens"
@@ -125,10 +145,14 @@ VARIABLES: dict[str, Variable] = {
     ),
     "logit_rel_l2": Variable(_DS, "1", "relative L2 drift of the logits"),
     "logit_max_abs": Variable(_DS, "1", "largest absolute difference of a logit"),
-    "top1_agreement": Variable(_DS, "1", "share of tokens with the same most likely next token", upper=1.0),
+    "top1_agreement": Variable(
+        _DS, "1", "share of tokens with the same most likely next token", upper=1.0, distance=False
+    ),
     "delta_p_rms": Variable(_DS, "1", "RMS change in the probability of the correct token", upper=1.0 + _ROUNDING),
-    "nll_full": Variable(_DS, "nat", "negative log-likelihood per token, full attention", lower=-_ROUNDING),
-    "nll_fold": Variable(_DS, "nat", "negative log-likelihood per token, fold", lower=-_ROUNDING),
+    "nll_full": Variable(
+        _DS, "nat", "negative log-likelihood per token, full attention", lower=-_ROUNDING, distance=False
+    ),
+    "nll_fold": Variable(_DS, "nat", "negative log-likelihood per token, fold", lower=-_ROUNDING, distance=False),
     "logit_nonfinite_count": Variable(_DS, "1", "logits that are NaN or Inf in either lane", "int64"),
     "logit_count": Variable(_DS, "1", "tokens whose logits were compared", "int64"),
     "target_count": Variable(_DS, "1", "compared tokens that have a next token", "int64"),
@@ -146,13 +170,23 @@ VARIABLES: dict[str, Variable] = {
     "hidden_rel_l2_full_rounding": Variable(_DLS, "1", "relative L2 of the rounding of full attention", optional=True),
     "hidden_rel_l2_fold_rounding": Variable(_DLS, "1", "relative L2 of the rounding that folding adds", optional=True),
     "hidden_share_structural": Variable(
-        _DLS, "1", "share of the squared error that is structural", lower=None, optional=True
+        _DLS, "1", "share of the squared error that is structural", lower=None, optional=True, distance=False
     ),
     "hidden_share_full_rounding": Variable(
-        _DLS, "1", "share of the squared error that is rounding of full attention", lower=None, optional=True
+        _DLS,
+        "1",
+        "share of the squared error that is rounding of full attention",
+        lower=None,
+        optional=True,
+        distance=False,
     ),
     "hidden_share_fold_rounding": Variable(
-        _DLS, "1", "share of the squared error that is rounding added by folding", lower=None, optional=True
+        _DLS,
+        "1",
+        "share of the squared error that is rounding added by folding",
+        lower=None,
+        optional=True,
+        distance=False,
     ),
     # Only for `decode`.
     "token_agreement": Variable(
@@ -161,8 +195,22 @@ VARIABLES: dict[str, Variable] = {
         "share of tokens that both lanes would have generated alike, given the same random numbers",
         upper=1.0,
         optional=True,
+        distance=False,
     ),
 }
+#: Latest schema version; a new row of the table raises it.
+SCHEMA_VERSION = str(max(row.since for row in VARIABLES.values()))
+
+
+def schema_of(attrs: Mapping[Any, Any]) -> int | None:
+    """Schema version that a cell's attributes carry; None where they carry none, or what is no version."""
+    said = str(attrs.get("schema_version", ""))
+    return int(said) if said.isascii() and said.isdigit() and int(said) else None
+
+
+def required(schema: int) -> list[str]:
+    """Names of the variables that a cell of a schema version must hold, as far as they are known here."""
+    return [name for name, row in VARIABLES.items() if not row.optional and row.since <= schema]
 
 
 @dataclass(frozen=True)

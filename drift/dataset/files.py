@@ -11,12 +11,17 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from drift.dataset.contract import COORDINATES, VARIABLES
+from drift.dataset.contract import COORDINATES, SCHEMA_VERSION, VARIABLES, schema_of
 from drift.dataset.validating import validate
 from drift.errors import DatasetError, Fault
 
 __all__ = ["TEMPORARY_SUFFIX", "read", "write"]
 
+_AGAIN = (
+    "Copy it again from where it was sound; or rename it, so that it does not end in .nc, and run the sweep again, "
+    "which computes the cell anew."
+)
+_UPGRADE = "Upgrade drift, or read it with the drift that wrote it."
 #: Suffix of the files that :func:`write` makes beside its target; a killed process may leave one behind.
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -73,21 +78,29 @@ def write(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
 
 def _clean(ds: xr.Dataset) -> xr.Dataset:
     """Copy `ds` in the contract's order and without encodings, so that equal datasets give equal bytes."""
-    clean = ds.drop_encoding()[[name for name in VARIABLES if name in ds.data_vars]]
+    clean = ds.drop_encoding()[_names(ds)]
     clean = clean.assign_coords({name: clean.coords[name] for name in COORDINATES})
+    others = sorted(str(name) for name in clean.coords if name not in COORDINATES)  # which only a newer contract knows
+    if others:
+        clean = clean.drop_vars(others).assign_coords({name: clean.coords[name] for name in others})
     clean.attrs = dict(sorted(ds.attrs.items()))
     for name in clean.variables:
         clean[name].attrs = dict(sorted(clean[name].attrs.items()))
     return clean
 
 
+def _names(ds: xr.Dataset) -> list[str]:
+    """Variables of a cell in the contract's order, those that only a newer contract knows last."""
+    return [n for n in VARIABLES if n in ds.data_vars] + sorted(str(n) for n in ds.data_vars if n not in VARIABLES)
+
+
 def _encoding(ds: xr.Dataset) -> dict[str, dict[str, object]]:
     encoding: dict[str, dict[str, object]] = {}
-    for name in [*COORDINATES, *(name for name in VARIABLES if name in ds.data_vars)]:
+    for name in [*map(str, ds.coords), *_names(ds)]:
         array = ds[name]
         if array.dtype.kind == "f":
             encoding[name] = {"_FillValue": None}  # NaN is a value here, not a hole
-        if name in VARIABLES and array.size:
+        if name in ds.data_vars and array.size:
             # fletcher32: a flipped bit on the disk is refused instead of plotted
             encoding.setdefault(name, {}).update(zlib=True, complevel=4, shuffle=True, fletcher32=True)
     return encoding
@@ -113,7 +126,7 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Validated. ``ds.encoding["source"]`` is the path.
+        Validated against the schema version that it was written under. ``ds.encoding["source"]`` is the path.
 
     Raises
     ------
@@ -121,7 +134,6 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
         If the file is missing, truncated, not netCDF, or breaks the contract; `fault` says which.
     """
     source = Path(path)
-    remedy = "Delete it and run the sweep again."
 
     def damaged(problem: str, advice: str = "") -> DatasetError:
         return DatasetError(f"{source}: {problem}{advice}", fault=Fault.DAMAGED, problem=problem)
@@ -133,15 +145,16 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
     except OSError as error:
         raise damaged(f"cannot be read ({error.strerror or error})") from error
     if payload[:8] != b"\x89HDF\r\n\x1a\n":
-        raise damaged("is not a netCDF-4 file" if payload else "is empty", f". {remedy}")
+        raise damaged("is not a netCDF-4 file" if payload else "is empty", f". {_AGAIN}")
     try:
         ds = _parse(payload)
     except Exception as error:  # the HDF5 library raises nearly every kind on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise damaged(f"truncated or damaged ({reason})", f". {remedy}") from error
+        raise damaged(f"truncated or damaged ({reason})", f". {_AGAIN}") from error
     try:
         validate(ds, source=str(source))
     except DatasetError as error:
+        remedy = _UPGRADE if (schema_of(ds.attrs) or 0) > int(SCHEMA_VERSION) else _AGAIN
         raise DatasetError(f"{error}. {remedy}", fault=error.fault, problem=error.problem) from None
     ds.encoding["source"] = str(source)
     return ds
@@ -171,6 +184,7 @@ def _parse(payload: bytes) -> xr.Dataset:
             variables[name] = xr.Variable(dims, _text_array(item), meta)
         attrs = {k: _text(v) for k, v in file.attrs.items() if not k.startswith("_NC")}
     coords = [name for name in COORDINATES if name in variables]
+    coords += sorted(name for name, v in variables.items() if v.dims == (name,) and name not in COORDINATES)
     data = [name for name in VARIABLES if name in variables] + [n for n in variables if n not in {*VARIABLES, *coords}]
     return xr.Dataset({n: variables[n] for n in data}, {n: variables[n] for n in coords}, attrs)
 

@@ -14,6 +14,11 @@ from drift.errors import DatasetError
 
 __all__ = ["open_sweep"]
 
+_ASIDE = (
+    "Rename it, and every cell of the folder is read; or run the sweep again, which writes it anew and keeps the cells "
+    "that are finished."
+)
+
 
 def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
     """Open the cells of a sweep.
@@ -76,11 +81,9 @@ def _plan(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path}: cannot be read as JSON ({error}). Delete it and run the sweep again; finished cells are kept."
-        ) from error
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}). {_ASIDE}") from error
     if not isinstance(plan, dict):
-        raise DatasetError(f"{path}: is not a JSON object. Delete it and run the sweep again; finished cells are kept.")
+        raise DatasetError(f"{path}: is not a JSON object. {_ASIDE}")
     return plan
 
 

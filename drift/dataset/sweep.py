@@ -12,16 +12,19 @@ import pandas as pd
 import xarray as xr
 
 from drift._accessors import sweep_accessor
-from drift.dataset.contract import SCALARS, VARIABLES
+from drift.dataset.contract import SCALARS, SCHEMA_VERSION, VARIABLES, required, schema_of
 from drift.errors import DatasetError
 
 __all__ = ["Controls", "Sweep"]
 
+_SCHEMA = int(SCHEMA_VERSION)
+
 
 class Controls(Sequence[xr.Dataset]):
-    """Cells that test the instrument, sorted; the same object in a sweep and in all that is derived from it.
+    """Cells that test the instrument, sorted.
 
-    It cannot be changed, and is equal only to itself: a reader may keep beside it what it worked out of it.
+    A sweep and all that :meth:`Sweep.derive` makes of it have the same object. It cannot be changed, and is equal only
+    to itself: a reader may keep beside it what it worked out of it.
     """
 
     def __init__(self, cells: Iterable[xr.Dataset] = ()) -> None:
@@ -73,7 +76,7 @@ class Sweep:
         folder: Path | None = None,
     ) -> None:
         self.cells = sorted(cells, key=_order)
-        self.controls = controls if isinstance(controls, Controls) else Controls(controls)
+        self.controls = Controls(controls)
         self.plan = dict(plan or {})
         self.failures = [dict(f) for f in failures]
         self.problems = dict(problems or {})
@@ -95,6 +98,14 @@ class Sweep:
     def drift(self) -> Any:
         """Verdicts on every cell: ``sweep.drift.plateau()``, as ``ds.drift.plateau()`` for one."""
         return sweep_accessor(self)
+
+    @property
+    def notes(self) -> list[str]:
+        """Say in sentences which cells were written under another schema version, and what that means."""
+        written: dict[int, list[xr.Dataset]] = {}
+        for ds in (*self.cells, *self.controls):
+            written.setdefault(schema_of(ds.attrs) or 0, []).append(ds)
+        return [_schema_note(schema, cells) for schema, cells in sorted(written.items()) if schema != _SCHEMA]
 
     def values(self, axis: str) -> list[Any]:
         """Return the distinct values of a scalar coordinate, in the cells' order."""
@@ -237,6 +248,15 @@ class Sweep:
     def _listing(self) -> str:
         rows = ["  {model} {dtype} {protocol} chunk {chunk_size}".format(**_scalars(ds)) for ds in self.cells]
         return "\n".join(rows[:40] + ([f"  ... and {len(rows) - 40} more"] if len(rows) > 40 else [])) or "  (none)"
+
+
+def _schema_note(schema: int, cells: Sequence[xr.Dataset]) -> str:
+    said = f"{len(cells)} cell{'s' * (len(cells) != 1)} of schema version {schema} (this drift: {_SCHEMA})"
+    if schema > _SCHEMA:
+        names = sorted({str(name) for ds in cells for name in ds.data_vars if name not in VARIABLES})
+        return f"{said} were read for what is known here; not known, and not shown: {_listing(names)}."
+    later = [name for name in required(_SCHEMA) if any(name not in ds.data_vars for ds in cells)]
+    return f"{said} were read for what they hold; measured only since: {_listing(later)}."
 
 
 def _scalar(ds: xr.Dataset, axis: str) -> Any:

@@ -18,6 +18,8 @@ from drift.dataset.contract import (
     SCHEMA_VERSION,
     VARIABLES,
     layer_kinds,
+    required,
+    schema_of,
 )
 from drift.errors import DatasetError, Fault
 
@@ -37,28 +39,28 @@ def validate(ds: xr.Dataset, source: str = "dataset") -> None:
     Raises
     ------
     DatasetError
-        With every rule that is broken, not only the first; `fault` says of which kind.
+        With every rule of the cell's own schema version that is broken, not only the first; `fault` says of which
+        kind. Of a newer version, what is known here is asked for (see :mod:`drift.dataset.contract`).
     """
-    version = ds.attrs.get("schema_version")
-    if version is None:
+    if "schema_version" not in ds.attrs:
         problem = "not a drift dataset (it has no schema_version)"
         raise DatasetError(f"{source}: {problem}", fault=Fault.CONTRACT, problem=problem)
-    if str(version) != SCHEMA_VERSION:
-        problem = f"written under schema version {version}, but this drift reads version {SCHEMA_VERSION}"
-        raise DatasetError(
-            f"{source}: {problem}. Read it with the drift that wrote it, or run the sweep again.",
-            fault=Fault.CONTRACT,
-            problem=problem,
-        )
+    schema = schema_of(ds.attrs)
+    if schema is None:
+        problem = f"schema_version {ds.attrs['schema_version']!r} is not a whole number of at least 1"
+        raise DatasetError(f"{source}: {problem}", fault=Fault.CONTRACT, problem=problem)
+    newer = schema > int(SCHEMA_VERSION)
     misnamed = [*_hash_faults(ds)]
     faults = [*_attr_faults(ds), *misnamed]
-    structure = [*_coordinate_faults(ds), *_variable_faults(ds)]
+    structure = [*_coordinate_faults(ds, newer), *_variable_faults(ds, schema)]
     faults += structure
     if not structure:  # values only make sense on sound axes
         faults += _axis_faults(ds)
         faults += _value_faults(ds)
     if faults:
         problem = f"breaks the data contract: {'; '.join(faults)}"
+        if newer:
+            problem += f" (it was written under schema version {schema}; this drift knows {SCHEMA_VERSION})"
         kind = Fault.CONFIG if misnamed else Fault.CONTRACT
         raise DatasetError(f"{source}: {problem}", fault=kind, problem=problem)
 
@@ -87,11 +89,13 @@ def _hash_faults(ds: xr.Dataset) -> Iterator[str]:
             yield "config_sha256 is not the sha256 of config_json"
 
 
-def _coordinate_faults(ds: xr.Dataset) -> Iterator[str]:
+def _coordinate_faults(ds: xr.Dataset, newer: bool) -> Iterator[str]:
     missing = [name for name in COORDINATES if name not in ds.coords]
     if missing:
         yield f"missing coordinates: {', '.join(missing)}"
     unknown = [str(name) for name in ds.coords if name not in COORDINATES]
+    if newer:  # what a new variable lies on is let pass; what tells cells apart is not
+        unknown = [name for name in unknown if not ds[name].dims]
     if unknown:
         yield f"unknown coordinates: {', '.join(unknown)}"
     for name, c in COORDINATES.items():
@@ -110,12 +114,12 @@ def _coordinate_faults(ds: xr.Dataset) -> Iterator[str]:
             yield f"coordinate {name} has no long_name"
 
 
-def _variable_faults(ds: xr.Dataset) -> Iterator[str]:
-    missing = [name for name, v in VARIABLES.items() if name not in ds.data_vars and not v.optional]
+def _variable_faults(ds: xr.Dataset, schema: int) -> Iterator[str]:
+    missing = [name for name in required(schema) if name not in ds.data_vars]
     if missing:
         yield f"missing variables: {', '.join(missing)}"
     unknown = [str(name) for name in ds.data_vars if name not in VARIABLES]
-    if unknown:
+    if unknown and schema <= int(SCHEMA_VERSION):
         yield f"unknown variables: {', '.join(unknown)}"
     for name, v in VARIABLES.items():
         if name not in ds.data_vars:

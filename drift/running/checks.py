@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from drift.errors import ConfigError
 from drift.running.protocols.base import Chunk, Protocol
 
-__all__ = ["check_chunks", "check_tokens"]
+__all__ = ["check_chunks", "check_planted", "check_tokens"]
 
 
 def check_tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]:

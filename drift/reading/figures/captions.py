@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from drift.reading.statistics import windows
 from drift.reading.wording.windows import judged_words, late_rule, late_words
 
-__all__ = ["BAND", "judged_of", "late_of"]
+__all__ = ["BAND", "chosen_size", "judged_of", "late_of"]
 
 BAND = "Lines: geometric mean over documents; bands: smallest to largest document."
 
@@ -28,3 +28,8 @@ def judged_of(steps: Iterable[int]) -> str:
 
 def _cut_by_share(steps: int) -> bool:
     return windows.late_start(steps) == math.ceil(windows.WINDOWS[-1] * steps)
+
+
+def chosen_size(chunk_size: int | None) -> str:
+    """Say which chunk size is drawn, as :func:`drift.reading.figures.style.smallest_chunks` chooses it."""
+    return "Smallest chunk size of each model and protocol." if chunk_size is None else f"Chunk size {chunk_size}."

@@ -47,6 +47,9 @@ from drift.reading.figures.style import (
 
 __all__ = ["drift_per_step", "nonfinite"]
 
+#: Most cells that one picture tells apart.
+MOST_CELLS = 10
+
 
 def drift_per_step(
     sweep: Sweep,
@@ -118,7 +121,7 @@ def nonfinite(sweep: Sweep) -> Figure | None:
     bad = [ds for ds in sweep if int(ds["nonfinite_count"].sum()) or int(ds["logit_nonfinite_count"].sum())]
     if not bad:
         return None
-    shown = bad[:10]
+    shown = bad[:MOST_CELLS]
     colour, style = colours_of(range(len(shown))), cycle_styles(range(len(shown)), STYLES)
     with set_style():
         figure, axes = make_grid(1, 2, width=3.6, height=3.2)

@@ -65,7 +65,7 @@ def response(found: controls.Checkup) -> Figure | None:
         caption = (
             "Points: geometric mean over documents; bars: smallest to largest. Floor: full attention against itself in "
             f"another implementation or batch. Left out: sizes below {firing.DROWNED:g} unit roundoffs, responses "
-            f"below {firing.DROWNED:g} floors or above {controls.TOLERANCE:g}."
+            f"below {firing.DROWNED:g} floors or above {firing.TOLERANCE:g}."
         )
         return finish_figure(figure, _title(runs), caption, _legends(dtypes))
 
@@ -101,7 +101,7 @@ def _title(runs: Sequence[controls.Response]) -> str:
     if not slopes:
         return "Drift answers to noise put into the cache"
     power = numbers.range_words(slopes, write=lambda v: f"{v:.2f}")
-    good = all(abs(s - 1) <= controls.TOLERANCE for s in slopes)
+    good = all(abs(s - 1) <= firing.TOLERANCE for s in slopes)
     return f"Drift answers to noise {'in proportion' if good else 'NOT in proportion'}: to the power {power}"
 
 

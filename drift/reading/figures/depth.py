@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from drift.dataset.sweep import Sweep
 from drift.reading import summary
-from drift.reading.figures.captions import BAND, late_of
+from drift.reading.figures.captions import BAND, chosen_size, late_of
 from drift.reading.figures.style import (
     MARKERS,
     STYLES,
@@ -42,6 +42,8 @@ from drift.reading.figures.style import (
     protocol_lines,
     say_empty,
     set_style,
+    sizes_words,
+    smallest_chunks,
 )
 from drift.reading.statistics import levels
 from drift.reading.wording import numbers
@@ -150,16 +152,22 @@ def _heat_title(grids: Sequence[_Grid]) -> str:
 
 # ---------------------------------------------------------------------------------------------- by layer
 def depth_growth(sweep: Sweep, measure: str = "hidden_rel_l2", chunk_size: int | None = None) -> Figure:
-    """Draw drift through the network's depth: one panel per model, colour by precision, line style by protocol."""
+    """Draw drift through the network's depth: one panel per model, colour by precision, line style by protocol.
+
+    Parameters
+    ----------
+    chunk_size : int, optional
+        The smallest of each model and protocol by default.
+    """
     need_cells(sweep)
-    models, dtypes, protocols = sweep.values("model"), dtypes_of(sweep), sweep.values("protocol")
+    drawn = smallest_chunks(sweep, chunk_size)
+    models, dtypes, protocols = drawn.values("model"), dtypes_of(drawn), drawn.values("protocol")
     colour, style, marker = colours_of(dtypes), cycle_styles(protocols, STYLES), cycle_styles(protocols, MARKERS)
-    factors, steps, some = [], [], False
+    factors, some = [], False
     with set_style():
         figure, axes = make_grid(1, len(models), height=3.4, sharey=True)
         for ax, model in zip(axes[0], models, strict=True):
-            part = sweep.sel(model=model)
-            part = part.sel(chunk_size=chunk_size or min(part.values("chunk_size")))
+            part = drawn.sel(model=model)
             zeros = bad = 0
             for ds in part:
                 frame = summary.depth(sweep.derive([ds]), measure)
@@ -170,9 +178,8 @@ def depth_growth(sweep: Sweep, measure: str = "hidden_rel_l2", chunk_size: int |
                 good = frame["value"].dropna()
                 factors += [good.iloc[-1] / good.iloc[0]] if len(good) > 1 else []
                 some |= len(good) > 0
-                steps.append(ds.sizes["step"])
             note_below(ax, zeros, bad)
-            ax.set_title(f"{model_title(sweep, model)}, chunk {part.values('chunk_size')[0]}", fontsize=9.5)
+            ax.set_title(f"{model_title(drawn, model)}, {sizes_words(part)}", fontsize=9.5)
             name_x(ax, "layer (0 = embeddings,\nlast = after the final norm)")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         if some:
@@ -180,13 +187,14 @@ def depth_growth(sweep: Sweep, measure: str = "hidden_rel_l2", chunk_size: int |
         axes[0][0].set_ylabel(axis_label(measure))
         title = "Drift by layer"
         if factors:
-            first = "kept layer" if any(has_layer_gaps(ds) for ds in sweep) else "layer"
+            first = "kept layer" if any(has_layer_gaps(ds) for ds in drawn) else "layer"
             title = f"From the first {first} that drifts to the last, drift grows {numbers.range_words(factors)}-fold"
         legends = [
             ("precision", legend_lines({d: {"color": colour[d], "linewidth": 3} for d in dtypes})),
             ("protocol", protocol_lines(protocols)),
         ]
-        return finish_figure(figure, title, f"Level {late_of(steps)}. {BAND}", legends)
+        caption = f"Level {late_of(ds.sizes['step'] for ds in drawn)}. {chosen_size(chunk_size)} {BAND}"
+        return finish_figure(figure, title, caption, legends)
 
 
 # ---------------------------------------------------------------------------------------------- by block
@@ -202,50 +210,38 @@ def keys_values(sweep: Sweep, chunk_size: int | None = None) -> Figure:
         The smallest of each model and protocol by default.
     """
     need_cells(sweep)
-    models, protocols, dtypes = sweep.values("model"), sweep.values("protocol"), dtypes_of(sweep)
+    dtypes = dtypes_of(sweep)
     ends = list(dict.fromkeys([dtypes[0], dtypes[-1]]))
-    style = cycle_styles(ends, STYLES)
+    drawn = smallest_chunks(sweep.sel(dtype=ends), chunk_size)
+    models, protocols, style = drawn.values("model"), drawn.values("protocol"), cycle_styles(ends, STYLES)
     ratios: list[float] = []
-    drawn: list[xr.Dataset] = []
     with set_style():
         figure, axes = make_grid(len(protocols), len(models), height=2.5, sharex="col", sharey="row")
         for row, protocol in enumerate(protocols):
             some = False
             for column, model in enumerate(models):
-                cells = _blocks_of(sweep, model, protocol, ends, chunk_size)
+                cells = [ds for ds in drawn if (ds["model"].item(), ds["protocol"].item()) == (model, protocol)]
                 some |= _block_panel(axes[row][column], sweep, cells, style, ratios)
-                drawn += cells
             axes[row][0].set_ylabel(f"{protocol}\nrelative L2 drift")
             if some:
                 log_y(axes[row][0])
         for ax, model in zip(axes[0], models, strict=True):
-            ax.set_title(model_title(sweep, model), fontsize=9.5)
+            ax.set_title(model_title(drawn, model), fontsize=9.5)
         for ax in axes[-1]:
             name_x(ax, "transformer block")
         title = "Drift of keys, values and hidden states"
         if ratios:
-            blocks = "the blocks that were kept" if any(has_layer_gaps(ds) for ds in sweep) else "blocks"
+            blocks = "the blocks that were kept" if any(has_layer_gaps(ds) for ds in drawn) else "blocks"
             title = f"Averaged over {blocks}, values drift {numbers.range_words(ratios)} times as much as keys"
         colour, marker = colours_of(list(_QUANTITIES)), cycle_styles(list(_QUANTITIES), MARKERS)
         legends = [
             ("drift of", legend_lines({v: {"color": colour[k], "marker": marker[k]} for k, v in _QUANTITIES.items()})),
             ("precision", legend_lines({d: {"color": "0.25", "linestyle": style[d]} for d in ends})),
         ]
-        sizes = "smallest chunk size" if chunk_size is None else f"chunk size {chunk_size}"
-        caption = f"Level {late_of(ds.sizes['step'] for ds in drawn)}, {sizes}. {BAND}"
+        caption = f"Level {late_of(ds.sizes['step'] for ds in drawn)}. {chosen_size(chunk_size)} {BAND}"
         if len(dtypes) > len(ends):
             caption += " Of the precisions the coarsest and the finest."
         return finish_figure(figure, title, caption, legends)
-
-
-def _blocks_of(
-    sweep: Sweep, model: str, protocol: str, dtypes: Sequence[str], chunk_size: int | None
-) -> list[xr.Dataset]:
-    """Cells of one panel: those of one chunk size, the smallest where none is given."""
-    cells = [ds for ds in sweep if (ds["model"].item(), ds["protocol"].item()) == (model, protocol)]
-    cells = [ds for ds in cells if ds["dtype"].item() in dtypes]
-    size = chunk_size or min((ds["chunk_size"].item() for ds in cells), default=0)
-    return [ds for ds in cells if ds["chunk_size"].item() == size]
 
 
 def _block_panel(

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from drift import dataset
 from drift.dataset.sweep import Sweep
-from drift.reading.figures.captions import late_of
+from drift.reading.figures.captions import chosen_size, late_of
 from drift.reading.figures.style import (
     MARKERS,
     STYLES,
@@ -36,6 +36,8 @@ from drift.reading.figures.style import (
     protocol_lines,
     say_empty,
     set_style,
+    sizes_words,
+    smallest_chunks,
 )
 from drift.reading.statistics import levels
 from drift.reading.summary.levels import late_mean
@@ -68,36 +70,32 @@ def logits_per_step(sweep: Sweep, chunk_size: int | None = None) -> Figure:
     Parameters
     ----------
     chunk_size : int, optional
-        The smallest of each model by default.
+        The smallest of each model and protocol by default.
     """
     need_cells(sweep)
-    models, dtypes, protocols = sweep.values("model"), dtypes_of(sweep), sweep.values("protocol")
-    drawn = {m: _of_one_size(sweep.sel(model=m), chunk_size) for m in models}
-    everything = [ds for part in drawn.values() for ds in part]
+    drawn = smallest_chunks(sweep, chunk_size)
+    models, dtypes, protocols = drawn.values("model"), dtypes_of(drawn), drawn.values("protocol")
     with set_style():
         figure, axes = make_grid(len(_ROWS), len(models), height=2.0, sharex="col", sharey="row")
         for column, model in enumerate(models):
+            part = drawn.sel(model=model)
             for row, what in enumerate(_ROWS):
-                _panel(axes[row][column], drawn[model], what, dtypes, protocols)
-            _full_attention(axes[-1][column], drawn[model])
-            chunk = drawn[model].values("chunk_size")[0]
-            axes[0][column].set_title(f"{model_title(sweep, model)}, chunk {chunk}", fontsize=9.5)
+                _panel(axes[row][column], part, what, dtypes, protocols)
+            _full_attention(axes[-1][column], part)
+            axes[0][column].set_title(f"{model_title(drawn, model)}, {sizes_words(part)}", fontsize=9.5)
             name_x(axes[-1][column], "chain step (1 = first chunk)")
         for row, what in enumerate(_ROWS):
             axes[row][0].set_ylabel(what.name)
             if what.log:
                 log_y(axes[row][0])
         for ax in axes.ravel():
-            count_steps(ax, max(ds.sizes["step"] for ds in everything))
+            count_steps(ax, max(ds.sizes["step"] for ds in drawn))
         caption = (
             "Lines: mean over documents (KL: geometric); bands: smallest to largest document. Full attention: the NLL "
-            f"of the coarsest precision. In the title: means {late_of(ds.sizes['step'] for ds in everything)}."
+            f"of the coarsest precision. In the title: means {late_of(ds.sizes['step'] for ds in drawn)}. "
+            f"{chosen_size(chunk_size)}"
         )
-        return finish_figure(figure, _title(everything, protocols), caption, _legends(dtypes, protocols))
-
-
-def _of_one_size(part: Sweep, chunk_size: int | None) -> Sweep:
-    return part.sel(chunk_size=chunk_size or min(part.values("chunk_size")))
+        return finish_figure(figure, _title(drawn), caption, _legends(dtypes, protocols))
 
 
 def _panel(ax: Axes, part: Sweep, what: _Row, dtypes: list[str], protocols: list[str]) -> None:
@@ -118,8 +116,8 @@ def _panel(ax: Axes, part: Sweep, what: _Row, dtypes: list[str], protocols: list
 
 
 def _full_attention(ax: Axes, part: Sweep) -> None:
-    """Draw the NLL of full attention, at the coarsest precision there is."""
-    coarsest = max(part, key=lambda ds: float(ds["unit_roundoff"].item()))
+    """Draw the NLL of full attention, at the coarsest precision there is, along the longest chain."""
+    coarsest = max(part, key=lambda ds: (float(ds["unit_roundoff"].item()), ds.sizes["step"]))
     frame = _mean(dataset.curve(coarsest, "nll_full"), log=False)
     ax.plot(frame["at"], frame["value"], color="black", linewidth=0.9, zorder=5)
 
@@ -144,14 +142,13 @@ def _mean(values: np.ndarray, log: bool) -> pd.DataFrame:
     return frame.assign(at=np.arange(1, values.shape[1] + 1))
 
 
-def _title(cells: list[xr.Dataset], protocols: list[str]) -> str:
+def _title(drawn: Sweep) -> str:
     """Say how often the most likely token is another one, in the cells that are drawn."""
     parts = []
-    for protocol in protocols:
-        mine = [ds for ds in cells if ds["protocol"].item() == protocol]
-        shares = [100 * (1 - late_mean(ds, "top1_agreement")) for ds in mine]
+    for protocol in drawn.values("protocol"):
+        shares = [100 * (1 - late_mean(ds, "top1_agreement")) for ds in drawn.sel(protocol=protocol)]
         unit = " %" if np.isfinite(shares).any() else ""
-        parts += [f"{numbers.range_words(shares)}{unit} under {protocol}"] if mine else []
+        parts.append(f"{numbers.range_words(shares)}{unit} under {protocol}")
     return f"{late_words().capitalize()} of the chain the most likely next token differs for {', '.join(parts)}"
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from drift import dataset
 from drift.dataset.contract import VARIABLES
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
@@ -58,6 +59,8 @@ __all__ = [
     "protocol_lines",
     "say_empty",
     "set_style",
+    "sizes_words",
+    "smallest_chunks",
     "wrap_panels",
 ]
 
@@ -281,6 +284,26 @@ def choose(
         part = part.sel(chunk_size=chunk_size or min(part.values("chunk_size")))
         cells.append(max(part.cells, key=lambda ds: ds.sizes["step"]))
     return sweep.derive(cells)
+
+
+def smallest_chunks(sweep: Sweep, chunk_size: int | None = None) -> Sweep:
+    """Keep the cells of a chunk size; where none is given, of the smallest one of each model and protocol."""
+    if chunk_size is not None:
+        return sweep.sel(chunk_size=chunk_size)
+    size: dict[tuple[str, str], int] = {}
+    for ds in sweep:
+        size[_fold(ds)] = min(size.get(_fold(ds), ds["chunk_size"].item()), ds["chunk_size"].item())
+    return dataset.keep(sweep, lambda ds: ds["chunk_size"].item() == size[_fold(ds)])
+
+
+def _fold(ds: Any) -> tuple[str, str]:
+    return ds["model"].item(), ds["protocol"].item()
+
+
+def sizes_words(sweep: Sweep) -> str:
+    """Name the chunk sizes of cells in a panel's title: ``chunk 64``, ``chunks 64 to 128``."""
+    sizes = sorted(sweep.values("chunk_size"))
+    return f"chunk {sizes[0]}" if len(sizes) == 1 else f"chunks {sizes[0]} to {sizes[-1]}"
 
 
 def groups(sweep: Sweep, name: str, size: int = 4) -> Iterator[tuple[str, Sweep]]:

@@ -100,6 +100,7 @@ def contents(sweep: Sweep, everything: Sweep | None = None) -> list[str]:
             f"{len(thinned)} cells are thinned: they keep {', '.join(layers)} layers, and values are rounded to "
             f"{', '.join(map(str, bits))} significant bits."
         )
+    said += sweep.notes
     if sweep.left_out:
         said.append(f"{len(sweep.left_out)} files in the folder belong to another plan and were not read.")
     return said
@@ -109,7 +110,7 @@ def _figures_of(ds: xr.Dataset) -> Iterable[np.ndarray]:
     """Yield what a cell measured; not what the contract leaves NaN, such as the first step against the previous one."""
     previous = ds["reference"].item() == "previous"
     for name, row in VARIABLES.items():
-        if row.optional or row.dtype != "float64":
+        if row.optional or row.dtype != "float64" or name not in ds.data_vars:
             continue
         if not previous:
             yield ds[name].values

@@ -162,10 +162,6 @@ def fetch_all(names: Sequence[str], report: Report = say, *, keep: bool = False,
         raise CheckpointError("\n".join(failures))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-
-
 def verify(name: str) -> list[str]:
     """Hash every file of a fetched checkpoint anew and say what is wrong with it; an empty list means nothing."""
     checkpoint = resolve(name)

@@ -9,9 +9,6 @@ from drift.running.checkpoints.headers import read_config
 
 __all__ = ["hub_commit", "hub_config", "hub_file"]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The hub
-
 
 def hub_file(name: str, file: str) -> str | None:
     """Path of a file of a hub model in the local hub cache, if it is there."""

@@ -19,10 +19,6 @@ __all__ = ["HASH_BYTES", "cache_home", "file_sha256", "identity", "remember_hash
 HASH_BYTES = 1 << 20
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Hashes and shapes
-
-
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as stream:
@@ -91,10 +87,6 @@ def identity(name: str) -> str:
     for path in files:
         total.update(f"{path.name}\0{remembered_sha256(path)}\n".encode())
     return total.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The cache: locks, temporary folders, records
 
 
 def cache_home(checkpoint: Checkpoint) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,6 @@ class Loaded:
     tokenizer: Any
     record: dict[str, Any]
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading
 
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -112,35 +110,8 @@ def load(
     folder = fetch(name)
     config = read_config(folder)
     published, others = _published(folder)
-
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise CheckpointError(f"{name}: device {device!r} was asked for, but torch sees no CUDA device here; use cpu.")
-    # Saying no to a checkpoint's own Python code explicitly: left unsaid, transformers asks on the terminal.
-    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    stored = getattr(torch, published)
-    try:
-        with quiet_transformers():
-            if weights == "streamed":
-                own_config = AutoConfig.from_pretrained(folder, **common)
-                model = skeleton(own_config, stored, attn_implementation)
-            else:
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=stored, attn_implementation=attn_implementation, use_safetensors=True, **common
-                )
-            tokenizer = AutoTokenizer.from_pretrained(folder, **common)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
-        own = "auto_map" in config
-        raise CheckpointError(
-            f"{folder}: cannot be loaded as a causal language model ({type(error).__name__}: {error}). "
-            + ("It brings Python code of its own, which drift never runs. " if own else "")
-            + f"Its model type is {config.get('model_type')!r}; transformers is "
-            f"{importlib.metadata.version('transformers')}."
-        ) from error
+    device = _device(name, device)
+    model, tokenizer = _from_folder(folder, config, published, attn_implementation, streamed=weights == "streamed")
     if weights == "streamed":
         check_supported(model)
         widened = Streamed(folder, model, blocks_of, device, rung).record
@@ -166,6 +137,47 @@ def load(
     if checkpoint.source == "embedded":
         record |= {key: checkpoint.entry[key] for key in ("original", "license", "weights")}
     return Loaded(model, tokenizer, record)
+
+
+def _device(name: str, device: str) -> str:
+    """Say which device ``auto`` is, and refuse one that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise CheckpointError(f"{name}: device {device!r} was asked for, but torch sees no CUDA device here; use cpu.")
+    return device
+
+
+def _from_folder(
+    folder: Path, config: Mapping[str, Any], published: str, attn_implementation: str, *, streamed: bool
+) -> tuple[Any, Any]:
+    """Have transformers make the model, or its skeleton, and the tokenizer of a folder; words where it cannot."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    # Saying no to a checkpoint's own Python code explicitly: left unsaid, transformers asks on the terminal.
+    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    stored = getattr(torch, published)
+    try:
+        with quiet_transformers():
+            if streamed:
+                own_config = AutoConfig.from_pretrained(folder, **common)
+                model = skeleton(own_config, stored, attn_implementation)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=stored, attn_implementation=attn_implementation, use_safetensors=True, **common
+                )
+            return model, AutoTokenizer.from_pretrained(folder, **common)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+        own = "auto_map" in config
+        raise CheckpointError(
+            f"{folder}: cannot be loaded as a causal language model ({type(error).__name__}: {error}). "
+            + ("It brings Python code of its own, which drift never runs. " if own else "")
+            + f"Its model type is {config.get('model_type')!r}; transformers is "
+            f"{importlib.metadata.version('transformers')}."
+        ) from error
 
 
 def load_model(

@@ -13,20 +13,18 @@ from typing import Any
 from drift._resources import resource
 from drift.errors import CheckpointError
 
-__all__ = ["HUB_ID", "Checkpoint", "Shape", "cache_dir", "embedded", "safe_name", "say"]
+__all__ = ["HUB_ID", "RECORD", "Checkpoint", "Report", "Shape", "cache_dir", "embedded", "safe_name", "say"]
 
 RECORD = "drift.json"
+"""The file that is written last into a folder of the cache: without it, what lies there is not trusted."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 Report = Callable[[str], None]
+"""Told, a line at a time, what is being done."""
 
 
 def say(message: str) -> None:
     """Print a line at once."""
     print(message, flush=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Names
 
 
 @dataclass(frozen=True)

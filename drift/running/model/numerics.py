@@ -20,9 +20,10 @@ from drift.running.model.modes import accumulate_in_float32, keep_float64
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["default_half_matmul", "numerics", "rung_of"]
+__all__ = ["HALF_MATMUL", "default_half_matmul", "numerics", "rung_of"]
 
 HALF_MATMUL = ("native", "float32")
+"""How 16-bit matrix products can be computed on a CPU, see :func:`numerics`."""
 
 
 def rung_of(dtype: torch.dtype) -> Rung:
@@ -111,20 +112,7 @@ def numerics(rung: Rung, device: str = "cpu", half_matmul: str = "native") -> It
         stack.enter_context(torch.autocast("cuda" if cuda else "cpu", enabled=False))
         stack.enter_context(_restored(torch.backends.mkldnn.matmul, "fp32_precision", "ieee"))
         stack.enter_context(_deterministic())
-        if cuda:
-            from torch.nn.attention import SDPBackend, sdpa_kernel
-
-            # The flash and memory-efficient kernels do not exist for float64, and take no arbitrary mask in all
-            # shapes: a fixed order of preference keeps the choice the same for every chunk that allows it.
-            backends = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-            stack.enter_context(sdpa_kernel(backends))
-            stack.enter_context(_heads_repeated())
-            stack.enter_context(_math_attention_in_full())
-            switches["sdpa_backends"] = [b.name for b in backends]
-            switches["cublas_workspace_config"] = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-        else:
-            switches["sdpa_backends"] = ["CPU default"]
-            switches["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+        switches |= stack.enter_context(_cuda_attention()) if cuda else _cpu_attention()
         stack.enter_context(torch.inference_mode())
         if rung.name == "fp64":
             stack.enter_context(keep_float64())
@@ -144,6 +132,28 @@ def _restored(owner: Any, path: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def _cpu_attention() -> dict[str, Any]:
+    """What is recorded of attention on the CPU, where torch leaves nothing to set."""
+    import torch
+
+    return {"sdpa_backends": ["CPU default"], "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+@contextmanager
+def _cuda_attention() -> Iterator[dict[str, Any]]:
+    """Have every chunk take the same attention kernel on a GPU where it can, and yield what is recorded of it."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    # The flash and memory-efficient kernels do not exist for float64, and take no arbitrary mask in all shapes: a
+    # fixed order of preference keeps the choice the same for every chunk that allows it.
+    backends = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(backends), _heads_repeated(), _math_attention_in_full():
+        yield {
+            "sdpa_backends": [b.name for b in backends],
+            "cublas_workspace_config": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        }
 
 
 @contextmanager

@@ -236,20 +236,7 @@ class Streamed(Weights):
         self._widenings += [Widening(self._widenings[-1].target, rung) for rung in rungs[1:]]
         # Every weight by the name that the files know it by, with the places that hold it: several where it is tied.
         self._slots: dict[str, list[tuple[nn.Module, str]]] = {}
-        names: dict[int, str] = {}
-        places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
-        known: dict[int, list[str]] = defaultdict(list)
-        for prefix, module in model.named_modules():
-            for key, parameter in module.named_parameters(recurse=False):
-                places[id(parameter)].append((module, key))
-                known[id(parameter)].append(f"{prefix}.{key}" if prefix else key)
-        for identity, aliases in known.items():
-            stored = [name for name in aliases if name in self._files]
-            if len(stored) != 1:
-                what = "is not in the files" if not stored else "is stored twice, though it is tied"
-                raise UnfitForStreamingError(f"{folder}: the weight {aliases[0]} {what}.")
-            names[identity] = stored[0]
-            self._slots[stored[0]] = places[identity]
+        names = self._find_weights()
 
         def of(module: nn.Module) -> list[str]:
             return list(dict.fromkeys(names[id(p)] for p in module.parameters()))
@@ -262,25 +249,51 @@ class Streamed(Weights):
             for name, slots in self._slots.items()
         }
         self._put(self._empty)
+        self._place_buffers()
+        self.record = self._examined()
+        model.config.dtype = self._widenings[-1].target
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift-weights")
+        self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
+        model._drift_weights = self
+        self._put(self._arrived(self._read([name for name in self._slots if name not in elsewhere])))
+
+    def _find_weights(self) -> dict[int, str]:
+        """Note the places of every weight, and return the name that the files know each by its id."""
+        names: dict[int, str] = {}
+        places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+        known: dict[int, list[str]] = defaultdict(list)
+        for prefix, module in self.model.named_modules():
+            for key, parameter in module.named_parameters(recurse=False):
+                places[id(parameter)].append((module, key))
+                known[id(parameter)].append(f"{prefix}.{key}" if prefix else key)
+        for identity, aliases in known.items():
+            stored = [name for name in aliases if name in self._files]
+            if len(stored) != 1:
+                what = "is not in the files" if not stored else "is stored twice, though it is tied"
+                raise UnfitForStreamingError(f"{self._folder}: the weight {aliases[0]} {what}.")
+            names[identity] = stored[0]
+            self._slots[stored[0]] = places[identity]
+        return names
+
+    def _place_buffers(self) -> None:
+        """Put the buffers onto the rung and the device, those of the files in place of the skeleton's."""
         for widening in self._widenings:
-            widening.buffers(model)
-        for prefix, module in model.named_modules():
+            widening.buffers(self.model)
+        for prefix, module in self.model.named_modules():
             for key, buffer in module.named_buffers(recurse=False):
                 name = f"{prefix}.{key}" if prefix else key
-                stored_buffer = self._files.read(name).to(buffer.dtype) if name in self._files else buffer
-                setattr(module, key, stored_buffer.to(self._device))
+                stored = self._files.read(name).to(buffer.dtype) if name in self._files else buffer
+                setattr(module, key, stored.to(self._device))
+
+    def _examined(self) -> dict[str, Any]:
+        """What the first widening has to say of the weights, each looked at where that is needed."""
         first = self._widenings[0]
         if first.looks:
             with torch.no_grad():
                 for name in self._slots:
                     weight = self._files.read(name)
                     first.examine(name, weight, first.cast(name, weight))
-        self.record = first.record()
-        model.config.dtype = self._widenings[-1].target
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift-weights")
-        self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
-        model._drift_weights = self
-        self._put(self._arrived(self._read([name for name in self._slots if name not in elsewhere])))
+        return first.record()
 
     @property
     def device(self) -> torch.device:

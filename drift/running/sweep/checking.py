@@ -180,8 +180,9 @@ def check(folder: str | os.PathLike[str]) -> Report:
     return report
 
 
-_AGAIN = "delete it and run the sweep again, or copy the file again from where it was sound"
-_MAKE_ANEW = "delete it and run the sweep again: cells are kept, they speak for themselves"
+_AGAIN = "copy it again from where it was sound, or move it out of the folder and run the sweep again"
+_MAKE_ANEW = "rename it and run the sweep again: cells are kept, they speak for themselves"
+_MOVE = "move it out of the folder"
 _REMEDIES = {"damaged": _AGAIN, "contract": _AGAIN, "config": _AGAIN}
 
 
@@ -247,9 +248,7 @@ def _misnamed(cells: Iterable[_Cell], present: Mapping[str, _Cell]) -> Iterator[
         right = _HASH.sub("", cell.file).removesuffix(".nc") + f"_{cell.hash[:16]}.nc"
         homes = [name for name, other in present.items() if other.hash == cell.hash and other.named == cell.hash[:16]]
         says = f"its name says {cell.named}, the cell" if cell.named else "its name carries no hash, the cell"
-        remedy = (
-            f"delete it: {homes[0]} is the same cell" if homes else f"rename it back; the name ends in {right[-20:]}"
-        )
+        remedy = f"{_MOVE}: {homes[0]} is the same cell" if homes else f"rename it back; the name ends in {right[-20:]}"
         yield Finding("name", cell.file, f"{says} is {cell.hash[:16]}", remedy)
 
 
@@ -262,16 +261,15 @@ def _duplicates(cells: Sequence[_Cell], entries: Mapping[str, Any] | None) -> It
         first, *others = sorted(same, key=lambda c: (c.named != c.hash[:16], c.file not in (entries or ()), c.file))
         for other in others:
             if other.content == first.content:
-                yield Finding(
-                    "duplicate", other.file, f"the same cell as {first.file}, with the same numbers", "delete it"
-                )
+                yield Finding("duplicate", other.file, f"the same cell as {first.file}, with the same numbers", _MOVE)
             else:
                 yield Finding(
                     "duplicate",
                     other.file,
                     f"the same cell as {first.file}, with other numbers: one was altered, thinned, or computed on "
                     "another kind of processor",
-                    "keep the one whose origin you trust; in doubt delete both and run the sweep again",
+                    "keep the one whose origin you trust, and move the other out of the folder; in doubt move both, "
+                    "and run the sweep again",
                 )
     by_point: dict[str, dict[str, _Cell]] = defaultdict(dict)
     for cell in cells:
@@ -345,7 +343,7 @@ def _against_the_plan(cells: Mapping[str, _Cell], entries: Mapping[str, Mapping[
                 "stranger",
                 name,
                 "sweep.json does not name it: readers leave it out" + ("" if cell.hash else "; it is no cell either"),
-                "if it belongs here, run a sweep whose configuration has it, or delete sweep.json (then every cell "
+                "if it belongs here, run a sweep whose configuration has it, or rename sweep.json (then every cell "
                 "counts); if not, move it to another folder",
             )
 
@@ -357,12 +355,13 @@ def _leftovers(names: Iterable[str]) -> Iterator[Finding]:
                 "leftover",
                 name,
                 "half a file: a run was killed while writing it, or is writing it now",
-                "nothing, if a sweep is at work here; else delete it, or run the sweep again, which does",
+                "nothing, if a sweep is at work here; else run the sweep again, which clears it away",
             )
         elif re.search(r"\.nc\.broken\d*$", name):
             yield Finding(
                 "leftover",
                 name,
                 "was not what its name said; a sweep set it aside and computed the cell again",
-                "delete it once you know why (a full disk, an interrupted copy, an edited file)",
+                "nothing: no reader takes it for a cell. It is kept to show why (a full disk, an interrupted copy, an "
+                "edited file)",
             )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from drift import dataset
+from drift.dataset.contract import SCHEMA_VERSION
 from drift.errors import ConfigError, DatasetError
 
 __all__ = ["Folder", "Survey"]
@@ -94,6 +95,11 @@ class Folder:
     def survey(self, expected: Mapping[str, str]) -> Survey:
         """Compare the folder with a plan; changes nothing.
 
+        A cell is done if its file keeps the contract of its own schema version, is the cell that its name says, and
+        that version is the one of the plan: it then holds all that the plan asks for. A cell of another version is
+        complete for readers, and has another hash: it is no cell of this plan, is left alone, and what the plan asks
+        for is computed under its own name.
+
         Parameters
         ----------
         expected : mapping of str to str
@@ -138,7 +144,12 @@ class Folder:
         except DatasetError as error:
             return str(error)
         actual = str(cell.attrs.get("config_sha256"))
-        return "" if actual == expected else f"{file}: holds another cell ({actual[:16]}) than its name says"
+        if actual != expected:
+            return f"{file}: holds another cell ({actual[:16]}) than its name says"
+        schema = str(cell.attrs["schema_version"])
+        if schema != SCHEMA_VERSION:
+            return f"{file}: was written under schema version {schema}, the plan asks for version {SCHEMA_VERSION}"
+        return ""
 
     def _record(self, found: Survey) -> dict[str, Any]:
         path = self.path / _PLAN
