@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = [{"curve": c.name, **c.labels, **p.as_dict()} for c, p in zip(found_curves, found, strict=True)]
             print(json.dumps(rows, indent=1, allow_nan=False))
         elif args.csv:
-            curves.frame(found_curves, found).to_csv(sys.stdout, index=False)
+            curves.plateau_frame(found_curves, found).to_csv(sys.stdout, index=False)
         else:
             print(table(found_curves, found, gate))
     except DriftError as error:

@@ -44,8 +44,8 @@ MEASURE, LAYER = "hidden_rel_l2", "last"
 #: Words that only a verdict that was drawn has; "flat" and "both" have other uses, and count where a verdict stands.
 DECIDED = {
     *(v.value for v in Verdict if v is not Verdict.UNDETERMINED),
-    *(v.value for v in slope.Verdict if v is not slope.Verdict.UNDETERMINED),
-    *(v.value for v in rate.Verdict if v is not rate.Verdict.UNDETERMINED),
+    *(v.value for v in slope.Scaling if v is not slope.Scaling.UNDETERMINED),
+    *(v.value for v in rate.Trend if v is not rate.Trend.UNDETERMINED),
     Status.SUPPORTED.value,
     Status.REFUTED.value,
     "insensitive to precision",
@@ -164,11 +164,11 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
     "ladder.attribution.attributions": lambda s: [
         text.rpartition("largest share is")[2] for text in ladder.attribution_sentences(ladder.attributions(s))
     ],
-    "gain.gains": lambda s: [*(g.rate.verdict.value for g in gain.gains(s)), *gain.sentences(gain.gains(s))],
+    "gain.gains": lambda s: [*(g.rate.verdict.value for g in gain.gains(s)), *gain.gain_sentences(gain.gains(s))],
     "side_by_side.side_by_side": lambda s: column(side_by_side.side_by_side(s), "verdict"),
     "summary.levels.table": lambda s: column(summary.table(s), "verdict"),
     "summary.describing.headline": lambda s: summary.headline(dataset.folds(s)).values(),
-    "summary.describing.sentences": lambda s: summary.sentences(dataset.folds(s)),
+    "summary.describing.curve_sentences": lambda s: summary.curve_sentences(dataset.folds(s)),
     "report.pages.write_index": lambda s: re.findall(r'<ul class="lead">(.*?)</ul>', index(s), flags=re.DOTALL),
     "figures.chain.drift_per_step": lambda s: texts(figures.drift_per_step(dataset.folds(s))),
     "figures.level.level_vs_roundoff": lambda s: texts(figures.level_vs_roundoff(dataset.folds(s))),
@@ -178,19 +178,20 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
 
 def index(sweep: Sweep) -> str:
     assert sweep.folder is not None
-    pages.write_index(sweep, (), sweep.folder, (), "a sweep")
+    pages.write_index(sweep, (), sweep.folder, (), "a sweep", "")
     return (sweep.folder / "index.html").read_text(encoding="utf-8")
 
 
 #: Functions that take a sweep and draw no conclusion: they choose, describe, or speak of the instrument.
 SILENT = """
-cells.deepest cells.grouped_cells cells.longest cells.select claims.chunking.c3 claims.models.c4_level
+cells.deepest cells.grouped_cells cells.longest cells.protocol_lines cells.protocol_summaries
+cells.select claims.chunking.c3 claims.models.c4_level
 claims.saturation.c1_rise claims.missing.undecided claims.page.commands controls.evaluating.evaluate
-controls.floor.floors controls.floor.in_floors controls.gating.gate figures.chain.logits_per_step
+controls.floor.floors controls.floor.in_floors controls.gating.gate figures.logits.logits_per_step
 figures.chain.nonfinite figures.depth.depth_growth figures.depth.heat_map figures.depth.keys_values
 figures.depth.worst_tokens figures.level.level_vs_chunk_size figures.side_by_side.readings figures.style.choose
 figures.style.dtypes_of figures.style.groups figures.style.model_title figures.style.need_cells gain.by_layer
-plateau.curves.from_sweep report.pages.controls_banner side_by_side.chains summary.describing.chunk_sentences
+plateau.curves.from_sweep side_by_side.chains summary.describing.chunk_sentences
 summary.describing.depth_sentences summary.describing.logit_sentences summary.describing.token_sentences
 summary.inventory.contents summary.inventory.failures summary.inventory.nonfinite summary.inventory.problems
 summary.inventory.provenance summary.levels.curves summary.levels.depth summary.levels.tokens

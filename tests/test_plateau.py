@@ -302,7 +302,7 @@ def test_names_of_figures_are_not_those_of_a_cells_coordinates():
     cell = synthetic.cell(model="tiny", layers=2, tokens=512, chunk_size=16, documents=4)
     (curve,) = curves.from_cell(cell)
     assert not set(curve.labels) & {f.name for f in fields(Plateau)}
-    row = curves.frame([curve], curves.judge([curve], NO_CONTROLS)).iloc[0]
+    row = curves.plateau_frame([curve], curves.judge([curve], NO_CONTROLS)).iloc[0]
     assert (row["model"], row["dtype"], row["documents"]) == ("tiny", "bf16", 4)
 
 

@@ -60,7 +60,7 @@ class CellAccessor:
         verdicts = curves.judge(found, NO_CONTROLS, **options)
         if isinstance(measure, str) and measure != "all" and layer != "all":
             return verdicts[0]
-        return curves.frame(found, verdicts)
+        return curves.plateau_frame(found, verdicts)
 
 
 class SweepAccessor:
@@ -81,7 +81,7 @@ class SweepAccessor:
         pandas.DataFrame
             One row per fold (all its precisions) and per adjacent pair of precisions.
         """
-        return reading_ladder.frame(reading_ladder.ladders(self._sweep, measure, layer, reference))
+        return reading_ladder.ladder_frame(reading_ladder.ladders(self._sweep, measure, layer, reference))
 
     def plateau(
         self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
@@ -98,4 +98,4 @@ class SweepAccessor:
         """
         measures = [measure] if isinstance(measure, str) else list(measure)
         found = list(curves.from_sweep(self._sweep, measures, layer))
-        return curves.frame(found, curves.judge(found, gate(self._sweep), **options))
+        return curves.plateau_frame(found, curves.judge(found, gate(self._sweep), **options))

@@ -21,7 +21,7 @@ from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import controls
 from drift.reading.amplitudes import AMPLITUDE_POWERS, has_measure, holding
-from drift.reading.claims.model import Audit, Finding, Setting, Status, Summary, check_setting
+from drift.reading.claims.model import Audit, ClaimSummary, Finding, Setting, Status, check_setting
 from drift.reading.claims.published import CLAIMS
 from drift.reading.claims.wording import claim_sentence
 from drift.reading.statistics.intervals import holm
@@ -82,11 +82,11 @@ def audit(
     checked = controls.evaluate(sweep)
     everything, sweep = sweep, holding(dataset.folds(sweep), measure)
     rest = [m for m in (AMPLITUDE_POWERS if others is None else others) if m != measure]
-    summaries: list[Summary] = []
+    summaries: list[ClaimSummary] = []
     findings: list[Finding] = []
     for claim in CLAIMS:
         if claim.audit is None:
-            summaries.append(Summary(claim, "", Status.NOT_TESTED, claim.not_tested))
+            summaries.append(ClaimSummary(claim, "", Status.NOT_TESTED, claim.not_tested))
             continue
         for protocol in sweep.values("protocol"):
             part = sweep.sel(protocol=protocol)
@@ -97,12 +97,12 @@ def audit(
             }
             findings += [*mine, *(f for found in others_found.values() for f in found)]
             if not mine:
-                summaries.append(Summary(claim, protocol, Status.NOT_TESTED, "no cells to compare."))
+                summaries.append(ClaimSummary(claim, protocol, Status.NOT_TESTED, "no cells to compare."))
                 continue
             verdicts = {m: _combine(found, setting.alpha) for m, found in others_found.items() if found}
             status = _combine(mine, setting.alpha)
             summaries.append(
-                Summary(claim, protocol, status, claim_sentence(claim, mine, status), tuple(mine), verdicts)
+                ClaimSummary(claim, protocol, status, claim_sentence(claim, mine, status), tuple(mine), verdicts)
             )
     found = Audit(
         tuple(summaries), measure, layer, setting, tuple(findings), scope=dataset.left_out(everything, sweep),

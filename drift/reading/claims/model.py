@@ -17,10 +17,10 @@ __all__ = [
     "SIGNS",
     "Audit",
     "Claim",
+    "ClaimSummary",
     "Finding",
     "Setting",
     "Status",
-    "Summary",
     "check_setting",
     "parse_margins",
     "settings",
@@ -170,7 +170,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ClaimSummary:
     """A claim under one protocol by the headline measure, over all cells.
 
     Attributes
@@ -193,7 +193,7 @@ class Summary:
     findings: tuple[Finding, ...] = ()
     others: dict[str, Status] = field(default_factory=dict)
 
-    def without_verdict(self, failed: Sequence[str]) -> Summary:
+    def without_verdict(self, failed: Sequence[str]) -> ClaimSummary:
         """Take the verdict back, where one was drawn."""
         if self.status is Status.NOT_TESTED:
             return self
@@ -217,7 +217,7 @@ class Audit:
 
     Attributes
     ----------
-    summaries : tuple of Summary
+    summaries : tuple of ClaimSummary
     measure, layer, setting
         What was asked.
     findings : tuple of Finding
@@ -230,7 +230,7 @@ class Audit:
         What the controls of the instrument say.
     """
 
-    summaries: tuple[Summary, ...]
+    summaries: tuple[ClaimSummary, ...]
     measure: str
     layer: int | str
     setting: Setting

@@ -19,7 +19,7 @@ from drift.reading.statistics.intervals import Interval
 from drift.reading.statistics.levels import geometric_mean
 from drift.reading.wording.tables import first_few
 
-__all__ = ["CONTROLS_COMMAND", "Control", "Floor", "Instrument", "Response", "State", "Summary", "instrument_of"]
+__all__ = ["CONTROLS_COMMAND", "Checkup", "Control", "Floor", "Instrument", "Response", "State", "instrument_of"]
 
 #: What a reader does about missing controls.
 CONTROLS_COMMAND = "python -m drift.sweep SWEEP.yaml --set controls=true"
@@ -131,7 +131,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Checkup:
     """What the controls of a sweep say.
 
     Attributes

@@ -18,7 +18,7 @@ from drift.reading.controls.gating import Gate
 from drift.reading.plateau.deciding import plateaus
 from drift.reading.plateau.model import Plateau
 
-__all__ = ["Curve", "frame", "from_cell", "from_sweep", "judge"]
+__all__ = ["Curve", "from_cell", "from_sweep", "judge", "plateau_frame"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def judge(curves: Sequence[Curve], gate: Gate, **options: Any) -> list[Plateau]:
     return [gate.let(replace(p, caveats=(*c.caveats, *p.caveats))) for c, p in zip(curves, found, strict=True)]
 
 
-def frame(curves: Sequence[Curve], found: Sequence[Plateau]) -> pd.DataFrame:
+def plateau_frame(curves: Sequence[Curve], found: Sequence[Plateau]) -> pd.DataFrame:
     """One row per curve: its name and labels, then the fields of :class:`Plateau` as plain values."""
     rows = [{"curve": c.name, **c.labels, **p.as_dict()} for c, p in zip(curves, found, strict=True)]
     return pd.DataFrame(rows)

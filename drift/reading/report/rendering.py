@@ -141,7 +141,7 @@ def _open(source: Path) -> Sweep:
     return sweep
 
 
-def _warn(sweep: Sweep, checked: controls.Summary, report: Callable[[str], None]) -> None:
+def _warn(sweep: Sweep, checked: controls.Checkup, report: Callable[[str], None]) -> None:
     """Say what a reader of the pages must know before they are there."""
     if not checked.ok:
         report("warning: controls of the instrument failed: the pages say so and draw no conclusion")

@@ -19,6 +19,7 @@ from drift.reading.amplitudes import holding
 from drift.reading.cells import cell_identity
 from drift.reading.plateau.deciding import plateau
 from drift.reading.statistics.levels import collapse_documents, geometric_mean, level
+from drift.reading.statistics.slope import log_log
 from drift.reading.statistics.windows import late_part
 
 __all__ = [
@@ -143,6 +144,8 @@ def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last
 def slopes(levels: pd.DataFrame) -> pd.DataFrame:
     """Slope of level against unit roundoff, per model, protocol and chunk size.
 
+    These are slopes of points, without an interval: no verdict. :mod:`drift.reading.ladder` judges.
+
     Parameters
     ----------
     levels : pandas.DataFrame
@@ -162,7 +165,7 @@ def slopes(levels: pd.DataFrame) -> pd.DataFrame:
         good = group[np.isfinite(group["level"]) & (group["level"] > 0)]
         slope = math.nan
         if good["unit_roundoff"].nunique() >= 2:
-            slope = float(np.polyfit(np.log(good["unit_roundoff"]), np.log(good["level"]), 1)[0])
+            slope = log_log(good["unit_roundoff"], good[["level"]]).value
         rows.append(
             {
                 **dict(zip(keys, key, strict=True)),
