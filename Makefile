@@ -20,12 +20,13 @@ STAMP := $(VENV)/.drift-installed
 PIP_FLAGS := --disable-pip-version-check --no-compile -q
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup report sweep test mutants lint format lab clean distclean
+.PHONY: help setup report sweep test test-cpus mutants lint format lab clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make report               three checkpoints, the default sweep, the report (in $(REPORT))"
 	@echo "make test                 linter, types, tests"
+	@echo "make test-cpus            the numerical tests under every instruction set that this CPU has"
 	@echo "make lab                  JupyterLab on notebooks/"
 	@echo "make sweep PRESET=quick   one sweep (presets: quick, default, deep, paper)"
 	@echo "make mutants              would the tests notice? a sample of mutants of the numerical files, by mutmut"
@@ -71,6 +72,12 @@ test: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct
 	@$(MAKE) --no-print-directory lint
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
+
+# Logs in build/cpus, figures in bench/results/cpus.json; about a quarter of an hour on two cores.
+test-cpus: PREFETCH := smollm2-135m-instruct
+test-cpus: $(STAMP)
+	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct
+	@$(PY) bench/cpus.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -37,6 +37,8 @@ from drift.reading.statistics.intervals import holm
 from drift.reading.statistics.noise import window_mean
 from drift.reading.statistics.windows import late_start
 
+pytestmark = pytest.mark.numerical
+
 SUPPORTED, REFUTED, UNDETERMINED, NOT_TESTED, WITHHELD = Status
 UNIT = synthetic.ROUNDOFF
 

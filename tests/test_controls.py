@@ -36,6 +36,7 @@ def states(found: controls.Checkup) -> dict[tuple[str, str], State]:
     return {(c.kind, c.setting[1]): c.state for c in found.controls}
 
 
+@pytest.mark.numerical
 def test_all_pass() -> None:
     found = evaluate(sweep(dtypes=("bf16", "fp32", "fp64")))
     assert found.ok
@@ -112,6 +113,7 @@ def test_what_was_not_run_is_said() -> None:
     assert any("else bf16" in text for text in evaluate(more).missing)
 
 
+@pytest.mark.numerical
 def test_small_and_large_noise_is_left_out_and_shown() -> None:
     found = evaluate(sweep(dtypes=("bf16", "fp32")))
     coarse, fine = found.responses
@@ -126,6 +128,7 @@ def test_small_and_large_noise_is_left_out_and_shown() -> None:
     assert "in proportion" in figure.get_suptitle()
 
 
+@pytest.mark.numerical
 def test_the_floor_is_a_unit_of_drift() -> None:
     s = sweep()
     found = evaluate(s)
@@ -145,6 +148,7 @@ def test_the_floor_is_a_unit_of_drift() -> None:
     assert "values are NaN or Inf and were left out" in shown["fp32"].item()
 
 
+@pytest.mark.numerical
 def test_the_bound_on_rounding_holds_for_rounding() -> None:
     rng = np.random.default_rng(0)
     over = 0

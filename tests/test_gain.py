@@ -16,6 +16,8 @@ from drift.dataset.sweep import Sweep
 from drift.reading import figures, gain
 from drift.reading.statistics.rate import Trend, TrendReason, rate
 
+pytestmark = pytest.mark.numerical
+
 
 def law(r: float, documents: int = 4, steps: int = 40, noise: float = 0.05, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)

@@ -37,6 +37,8 @@ from drift.reading.statistics.slope import (
     slope,
 )
 
+pytestmark = pytest.mark.numerical
+
 UNIT = synthetic.ROUNDOFF
 
 

@@ -27,6 +27,8 @@ from drift.reading.plateau.model import Plateau, Reason, Verdict
 from drift.reading.plateau.wording import certificate
 from drift.reading.statistics import plateau as statistics_plateau
 
+pytestmark = pytest.mark.numerical
+
 T = np.arange(1, 64.0)
 PLATEAUS = {Verdict.SATURATED_PLATEAU, Verdict.FLAT, Verdict.PLATEAU_RISE_UNRESOLVED}
 

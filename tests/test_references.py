@@ -23,6 +23,8 @@ from drift.running import measures
 from drift.running.model.numerics import numerics
 from drift.running.model.widening import widen
 
+pytestmark = pytest.mark.numerical
+
 PARTS = measures.PartRows.names
 
 

@@ -24,6 +24,8 @@ from drift.reading.plateau.deciding import plateau
 from drift.reading.statistics.slope import Scaling
 from drift.reading.wording import numbers, tables
 
+pytestmark = pytest.mark.numerical
+
 MODEL = "smollm2-135m-instruct"
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from drift.reading.statistics import windows
-from drift.reading.statistics.slope import Reason, Slope
+from drift.reading.statistics.slope import ScalingReason, Slope
 from drift.reading.wording.windows import judged_words, late_rule, late_words
 
 __all__ = ["BAND", "chosen_size", "judged_of", "late_of", "several_rungs"]
@@ -38,4 +38,4 @@ def chosen_size(chunk_size: int | None) -> str:
 
 def several_rungs(found: Sequence[Slope]) -> list[Slope]:
     """Keep the slopes that a title speaks of: what was run at one precision takes nothing from what was at several."""
-    return [s for s in found if s.reason is not Reason.ONE_RUNG] or list(found)
+    return [s for s in found if s.reason is not ScalingReason.ONE_RUNG] or list(found)
