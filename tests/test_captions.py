@@ -25,7 +25,7 @@ from drift.reading.controls import firing
 from drift.reading.figures import chain, depth
 from drift.reading.plateau.deciding import plateau
 from drift.reading.statistics import intervals, windows
-from drift.reading.statistics.slope import Reason, Verdict, slope
+from drift.reading.statistics.slope import Scaling, ScalingReason, slope
 from drift.reading.summary.explaining import table_legend
 
 SHARES = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4, "eighth": 1 / 8}
@@ -234,10 +234,10 @@ def test_panels_of_level_vs_roundoff_are_titled_by_the_ladder() -> None:
     assert titled(*at(1.0)) == "append: rounding"
     assert titled(*at(0.0)) == "append: structural"
     # Above 0.8 is not enough: the whole interval has to lie within the margin around 1.
-    assert titled(*at(1.4)) == f"append: undetermined\n({Reason.STEEP.value})"
-    assert titled(*at(-0.2)) == f"append: undetermined\n({Reason.REVERSED.value})"
+    assert titled(*at(1.4)) == f"append: undetermined\n({ScalingReason.STEEP.value})"
+    assert titled(*at(-0.2)) == f"append: undetermined\n({ScalingReason.REVERSED.value})"
     assert titled(*at(1.0), *at(0.0, chunk_size=32)) == "append: rounding or structural"
-    assert titled(at(1.0)[0]) == f"append: undetermined\n({Reason.ONE_RUNG.value})"
+    assert titled(at(1.0)[0]) == f"append: undetermined\n({ScalingReason.ONE_RUNG.value})"
     assert titled(*at(1.0), at(1.0, chunk_size=32)[0]) == "append: rounding"
     only = [made.remake(ds, reference="previous") for ds in at(1.0)]
     assert titled(*only) == "append"
@@ -364,7 +364,7 @@ def test_levels(cut: tuple[float, ...], alpha: float, steps: int) -> None:
     ends = interval(slopes, percent_of(words, "interval over documents"))
     assert f"slope {slopes.mean():.3f} ({ends[0]:.3f} to {ends[1]:.3f})" in ax.get_title(loc="left")
     kinds = {one.slope.verdict for one in found if len(one.dtypes) > 1}
-    assert kinds == {Verdict.ROUNDING}
+    assert kinds == {Scaling.ROUNDING}
     assert title(figure).endswith("Rounding: append")
     more = ladder.ladders(Sweep([*cells, cell("bf16", steps=steps, model="other")]))
     assert title(figures.levels(more)).endswith("Rounding: append"), "a model at one precision takes nothing from it"

@@ -364,9 +364,9 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 def test_the_banner_is_an_alert_where_a_control_failed_whatever_its_words(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def checked(state: controls.State) -> controls.Summary:
+    def checked(state: controls.State) -> controls.Checkup:
         one = controls.Control("failed", ("m", "failed", "cpu", "sdpa"), state, 0.0, "nothing failed")
-        return controls.Summary((one,), (), (), run=True)
+        return controls.Checkup((one,), (), (), run=True)
 
     undecided, failed = checked(controls.State.UNDECIDED), checked(controls.State.FAILED)
     assert "failed" in undecided.banner
