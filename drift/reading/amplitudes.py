@@ -25,6 +25,7 @@ __all__ = [
     "BOUNDED",
     "DISTANCES",
     "LADDER_MEASURES",
+    "NEAR",
     "SHORT",
     "UNRELATED",
     "amplitude",
@@ -72,6 +73,7 @@ SHORT = {
     "nll_gap": "NLL",
 }
 UNRELATED = math.sqrt(2)  # relative L2 distance of unrelated states of equal norm
+NEAR = 0.5  # the share of that number from which on a level is near to it
 BOUNDED = ("hidden_rel_l2", "key_rel_l2", "value_rel_l2")  # which that number is a bound of
 # ---------------------------------------------------------------------------------------------- cells
 _QUADRATIC = ("logit_js", "logit_kl_token", "hidden_cosine_distance")  # beside those of AMPLITUDE_POWERS

@@ -29,6 +29,7 @@ from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import ALPHA, mean_interval
 from drift.reading.statistics.rate import Rate, TrendReason, rate
 from drift.reading.statistics.slope import log_log
+from drift.reading.wording.numbers import coverage
 
 __all__ = ["GAIN_COMMAND", "Gain", "by_layer", "by_step", "gain_frame", "gain_sentences", "gains"]
 
@@ -161,9 +162,7 @@ def gain_frame(found: Sequence[Gain]) -> pd.DataFrame:
                 "steps after": one.values.shape[1] - 1,
                 "gain at the end": "–" if not middle[-1] > 0 else f"{middle[-1]:.3g}",
                 "rate per step": "–" if math.isnan(r.interval.value) else f"{r.interval.value:+.4f}",
-                f"{100 * (1 - 2 * ALPHA):g} % interval": (
-                    f"{r.interval.low:+.4f} to {r.interval.high:+.4f}" if known else "–"
-                ),
+                f"{coverage(ALPHA)} interval": (f"{r.interval.low:+.4f} to {r.interval.high:+.4f}" if known else "–"),
                 "neutral within": f"± {r.margin:.4f}",
                 "exactly zero": r.zeros,
                 "verdict": r.verdict.value + (f" ({r.reason.value})" if r.reason else ""),

@@ -26,7 +26,7 @@ from drift.reading.claims.testing import (
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.noise import window_mean
 from drift.reading.statistics.slope import least_squares
-from drift.reading.wording.numbers import percent
+from drift.reading.wording.numbers import coverage, percent
 
 __all__ = ["c3"]
 
@@ -90,7 +90,7 @@ def c3(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterat
         support, refute = margin_tests(found, -delta, delta)
         low, high = math.expm1(slope - half), math.expm1(slope + half)
         words = (
-            f"{percent(math.expm1(slope))} per doubling ({100 * (1 - 2 * setting.alpha):g} % interval {percent(low)} "
+            f"{percent(math.expm1(slope))} per doubling ({coverage(setting.alpha)} interval {percent(low)} "
             f"to {percent(high)}) from {sizes[0]} to {sizes[-1]} tokens, over the same text; "
             f"{documents_words(axes['documents'])}{zeros_words(*pooled)}."
         )

@@ -12,7 +12,7 @@ import xarray as xr
 
 from drift import dataset
 from drift.reading import controls
-from drift.reading.amplitudes import BOUNDED, UNRELATED, amplitude, holding
+from drift.reading.amplitudes import BOUNDED, NEAR, UNRELATED, amplitude, holding
 from drift.reading.cells import grouped_cells
 from drift.reading.statistics import levels
 from drift.reading.statistics.arrays import Float
@@ -148,7 +148,7 @@ def _caveats(found: Slope, documents: int, level: Float | None, unrelated: float
         yield f"{found.zeros} of {found.points} late steps left out: exactly zero at some precision"
     if found.misfit > 2:
         yield f"a rung lies {found.misfit:.2g}-fold off the line: see the pairs"
-    if level is not None and level.size and level.max() > 0.5 * unrelated:
+    if level is not None and level.size and level.max() > NEAR * unrelated:
         yield f"near the distance of unrelated states ({unrelated:.2g}): a slope near 0 means little there"
 
 

@@ -16,7 +16,8 @@ from drift.reading.ladder.attribution import PARTS, Attribution
 from drift.reading.ladder.judging import Ladder, ladders
 from drift.reading.statistics.intervals import ALPHA
 from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Scaling, fixed_number
-from drift.reading.wording.numbers import number
+from drift.reading.wording.numbers import coverage, number
+from drift.reading.wording.windows import late_words
 
 if TYPE_CHECKING:
     from drift.dataset.sweep import Sweep
@@ -87,7 +88,7 @@ def shown(found: Sequence[Ladder]) -> pd.DataFrame:
             "precisions": table["dtypes"],
             "slope": table["slope"].map(fixed_number),
             "standard error": table["standard_error"].map(fixed_number),
-            f"{100 * (1 - 2 * ALPHA):g} % interval": [
+            f"{coverage(ALPHA)} interval": [
                 "–" if math.isnan(a) else f"{fixed_number(a)} to {fixed_number(b)}"
                 for a, b in zip(table["low"], table["high"], strict=True)
             ],
@@ -112,10 +113,10 @@ def by_measure(sweep: Sweep, layer: int | str = "last", measures: Sequence[str] 
 
 def method() -> str:
     """Say in a paragraph how slopes are estimated and judged."""
-    cover = f"{100 * (1 - 2 * ALPHA):g} %"
+    cover = coverage(ALPHA)
     return (
         "Slopes are least squares on the logarithms of drift and unit roundoff, for every document over the same text "
-        f"and steps at every precision, past the first quarter of the chain. Intervals ({cover}) are "
+        f"and steps at every precision, {late_words()} of the chain. Intervals ({cover}) are "
         "Student's t over documents; with one document they are over the steps of its chain. **Rounding**: the whole "
         f"interval lies within 1 ± {ROUNDING_MARGIN:g}. **Structural**: within ± {STRUCTURAL_MARGIN:g}. **Both**: "
         f"between {STRUCTURAL_MARGIN:g} and {1 - ROUNDING_MARGIN:g}. Anything else is undetermined, with the reason."

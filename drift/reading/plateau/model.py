@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
-from drift.reading.wording.numbers import percent, plain
+from drift.reading.wording.numbers import coverage, percent, plain
 from drift.reading.wording.tables import first_few
 
 __all__ = ["Plateau", "Reason", "Verdict", "exp_or_inf", "expm1_or_inf"]
@@ -74,11 +74,11 @@ class Plateau:
     documents, steps : int
         Size of the curve. A chain of ``steps`` steps has ``steps - 1`` transitions.
     growth_per_doubling : float
-        On the judging window, the last three quarters of the chain.
+        On the judging window: see :func:`drift.reading.statistics.windows.late_start`.
     growth_interval : tuple of float
-        Its interval, of coverage 1 - 2 alpha (90 %).
+        Its interval, of coverage 1 - 2 alpha.
     certified_growth, certified_interval : float, tuple of float
-        The same on the window with the smallest equivalence p-value, of coverage 1 - 2 alpha / windows (96.7 %): a
+        The same on the window with the smallest equivalence p-value, of coverage 1 - 2 alpha / windows: a
         plateau has this interval within the margin.
     certified_from : int
         First step, counted from 1, of that window.
@@ -87,7 +87,8 @@ class Plateau:
     p_growth, p_decay : float
         Of "does not grow beyond the margin", "does not decay beyond the margin".
     level, level_interval : float, tuple of float
-        Geometric mean over documents and steps of the judging window; coverage 95 %.
+        Geometric mean over documents and steps of the judging window; coverage 1 - 2
+        :data:`~drift.reading.statistics.intervals.LEVEL_ALPHA`.
     onset_step, onset_range : float, tuple of float
         Step, counted from 1, by which drift has come to its level: median, smallest and largest document.
     rise_factor, rise_interval : float, tuple of float
@@ -160,7 +161,7 @@ class Plateau:
         low, high = self.growth_interval
         return (
             f"growth per doubling of depth {percent(self.growth_per_doubling)} "
-            f"({100 * (1 - 2 * self.alpha):g} % interval {percent(low)} to {percent(high)})"
+            f"({coverage(self.alpha)} interval {percent(low)} to {percent(high)})"
         )
 
     def without_verdict(self, failed: Sequence[str]) -> Plateau:

@@ -13,7 +13,8 @@ from drift.reading.plateau import csv_files
 from drift.reading.plateau.curves import Curve, from_sweep
 from drift.reading.plateau.model import Plateau, Reason
 from drift.reading.plateau.wording import certificate
-from drift.reading.wording.numbers import percent
+from drift.reading.statistics.intervals import LEVEL_ALPHA
+from drift.reading.wording.numbers import coverage, percent
 from drift.reading.wording.tables import first_few
 
 __all__ = ["curves_of", "table"]
@@ -38,7 +39,7 @@ def table(curves: Sequence[Curve], found: Sequence[Plateau], gate: controls.Gate
         lines.append(
             f"Plateau: growth per doubling of chain depth within {percent(found[0].margin).lstrip('+')} "
             f"(two one-sided tests, level {found[0].alpha:g}). "
-            f"Intervals of growth: {100 * (1 - 2 * found[0].alpha):g} %, of the level: 95 %."
+            f"Intervals of growth: {coverage(found[0].alpha)}, of the level: {coverage(LEVEL_ALPHA)}."
         )
     if any(p.reason is Reason.CONTROLS for p in found):
         lines.append(f"No verdict is drawn, because controls of the instrument failed: {first_few(gate.failed)}.")

@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import ALPHA, Interval, mean_interval
+from drift.reading.statistics.windows import WINDOWS
 
 __all__ = ["NEUTRAL", "Rate", "Trend", "TrendReason", "rate"]
 
@@ -96,7 +97,7 @@ def rate(gain: ArrayLike, alpha: float = ALPHA) -> Rate:
     if values.ndim != 2 or not values.size:
         raise ValueError(f"a gain is [document, k], not of shape {values.shape}")
     steps = values.shape[1]
-    first = max(1, math.ceil(steps / 4))
+    first = max(1, math.ceil(WINDOWS[-1] * steps))
     late = values[:, first:]
     margin = math.log(NEUTRAL) / max(late.shape[1] - 1, 1)
     nothing = mean_interval([])

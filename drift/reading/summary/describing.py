@@ -50,6 +50,12 @@ __all__ = [
 ]
 
 
+#: Keys and values that differ by less are called alike.
+ALIKE = 0.1
+#: Quantiles over tokens that are described: the middle, two high ones, and the worst token.
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+
+
 def thresholds() -> str:
     """Say by which thresholds the sentences choose their words."""
     cover = coverage(intervals.ALPHA)
@@ -328,31 +334,31 @@ def depth_sentences(sweep: Sweep) -> list[str]:
 
 def _compare(key: float, value: float) -> str:
     ratio = value / key
-    if 1 / 1.1 <= ratio <= 1.1:
-        return ": keys and values alike (within 10 %)"
+    if 1 / (1 + ALIKE) <= ratio <= 1 + ALIKE:
+        return f": keys and values alike (within {100 * ALIKE:g} %)"
     return f": {'values' if ratio > 1 else 'keys'} drift {number(max(ratio, 1 / ratio))} times as much"
 
 
 def token_sentences(sweep: Sweep) -> list[str]:
     """Say how far the worst tokens are from the middle one, after the final norm, late in the chain."""
     said = []
+    median, high, higher, worst = QUANTILES
     for ds in sweep:
         label = "{protocol}, {model}, {dtype}, chunk {chunk_size}".format(**cell_identity(ds))
-        by_quantile = {
-            q: geometric_mean(level(dataset.curve(ds, "hidden_rel_l2_token", "last", q))) for q in (0.5, 0.9, 0.99, 1.0)
-        }
-        middle = by_quantile[0.5]
+        by_quantile = {q: geometric_mean(level(dataset.curve(ds, "hidden_rel_l2_token", "last", q))) for q in QUANTILES}
+        middle = by_quantile[median]
         if not middle > 0:
             said.append(f"{label}: the drift of the median token is {number(middle)}.")
             continue
-        worst = dataset.curve(ds, "hidden_rel_l2_token", "last", 1.0)
-        finite = np.where(np.isfinite(worst), worst, -1)
-        place = np.unravel_index(int(finite.argmax()), worst.shape)
+        tokens = dataset.curve(ds, "hidden_rel_l2_token", "last", worst)
+        finite = np.where(np.isfinite(tokens), tokens, -1)
+        place = np.unravel_index(int(finite.argmax()), tokens.shape)
         start, stop = (int(ds[n].values[place[1]]) for n in ("token_start", "token_stop"))
         said.append(
-            f"{label}: median token {number(middle)}; the 90 % quantile is {number(by_quantile[0.9] / middle)} times "
-            f"that, the 99 % quantile {number(by_quantile[0.99] / middle)} times, a chunk's worst token "
-            f"{number(by_quantile[1.0] / middle)} times. The worst of all ({number(finite.max())}) is among tokens "
+            f"{label}: median token {number(middle)}; the {100 * high:g} % quantile is "
+            f"{number(by_quantile[high] / middle)} times that, the {100 * higher:g} % quantile "
+            f"{number(by_quantile[higher] / middle)} times, a chunk's worst token "
+            f"{number(by_quantile[worst] / middle)} times. The worst of all ({number(finite.max())}) is among tokens "
             f"{start} to {stop - 1} of document {place[0]} (chain step {place[1] + 1})."
         )
     return said or ["There are no cells to describe."]

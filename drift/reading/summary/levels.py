@@ -18,6 +18,7 @@ from drift.reading import controls
 from drift.reading.amplitudes import holding
 from drift.reading.cells import cell_identity
 from drift.reading.plateau.deciding import plateau
+from drift.reading.statistics.intervals import ALPHA
 from drift.reading.statistics.levels import collapse_documents, geometric_mean, level
 from drift.reading.statistics.slope import log_log
 from drift.reading.statistics.windows import late_part
@@ -101,7 +102,7 @@ def figures(values: np.ndarray) -> Figures:
     usable = by_document[np.isfinite(by_document)]
     first, late = geometric_mean(values[:, 0]), geometric_mean(by_document)
     # The contract lets divergences and cosine distances of equal states round to a hair below zero.
-    judged = plateau(np.where(values < 0, 0.0, values))
+    judged = plateau(np.where(values < 0, 0.0, values), alpha=ALPHA)
     finite = np.isfinite(values)
     return Figures(
         documents=values.shape[0],
