@@ -20,14 +20,16 @@ STAMP := $(VENV)/.drift-installed
 PIP_FLAGS := --disable-pip-version-check --no-compile -q
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup report sweep test lint format lab clean distclean
+.PHONY: help setup report sweep test test-cpus mutants lint format lab clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make report               three checkpoints, the default sweep, the report (in $(REPORT))"
 	@echo "make test                 linter, types, tests"
+	@echo "make test-cpus            the numerical tests under every instruction set that this CPU has"
 	@echo "make lab                  JupyterLab on notebooks/"
 	@echo "make sweep PRESET=quick   one sweep (presets: quick, default, deep, paper)"
+	@echo "make mutants              would the tests notice? a sample of mutants of the numerical files, by mutmut"
 	@echo "make lint | format        ruff, mypy, import-linter | ruff, rewriting files"
 	@echo "make clean | distclean    local reports and tool caches | the virtual environment as well"
 
@@ -71,10 +73,22 @@ test: $(STAMP)
 	@$(MAKE) --no-print-directory lint
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
+# Logs in build/cpus, figures in bench/results/cpus.json; about a quarter of an hour on two cores.
+test-cpus: PREFETCH := smollm2-135m-instruct
+test-cpus: $(STAMP)
+	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct
+	@$(PY) bench/cpus.py
+
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache --no-logo
+
+# Hours of two cores; MUTANTS_FLAGS="--sample 40 --nearest-only" takes minutes.
+MUTANTS_FLAGS ?=
+mutants: $(STAMP)
+	@$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[mutants]'
+	@$(PY) bench/mutants.py $(MUTANTS_FLAGS)
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .

@@ -175,8 +175,8 @@ def divergences(
 ) -> Divergences:
     """Bound the errors of comparing logits elementwise in a format of unit roundoff u, with sums in float64.
 
-    The formulas are those of :mod:`drift.measures`. Every elementary operation is off by u, an exponential by 2 u (one
-    unit in the last place).
+    The formulas are those of :mod:`drift.running.measures`. Every elementary operation is off by u, an exponential by
+    2 u (one unit in the last place).
 
     Parameters
     ----------

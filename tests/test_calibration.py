@@ -15,6 +15,8 @@ from scipy.stats import binom
 from drift.reading.statistics import noise as statistics_noise
 from drift.reading.statistics import plateau
 
+pytestmark = pytest.mark.numerical
+
 BENCH = Path(__file__).resolve().parents[1] / "bench" / "calibration.py"
 SEED = 31415
 RUNS = 100

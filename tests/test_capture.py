@@ -23,6 +23,8 @@ from drift.reading.diagnose.tensors import open_dump
 from drift.reading.diagnose.verdict import diagnose
 from drift.running.capturing import capture
 
+pytestmark = pytest.mark.numerical
+
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in folder.iterdir() for name, tensor in load_file(path).items()}

@@ -134,7 +134,8 @@ BROKEN: dict[str, tuple[Callable[[xr.Dataset], xr.Dataset], str]] = {
     "schema version 0": (_attr("schema_version", "0"), "schema_version '0' is not a whole number"),
     "future schema, broken": (
         lambda ds: ds.drop_vars("logit_js").assign_attrs(schema_version="99"),
-        "missing variables: logit_js (it was written under schema version 99; this drift knows 1)",
+        "missing variables: logit_js (it was written under schema version 99; "
+        f"this drift knows {dataset.SCHEMA_VERSION})",
     ),
     "future axis": (lambda ds: ds.assign_coords(mood=1).assign_attrs(schema_version="99"), "unknown coordinates: mood"),
     "missing attribute": (lambda ds: ds.assign_attrs({}).drop_attrs().assign_attrs(schema_version="1"), "config_json"),
@@ -213,19 +214,21 @@ def test_values_that_are_not_finite_are_data(small: xr.Dataset) -> None:
 
 
 # ------------------------------------------------------------------------------------------ schema versions
-#: Names that cells of each schema version were written with. A new row says ``since=`` a version of its own, and stands
-#: in a line of its own here; what stands here already is never changed, or cells that took hours cannot be read.
-FROZEN = {
-    1: "hidden_rel_l2 hidden_cosine_distance hidden_max_abs hidden_norm nonfinite_count hidden_rel_l2_token key_rel_l2 "
+NOW = int(dataset.SCHEMA_VERSION)
+#: What cells were written with before the table grew. It never changes, or cells that took hours cannot be read.
+FIRST = (
+    "hidden_rel_l2 hidden_cosine_distance hidden_max_abs hidden_norm nonfinite_count hidden_rel_l2_token key_rel_l2 "
     "value_rel_l2 logit_kl logit_js logit_rel_l2 logit_max_abs top1_agreement delta_p_rms nll_full nll_fold "
     "logit_nonfinite_count logit_count target_count cache_bytes logit_kl_token"
-}
+)
 
 
 def test_what_stored_cells_must_hold_does_not_grow() -> None:
-    for schema, names in FROZEN.items():
-        found = [name for name, row in dataset.VARIABLES.items() if row.since == schema and not row.optional]
-        assert found == names.split(), "a new row of VARIABLES needs since=, one more than any other"
+    assert contract.required(1) == FIRST.split(), (
+        "a new row of VARIABLES needs since=, one more than SCHEMA_VERSION was"
+    )
+    since = sorted({row.since for row in dataset.VARIABLES.values()})
+    assert since == list(range(1, NOW + 1)), "versions have no gaps"
 
 
 def newer(ds: xr.Dataset) -> xr.Dataset:
@@ -233,7 +236,7 @@ def newer(ds: xr.Dataset) -> xr.Dataset:
     values = np.arange(2.0 * 3 * 5).reshape(2, 3, 5)
     head = xr.Variable(("head",), np.arange(5), {"long_name": "head", "units": "1"})
     ds = ds.assign(surprise=(("document", "step", "head"), values, {"long_name": "surprise", "units": "nat"}))
-    return ds.assign_coords(head=head).assign_attrs(schema_version="3")
+    return ds.assign_coords(head=head).assign_attrs(schema_version=str(NOW + 2))
 
 
 def test_a_newer_cell_is_read_for_what_is_known_and_keeps_the_rest(small: xr.Dataset, tmp_path: Path) -> None:
@@ -248,23 +251,23 @@ def test_a_newer_cell_is_read_for_what_is_known_and_keeps_the_rest(small: xr.Dat
     sweep = dataset.open_sweep(tmp_path)
     assert not sweep.problems
     assert sweep.notes == [
-        "2 cells of schema version 3 (this drift: 1) were read for what is known here; not known, and not shown: "
-        "'surprise'."
+        f"2 cells of schema version {NOW + 2} (this drift: {NOW}) were read for what is known here; not known, and not "
+        "shown: 'surprise'."
     ]
     assert sweep.notes[0] in summary.contents(sweep)
     assert dataset.Sweep([small]).notes == []
     with pytest.raises(DatasetError, match="unknown variables: surprise"):
-        dataset.validate(ds.assign_attrs(schema_version="1"))
+        dataset.validate(ds.assign_attrs(schema_version=str(NOW)))
 
 
 @pytest.fixture
 def later_row(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Add a row that schema version 2 asks for."""
-    row = dataset.Variable(("document", "step"), "1", "share of everything", since=2)
+    """Add a row that only the next schema version asks for."""
+    row = dataset.Variable(("document", "step"), "1", "share of everything", since=NOW + 1)
     monkeypatch.setitem(dataset.VARIABLES, "later", row)
     for module in (building, contract, validating, files, state):
-        monkeypatch.setattr(module, "SCHEMA_VERSION", "2")
-    monkeypatch.setattr(dataset_sweep, "_SCHEMA", 2)
+        monkeypatch.setattr(module, "SCHEMA_VERSION", str(NOW + 1))
+    monkeypatch.setattr(dataset_sweep, "_SCHEMA", NOW + 1)
     return "later"
 
 
@@ -275,14 +278,15 @@ def test_an_older_cell_is_whole_without_rows_that_came_later(
     assert later_row not in old
     assert dataset.write(old, tmp_path / "old.nc").read_bytes() == written.read_bytes()
     new = synthetic.cell(**SMALL | {"chunk_size": 8})
-    assert (new.attrs["schema_version"], later_row in new) == ("2", True)
+    assert (new.attrs["schema_version"], later_row in new) == (str(NOW + 1), True)
     with pytest.raises(DatasetError, match="missing variables: later"):
         dataset.validate(new.drop_vars(later_row))
     dataset.write(new, tmp_path / "new.nc")
     sweep = dataset.open_sweep(tmp_path)
     assert (len(sweep), sweep.problems) == (2, {})
     assert sweep.notes == [
-        "1 cell of schema version 1 (this drift: 2) were read for what they hold; measured only since: 'later'."
+        f"1 cell of schema version {NOW} (this drift: {NOW + 1}) was read for what it holds; measured only since: "
+        "'later'."
     ]
     assert len(sweep.frame(later_row)) == new[later_row].size
     assert summary.nonfinite(sweep).empty
@@ -299,7 +303,7 @@ def test_the_resume_asks_for_what_the_plan_asks_for(written: Path, later_row: st
     found = state.Folder(tmp_path).survey(expected)
     assert found.done == {"new.nc"}
     assert found.strangers == ["old.nc"]
-    assert "schema version 1, the plan asks for version 2" in found.broken["forged.nc"]
+    assert f"schema version {NOW}, the plan asks for version {NOW + 1}" in found.broken["forged.nc"]
     assert dataset.open_sweep(tmp_path).problems == {}
 
 

@@ -20,6 +20,8 @@ from drift.running.model.numerics import numerics, rung_of
 from drift.running.protocols import parse
 from drift.running.protocols.base import Chunk
 
+pytestmark = pytest.mark.numerical
+
 TOKENS = 37
 
 

@@ -29,6 +29,8 @@ from drift.reading.diagnose.showing import as_dict, page
 from drift.reading.diagnose.tensors import FORMATS, Place, fits, open_dump, written
 from drift.reading.diagnose.verdict import diagnose
 
+pytestmark = pytest.mark.numerical
+
 TOKENS, CHUNK = 48, 8
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 MODELS = [(f, d, s) for f in ("llama", "qwen2", "gemma3") for d in ("bf16", "fp32", "fp64") for s in (0, 1)]

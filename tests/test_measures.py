@@ -21,6 +21,8 @@ from drift.running.measures import (
     step_quantiles,
 )
 
+pytestmark = pytest.mark.numerical
+
 STARTS = [0, 4, 8]
 
 

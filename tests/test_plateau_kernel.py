@@ -22,6 +22,8 @@ from drift.reading.statistics import windows
 from drift.reading.statistics.analysis import Analysis, Code
 from drift.reading.statistics.plateau import analyse
 
+pytestmark = pytest.mark.numerical
+
 FLAT = (Code.SATURATED, Code.FLAT, Code.RISE_UNRESOLVED)
 DELTA = math.log(1.05)
 

@@ -17,6 +17,8 @@ from drift.running.model import numerics as model_numerics
 from drift.running.model.numerics import default_half_matmul, numerics, rung_of
 from drift.running.model.widening import widen
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("name", ["bf16", "fp16", "fp32", "fp64"])
 def test_unit_roundoff_is_half_of_torchs_eps(name: str) -> None:

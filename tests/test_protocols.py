@@ -20,6 +20,8 @@ from drift.errors import ConfigError, ProtocolError
 from drift.running import protocols
 from drift.running.protocols import Carried, Protocol, available, parse
 
+pytestmark = pytest.mark.numerical
+
 # One row per protocol that cuts a text into chunks, one pass each: label, positions of the chunks' first tokens and
 # prefixes for 10 tokens in chunks of 4.
 TABLE = [

@@ -24,6 +24,8 @@ from drift.running.descent.lanes import Lane
 from drift.running.model.numerics import numerics, rung_of
 from drift.running.protocols import Carried, Protocol, Variation, parse
 
+pytestmark = pytest.mark.numerical
+
 TOKENS, SIZE = 37, 8
 Loop = Callable[[Any, torch.Tensor], tuple[list[torch.Tensor], torch.Tensor]]
 
@@ -298,7 +300,7 @@ def test_streaming_by_cache_positions_is_a_new_text_for_a_model_of_one_block() -
             visible = torch.cat([text[seen], text[start : start + SIZE]])
             want = model(visible[None], output_hidden_states=True).hidden_states[-1][0, len(seen) :]
             torch.testing.assert_close(layers[-1][start : start + SIZE], want, rtol=0, atol=bound)
-    assert (layers[-1][-SIZE:] - states[0, -SIZE:]).abs().max() > 1e-3, "the window shows nothing"
+    assert (layers[-1][-SIZE:] - states[0, -SIZE:]).abs().max() > 10 * bound, "the window shows nothing"
     assert recorder.bytes[0][1][-1] == 11 * 2 * 2 * 8 * 8
 
 

@@ -24,6 +24,8 @@ from drift.running.sweep.control_cells import SIZES, controls
 from drift.running.sweep.planning import plan
 from drift.running.sweep.running import run
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:

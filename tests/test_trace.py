@@ -20,6 +20,8 @@ from drift.dataset.comparing import same_data
 from drift.dataset.validating import validate
 from drift.errors import ConfigError, UnsupportedModelError
 
+pytestmark = pytest.mark.numerical
+
 
 def plain(model: Any, ids: Any, size: int, restart: bool = False) -> dict[str, Any]:
     """Hidden states [layer, token, feature], keys and logits of a plain loop, in float64."""

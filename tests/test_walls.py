@@ -81,3 +81,42 @@ def test_importing_drift_attaches_the_accessor_without_importing_xarray() -> Non
             [sys.executable, "-c", "import sys; " + first + use], capture_output=True, text=True, check=False
         )
         assert told.stdout == "CellAccessor.plateau\n", told.stderr
+
+
+def private_names_from_elsewhere(source: str) -> Iterator[str]:
+    """Names with an underscore that a file takes from another file of drift: imported, or reached for in a module."""
+    tree = ast.parse(source)
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "drift":
+            for name in node.names:
+                modules.add(name.asname or name.name)
+                home = f"{node.module}.{name.name}".replace(".", "/")
+                if name.name.startswith("_") and not name.name.endswith("__") and not is_module(home):
+                    yield name.name
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules):
+            continue
+        if node.attr.startswith("_") and not node.attr.endswith("__"):
+            yield f"{node.value.id}.{node.attr}"
+
+
+def is_module(path: str) -> bool:
+    """Whether a path such as `drift/_version` is a module or a package."""
+    place = PACKAGE.parent / path
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
+def test_a_private_name_from_elsewhere_is_seen() -> None:
+    source = "from drift.running import corpus\nfrom drift._version import _x, __version__\ncorpus._text('a')\n"
+    assert list(private_names_from_elsewhere(source)) == ["_x", "corpus._text"]
+    assert list(private_names_from_elsewhere("from drift import _version\nself._x, _version.__version__")) == []
+
+
+def test_no_private_name_crosses_a_file() -> None:
+    found = {
+        (str(path.relative_to(PACKAGE)), name)
+        for path in PACKAGE.rglob("*.py")
+        for name in private_names_from_elsewhere(path.read_text(encoding="utf-8"))
+    }
+    assert found == set()

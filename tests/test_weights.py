@@ -21,6 +21,8 @@ from drift.running.descent.taps import blocks_of
 from drift.running.model.weights import Streamed, UnfitForStreamingError, skeleton, weights_of
 from drift.running.model.widening import widen
 
+pytestmark = pytest.mark.numerical
+
 FOLDS: list[tuple[int, str]] = [(8, "append"), (5, "reprime"), (12, "restart")]
 
 

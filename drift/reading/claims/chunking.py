@@ -21,11 +21,11 @@ from drift.reading.claims.testing import (
     log_levels,
     margin_tests,
     nothing_found,
-    slope_weights,
     zeros_words,
 )
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.noise import window_mean
+from drift.reading.statistics.slope import least_squares
 from drift.reading.wording.numbers import percent
 
 __all__ = ["c3"]
@@ -81,7 +81,7 @@ def c3(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterat
         if any(z is None for z in logs):
             yield nothing_found(("C3", "chunk size"), cells, measure, scope, effect, NO_LEVEL + ".")
             continue
-        series = np.tensordot(slope_weights(np.log2(sizes)), np.stack(logs), axes=1)  # type: ignore[arg-type]
+        series = least_squares(np.log2(sizes), np.stack(logs))  # type: ignore[arg-type]
         found = window_mean(series[None])
         if found is None:
             yield nothing_found(("C3", "chunk size"), cells, measure, scope, effect, TOO_FEW_STEPS + ".")

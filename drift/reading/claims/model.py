@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -17,10 +17,10 @@ __all__ = [
     "SIGNS",
     "Audit",
     "Claim",
+    "ClaimSummary",
     "Finding",
     "Setting",
     "Status",
-    "Summary",
     "check_setting",
     "parse_margins",
     "settings",
@@ -159,13 +159,18 @@ class Finding:
     cells: tuple[str, ...] = ()
     detail: dict[str, Any] = field(default_factory=dict)
 
+    def without_verdict(self, failed: Sequence[str]) -> Finding:
+        """Return the estimate alone, controls of the instrument having failed."""
+        words = f"no verdict: controls failed. Estimated all the same: {self.words}"
+        return replace(self, status=Status.WITHHELD, words=words)
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return plain(dict(vars(self)))
 
 
 @dataclass(frozen=True)
-class Summary:
+class ClaimSummary:
     """A claim under one protocol by the headline measure, over all cells.
 
     Attributes
@@ -188,6 +193,18 @@ class Summary:
     findings: tuple[Finding, ...] = ()
     others: dict[str, Status] = field(default_factory=dict)
 
+    def without_verdict(self, failed: Sequence[str]) -> ClaimSummary:
+        """Take the verdict back, where one was drawn."""
+        if self.status is Status.NOT_TESTED:
+            return self
+        return replace(
+            self,
+            status=Status.WITHHELD,
+            words="no verdict is drawn: controls of the instrument failed.",
+            findings=tuple(f.without_verdict(failed) for f in self.findings),
+            others={},
+        )
+
     @property
     def differing(self) -> dict[str, Status]:
         """Measures whose verdict is not that of the headline measure."""
@@ -200,7 +217,7 @@ class Audit:
 
     Attributes
     ----------
-    summaries : tuple of Summary
+    summaries : tuple of ClaimSummary
     measure, layer, setting
         What was asked.
     findings : tuple of Finding
@@ -213,7 +230,7 @@ class Audit:
         What the controls of the instrument say.
     """
 
-    summaries: tuple[Summary, ...]
+    summaries: tuple[ClaimSummary, ...]
     measure: str
     layer: int | str
     setting: Setting
@@ -221,6 +238,15 @@ class Audit:
     withheld: str = ""
     scope: str = ""
     controls: str = ""
+
+    def without_verdict(self, failed: Sequence[str]) -> Audit:
+        """Take every verdict back that was drawn, and keep the estimates."""
+        return replace(
+            self,
+            summaries=tuple(s.without_verdict(failed) for s in self.summaries),
+            findings=tuple(f.without_verdict(failed) for f in self.findings),
+            withheld="; ".join(failed),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: ``claims`` (the table) and ``findings`` (every row of evidence)."""

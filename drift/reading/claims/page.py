@@ -13,7 +13,7 @@ import pandas as pd
 
 from drift.dataset.sweep import Sweep
 from drift.reading.amplitudes import BOUNDED, SHORT, UNRELATED, amplitude_power
-from drift.reading.claims.model import PUBLISHED_DEPTH, SIGNS, Audit, Claim, Finding, Setting, Status, Summary
+from drift.reading.claims.model import PUBLISHED_DEPTH, SIGNS, Audit, Claim, ClaimSummary, Finding, Setting, Status
 from drift.reading.claims.published import CLAIMS
 from drift.reading.claims.wording import span, writer
 from drift.reading.statistics.intervals import holm
@@ -33,12 +33,12 @@ __all__ = [
     "matrix",
     "meaning",
     "method",
-    "sentences",
     "share_words",
+    "verdict_sentences",
 ]
 
 
-def differing(summary: Summary) -> str:
+def differing(summary: ClaimSummary) -> str:
     """Say which measures have another verdict than the headline measure; a dash if none has."""
     by: dict[Status, list[str]] = {}
     for measure, status in summary.differing.items():
@@ -56,10 +56,10 @@ def markdown(found: Audit) -> str:
     return "\n".join(lines)
 
 
-def _rows(summaries: Sequence[Summary]) -> list[tuple[str, Summary]]:
+def _rows(summaries: Sequence[ClaimSummary]) -> list[tuple[str, ClaimSummary]]:
     """A claim's summaries, each with its protocol; those not tested for the same reason share a row, the last."""
     rows = [(s.protocol or "–", s) for s in summaries if s.status is not Status.NOT_TESTED]
-    untested: dict[str, list[Summary]] = {}
+    untested: dict[str, list[ClaimSummary]] = {}
     for s in summaries:
         if s.status is Status.NOT_TESTED:
             untested.setdefault(s.words, []).append(s)
@@ -75,16 +75,16 @@ def share_words(x: float) -> str:
     return f"{100 * x:.3g} %"
 
 
-def _parts(found: Audit, key: str = "") -> dict[Claim, list[Summary]]:
+def _parts(found: Audit, key: str = "") -> dict[Claim, list[ClaimSummary]]:
     """Summaries by claim; of one published claim, or of all."""
-    parts: dict[Claim, list[Summary]] = {}
+    parts: dict[Claim, list[ClaimSummary]] = {}
     for s in found.summaries:
         if key in ("", s.claim.key, s.claim.name):
             parts.setdefault(s.claim, []).append(s)
     return parts
 
 
-def by_protocol(summaries: Sequence[Summary]) -> str:
+def by_protocol(summaries: Sequence[ClaimSummary]) -> str:
     """Say the verdicts on one claim: ``"refuted under append; supported under reprime and restart"``."""
     names: dict[Status, list[str]] = {}
     for s in summaries:
@@ -138,7 +138,7 @@ def meaning(found: Audit) -> str:
     )
 
 
-def sentences(found: Audit, key: str) -> list[str]:
+def verdict_sentences(found: Audit, key: str) -> list[str]:
     """Say of each part of a claim what was published, what counts as that, and the verdicts."""
     return [
         f"{claim.name}: {by_protocol(group)}. Published: {claim.published}. Margin: "
@@ -147,12 +147,12 @@ def sentences(found: Audit, key: str) -> list[str]:
     ]
 
 
-def _untested(summaries: Sequence[Summary]) -> str:
+def _untested(summaries: Sequence[ClaimSummary]) -> str:
     why = dict.fromkeys(s.words for s in summaries if s.status is Status.NOT_TESTED)
     return f" Not tested means: {' '.join(why)}" if why else ""
 
 
-def _unestimated(summaries: Sequence[Summary]) -> str:
+def _unestimated(summaries: Sequence[ClaimSummary]) -> str:
     """Say why, where no row of a protocol has an estimate of what it is about."""
     said = ""
     for s in summaries:

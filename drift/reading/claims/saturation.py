@@ -12,6 +12,7 @@ from drift.reading.amplitudes import BOUNDED, UNRELATED, amplitude
 from drift.reading.cells import deepest, file_name
 from drift.reading.claims.model import Finding, Setting, Status
 from drift.reading.claims.testing import decide_status, documents_words, zeros_words
+from drift.reading.controls.gating import gate
 from drift.reading.plateau.deciding import plateaus
 from drift.reading.plateau.model import Plateau
 from drift.reading.plateau.wording import certificate
@@ -23,8 +24,8 @@ __all__ = ["c1_plateau", "c1_rise", "verdicts"]
 def verdicts(
     sweep: Sweep, measure: str, layer: int | str, setting: Setting
 ) -> Iterator[tuple[xr.Dataset, str, Plateau]]:
-    """Yield each deepest chain with its name and the verdict on it."""
-    cells = deepest(sweep)
+    """Yield each deepest chain with its name and the verdict on it, which the controls of the sweep may withhold."""
+    cells, asked = deepest(sweep), gate(sweep)
     found = plateaus(
         [amplitude(ds, measure, layer) for ds in cells],
         margin=setting.growth,
@@ -32,7 +33,7 @@ def verdicts(
         rise_min=setting.rise,
     )
     for ds, plateau in zip(cells, found, strict=True):
-        yield ds, f"{ds['model'].item()} {ds['dtype'].item()}, chunk {ds['chunk_size'].item()}", plateau
+        yield ds, f"{ds['model'].item()} {ds['dtype'].item()}, chunk {ds['chunk_size'].item()}", asked.let(plateau)
 
 
 def c1_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:

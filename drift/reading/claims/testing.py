@@ -23,7 +23,6 @@ __all__ = [
     "margin_tests",
     "nothing_found",
     "slope_interval_words",
-    "slope_weights",
     "zeros_words",
 ]
 
@@ -76,12 +75,6 @@ def nothing_found(
         *claim, cells[0]["protocol"].item(), measure, scope, Status.UNDETERMINED, effect, nan, (nan, nan), (nan, nan),
         nan, nan, why, "", tuple(file_name(ds) for ds in cells),
     )  # fmt: skip
-
-
-def slope_weights(x: Sequence[float]) -> Float:
-    """Least-squares weights: the slope of y on x is ``weights @ y``."""
-    centred = np.asarray(x, dtype=float) - np.mean(x)
-    return np.asarray(centred / (centred @ centred))
 
 
 TOO_FEW_STEPS = "too few steps for a noise model, and fewer than four documents"

@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 from drift.dataset.sweep import Sweep
 from drift.reading import ladder, summary
 from drift.reading.amplitudes import DISTANCES, amplitude_power
-from drift.reading.figures.captions import late_of
+from drift.reading.figures.captions import late_of, several_rungs
 from drift.reading.figures.style import (
     CONSTANT,
     MARKERS,
@@ -42,7 +42,7 @@ from drift.reading.figures.style import (
     say_empty,
     set_style,
 )
-from drift.reading.statistics.slope import Reason, Slope
+from drift.reading.statistics.slope import Slope
 from drift.reading.wording import numbers
 
 __all__ = ["level_vs_chunk_size", "level_vs_roundoff"]
@@ -86,8 +86,7 @@ def _slopes(sweep: Sweep, measure: str, layer: int | str) -> dict[str, list[Slop
     found: dict[str, list[Slope]] = {}
     for one in ladder.ladders(sweep, measure, layer):
         found.setdefault(str(one.labels["protocol"]), []).append(one.slope)
-    # What was run at one precision takes nothing from what was run at several.
-    return {p: [s for s in mine if s.reason is not Reason.ONE_RUNG] or mine for p, mine in found.items()}
+    return {protocol: several_rungs(mine) for protocol, mine in found.items()}
 
 
 def _verdict_title(protocol: str, mine: Sequence[Slope]) -> str:

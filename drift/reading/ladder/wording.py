@@ -15,7 +15,7 @@ from drift.reading.amplitudes import LADDER_MEASURES, amplitude_power
 from drift.reading.ladder.attribution import PARTS, Attribution
 from drift.reading.ladder.judging import Ladder, ladders
 from drift.reading.statistics.intervals import ALPHA
-from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Verdict, fixed_number
+from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Scaling, fixed_number
 from drift.reading.wording.numbers import number
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ __all__ = [
     "attribution_sentences",
     "by_measure",
     "departure",
-    "frame",
     "headlines",
+    "ladder_frame",
     "method",
     "shown",
 ]
@@ -37,7 +37,7 @@ __all__ = [
 DEPARTURE = 0.05
 
 
-def frame(found: Sequence[Ladder]) -> pd.DataFrame:
+def ladder_frame(found: Sequence[Ladder]) -> pd.DataFrame:
     """One row per ladder (``rungs`` all of them) and per adjacent pair of rungs."""
     rows = []
     for one in found:
@@ -73,7 +73,7 @@ _MIXED = "16-bit rungs accumulate in fp32, which lowers their constant"
 
 def shown(found: Sequence[Ladder]) -> pd.DataFrame:
     """Write the table of slopes for reading."""
-    table = frame(found)
+    table = ladder_frame(found)
     if table.empty:
         return table
     extra = [c for c in ("attn_implementation", "device", "tokens", "documents") if table[c].nunique() > 1]
@@ -124,7 +124,7 @@ def method() -> str:
 
 def departure(found: Sequence[Ladder]) -> str:
     """Say how many unit roundoffs rounding makes on each rung, and so why its slope is not exactly 1; or nothing."""
-    rounding = [one for one in found if one.slope.verdict is Verdict.ROUNDING]
+    rounding = [one for one in found if one.slope.verdict is Scaling.ROUNDING]
     constants: dict[tuple[float, str], list[float]] = {}
     most = max((len(one.dtypes) for one in rounding), default=0)
     for one in (one for one in rounding if len(one.dtypes) == most):  # the same ladders for every rung
@@ -163,7 +163,7 @@ def headlines(found: Sequence[Ladder]) -> dict[str, str]:
         kinds = [s.verdict for s in mine]
         if len(set(kinds)) == 1:
             words = str(kinds[0]) + (f", in all {len(mine)} ladders" if len(mine) > 1 else "")
-            words = words if kinds[0] is not Verdict.UNDETERMINED else Verdict.UNDETERMINED.value
+            words = words if kinds[0] is not Scaling.UNDETERMINED else Scaling.UNDETERMINED.value
         else:
             words = ", ".join(f"{kinds.count(k)} {k.value}" for k in dict.fromkeys(kinds)) + f" of {len(mine)} ladders"
         reasons = dict.fromkeys(s.reason.value for s in mine if s.reason)

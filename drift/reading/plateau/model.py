@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
-from drift.reading.wording.numbers import plain
+from drift.reading.wording.numbers import percent, plain
+from drift.reading.wording.tables import first_few
 
 __all__ = ["Plateau", "Reason", "Verdict", "exp_or_inf", "expm1_or_inf"]
 
@@ -52,6 +54,7 @@ class Reason(Enum):
     TOO_FEW = "too few documents"
     BORDERLINE = "growth too near the margin"
     TOO_NOISY = "too noisy"
+    CONTROLS = "controls of the instrument failed"
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,34 @@ class Plateau:
 
     def __str__(self) -> str:
         return self.explanation
+
+    @property
+    def growth_words(self) -> str:
+        """The growth with its interval, in words."""
+        low, high = self.growth_interval
+        return (
+            f"growth per doubling of depth {percent(self.growth_per_doubling)} "
+            f"({100 * (1 - 2 * self.alpha):g} % interval {percent(low)} to {percent(high)})"
+        )
+
+    def without_verdict(self, failed: Sequence[str]) -> Plateau:
+        """Return the estimates alone, controls of the instrument having failed.
+
+        Parameters
+        ----------
+        failed : sequence of str
+            The controls that failed, in words.
+        """
+        undetermined, reason = Verdict.UNDETERMINED, Reason.CONTROLS
+        return replace(
+            self,
+            verdict=undetermined,
+            reason=reason,
+            explanation=f"{undetermined.value} ({reason.value}): {first_few(failed)}; estimated all the same: "
+            f"{self.growth_words}.",
+            documents_needed=math.nan,  # no amount of data decides with an instrument that reads wrong
+            steps_needed=math.nan,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: names for enumerations, ``None`` for what is not a number or not finite."""

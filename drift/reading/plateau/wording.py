@@ -27,14 +27,6 @@ def caveats(a: dict[str, Any], documents: int, steps: int) -> Iterator[str]:
         yield f"{a['nonfinite']} values are NaN or Inf"
 
 
-def _growth(result: Plateau) -> str:
-    low, high = result.growth_interval
-    return (
-        f"growth per doubling of depth {percent(result.growth_per_doubling)} "
-        f"({100 * (1 - 2 * result.alpha):g} % interval {percent(low)} to {percent(high)})"
-    )
-
-
 def certificate(result: Plateau) -> str:
     """Say what certifies a plateau whose growth on the judging window does not; empty for any other curve."""
     low, high = result.growth_interval
@@ -55,8 +47,8 @@ def explain(result: Plateau, code: Code, a: dict[str, Any]) -> str:
     within = " (within these documents only)" if result.documents < DOCUMENTS else ""
     if result.verdict is not Verdict.UNDETERMINED:
         certified = certificate(result)
-        return f"{result.verdict}; {_growth(result)}{'; ' * bool(certified)}{certified}, {margin}, {depth}{within}."
-    growth = _growth(result) if math.isfinite(result.growth_per_doubling) else ""
+        return f"{result.verdict}; {result.growth_words}{'; ' * bool(certified)}{certified}, {margin}, {depth}{within}."
+    growth = result.growth_words if math.isfinite(result.growth_per_doubling) else ""
     late = f"{percent(expm1_or_inf(a['late_slope']))} per doubling over the last half"
     late += f"; {percent(expm1_or_inf(a['late_step']))} in the last fifth" if math.isfinite(a["late_step"]) else ""
     if result.model_lead > AICC_LEAD:

@@ -41,6 +41,17 @@ def rung_of(dtype: torch.dtype) -> Rung:
     raise PrecisionError(f"The model computes in {name}, which is not on the precision ladder ({', '.join(RUNGS)}).")
 
 
+def _flags() -> set[str]:
+    """What an x86 processor under Linux says that it can do; empty elsewhere."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return set()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return set(text.split("flags", 1)[1].split("\n")[0].split())
+    except (OSError, IndexError):
+        return set()
+
+
 def default_half_matmul(device: str, dtype: str = "bf16") -> str:
     """Say how 16-bit matrix products should be computed on a device: ``native`` or ``float32``.
 
@@ -48,12 +59,8 @@ def default_half_matmul(device: str, dtype: str = "bf16") -> str:
     products through a reference path that is five to ten times slower than float32. There, ``float32`` is chosen.
     Needs no torch.
     """
-    if not device.startswith("cpu") or platform.machine().lower() not in ("x86_64", "amd64"):
-        return "native"
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        flags = set(text.split("flags", 1)[1].split("\n")[0].split())
-    except (OSError, IndexError):
+    flags = _flags()
+    if not device.startswith("cpu") or not flags:
         return "native"
     known = {"bf16": {"avx512_bf16", "amx_bf16", "avx_ne_convert"}, "fp16": {"avx512_fp16", "amx_fp16"}}
     return "native" if flags & known[dtype] else "float32"

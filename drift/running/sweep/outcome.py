@@ -223,7 +223,7 @@ def _is_held_back(error: BaseException) -> bool:
 
 def _what_holds_back() -> str:
     setting = os.environ.get("ATEN_CPU_CAPABILITY")
-    unset = "unset ATEN_CPU_CAPABILITY, or " if setting else ""
+    unset = "unset ATEN_CPU_CAPABILITY, set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16, too, or " if setting else ""
     under = f" under ATEN_CPU_CAPABILITY={setting}" if setting else ""
     return (
         f"torch's own 16-bit attention cannot be computed{under} on this processor ({_HELD_BACK}); {unset}have 16-bit "
