@@ -248,7 +248,7 @@ class _Run:
     def _end(self, group: Group, outcome: Outcome, place: str) -> None:
         computed, failed = self._ledger.take(group, outcome)
         self._report.group_done(
-            f"{group.title.split(',')[0]}: {computed} of {len(group.cells)} cells done "
+            f"{group.subject}: {computed} of {len(group.cells)} cells done "
             f"in {show_seconds(outcome.seconds)}" + (f", {failed} failed" if failed else ""),
             place,
         )

@@ -288,7 +288,7 @@ class Dask:
                     if event.number not in tasks.began:
                         begin(group)
                     elif event.what is _What.BEGUN:
-                        self.say(f"    {group.title.split(',')[0]}: begun again: its worker was lost")
+                        self.say(f"    {group.subject}: begun again: its worker was lost")
                     seconds = tasks.noted(event)
                     if event.what is _What.UNDER_WAY:
                         fraction(group, event.done)
