@@ -28,7 +28,7 @@ def test_words_are_those_of_the_constants() -> None:
     assert words.late_words() == "past the first quarter"
     assert words.judged_words() == "the last three quarters of the chain"
     assert words.last_words(128) == "the last half"
-    assert words.late_step_words() == "the last fifth of that window"
+    assert words.late_step_words() == "the last fifth of the judging window"
 
 
 @pytest.mark.parametrize(
