@@ -220,8 +220,7 @@ def test_level_vs_roundoff(cut: tuple[float, ...], steps: int, measure: str, pow
 
 def test_panels_of_level_vs_roundoff_are_titled_by_the_ladder() -> None:
     def titled(*cells: xr.Dataset) -> str:
-        figure = figures.level_vs_roundoff(Sweep(cells))
-        return figure.axes[0].get_title()
+        return flowed(figures.level_vs_roundoff(Sweep(cells)).axes[0].get_title())
 
     def at(exponent: float, *, noise: float = 0.01, chunk_size: int = 16) -> list[xr.Dataset]:
         rng = np.random.default_rng(0)
@@ -234,13 +233,21 @@ def test_panels_of_level_vs_roundoff_are_titled_by_the_ladder() -> None:
     assert titled(*at(1.0)) == "append: rounding"
     assert titled(*at(0.0)) == "append: structural"
     # Above 0.8 is not enough: the whole interval has to lie within the margin around 1.
-    assert titled(*at(1.4)) == f"append: undetermined\n({ScalingReason.STEEP.value})"
-    assert titled(*at(-0.2)) == f"append: undetermined\n({ScalingReason.REVERSED.value})"
+    assert titled(*at(1.4)) == f"append: undetermined ({ScalingReason.STEEP.value})"
+    assert titled(*at(-0.2)) == f"append: undetermined ({ScalingReason.REVERSED.value})"
     assert titled(*at(1.0), *at(0.0, chunk_size=32)) == "append: rounding or structural"
-    assert titled(at(1.0)[0]) == f"append: undetermined\n({ScalingReason.ONE_RUNG.value})"
+    assert titled(at(1.0)[0]) == f"append: undetermined ({ScalingReason.ONE_RUNG.value})"
     assert titled(*at(1.0), at(1.0, chunk_size=32)[0]) == "append: rounding"
     only = [made.remake(ds, reference="previous") for ds in at(1.0)]
     assert titled(*only) == "append"
+    # Long reasons beside each other: one document, and chains too short for an interval.
+    short = [ds.isel(document=[0], step=slice(0, 6)) for ds in at(1.0)]
+    beside = [*short, *(made.remake(ds, protocol="streaming(sinks=4,window=512,positions=cache)") for ds in short)]
+    figure = figures.level_vs_roundoff(Sweep(beside))
+    figure.draw_without_rendering()
+    left, right = (ax.title.get_window_extent() for ax in figure.axes)
+    assert Reason.NO_INTERVAL.value in flowed(figure.axes[0].get_title())
+    assert left.x1 < right.x0, "titles cover each other"
     assert "no slope" in title(figures.level_vs_roundoff(Sweep(only)))
     assert "no slope" in title(figures.level_vs_roundoff(Sweep(at(1.0)), "hidden_norm"))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 __all__ = ["COMPARED_AT_ONCE", "LOGIT_ROWS", "WIDENED_WEIGHTS"]
 
-#: Most rows of logits computed at once; chunks up to this long are never cut.
+#: Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB). Up to this many
+#: rows a chunk's logits are bitwise those of a plain forward; a longer chunk's are computed in several products with
+#: the output embedding, which may round differently from one.
 LOGIT_ROWS = 1024
 #: Elements that measures handle at once: 1 MB in float64, so that what a comparison touches stays in the caches.
 COMPARED_AT_ONCE = 1 << 17

@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from safetensors import SafetensorError
-
 from drift.errors import CheckpointError
 from drift.running.checkpoints.identity import cache_home, file_sha256, identity, remember_hashes, remembered_sha256
 from drift.running.checkpoints.names import RECORD, Checkpoint, Report, cache_dir
@@ -59,6 +57,10 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that no space is left."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
+    try:
+        from safetensors import SafetensorError  # absent while the downloader runs before anything is installed
+    except ImportError:
+        return False
     # safetensors writes from Rust: what the system said is in the error's text only, as a number
     return isinstance(error, SafetensorError) and any(f"os error {code})" in str(error) for code in _FULL)
 

@@ -16,11 +16,6 @@ from drift.running.limits import LOGIT_ROWS
 from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = ["Lane", "Limits", "Recorder"]
-"""Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB).
-
-Up to this many rows a chunk's logits are bitwise those of a plain forward; a longer chunk's are computed in several
-products with the output embedding, which may round differently from one.
-"""
 
 
 @dataclass(frozen=True)
