@@ -954,7 +954,7 @@ def test_claims_are_data() -> None:
         assert (c.audit is None) == bool(c.not_tested)
         assert c.published
         assert c.changes
-        assert c.margin.format(**vars(Setting()))
+        assert c.margin_text(Setting())
 
 
 # ------------------------------------------------------------------------------------------ command line
