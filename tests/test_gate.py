@@ -184,6 +184,7 @@ def index(sweep: Sweep) -> str:
 
 #: Functions that take a sweep and draw no conclusion: they choose, describe, or speak of the instrument.
 SILENT = """
+amplitudes.holding figures.style.sizes_words figures.style.smallest_chunks
 cells.deepest cells.grouped_cells cells.longest cells.protocol_lines cells.protocol_summaries
 cells.select claims.chunking.c3 claims.models.c4_level
 claims.saturation.c1_rise claims.missing.undecided claims.page.commands controls.evaluating.evaluate
