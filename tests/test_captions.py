@@ -246,7 +246,7 @@ def test_panels_of_level_vs_roundoff_are_titled_by_the_ladder() -> None:
     figure = figures.level_vs_roundoff(Sweep(beside))
     figure.draw_without_rendering()
     left, right = (ax.title.get_window_extent() for ax in figure.axes)
-    assert Reason.NO_INTERVAL.value in flowed(figure.axes[0].get_title())
+    assert ScalingReason.NO_INTERVAL.value in flowed(figure.axes[0].get_title())
     assert left.x1 < right.x0, "titles cover each other"
     assert "no slope" in title(figures.level_vs_roundoff(Sweep(only)))
     assert "no slope" in title(figures.level_vs_roundoff(Sweep(at(1.0)), "hidden_norm"))
