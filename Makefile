@@ -20,7 +20,7 @@ STAMP := $(VENV)/.drift-installed
 PIP_FLAGS := --disable-pip-version-check --no-compile -q
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup report sweep test test-cpus lint format lab clean distclean
+.PHONY: help setup report sweep test test-cpus mutants lint format lab clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make test-cpus            the numerical tests under every instruction set that this CPU has"
 	@echo "make lab                  JupyterLab on notebooks/"
 	@echo "make sweep PRESET=quick   one sweep (presets: quick, default, deep, paper)"
+	@echo "make mutants              would the tests notice? a sample of mutants of the numerical files, by mutmut"
 	@echo "make lint | format        ruff, mypy, import-linter | ruff, rewriting files"
 	@echo "make clean | distclean    local reports and tool caches | the virtual environment as well"
 
@@ -82,6 +83,12 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache --no-logo
+
+# Hours of two cores; MUTANTS_FLAGS="--sample 40 --nearest-only" takes minutes.
+MUTANTS_FLAGS ?=
+mutants: $(STAMP)
+	@$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[mutants]'
+	@$(PY) bench/mutants.py $(MUTANTS_FLAGS)
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.ladder.attribution import attributions
     from drift.reading.ladder.judging import as_dict, ladders
     from drift.reading.ladder.terminal import terminal
-    from drift.reading.ladder.wording import frame
+    from drift.reading.ladder.wording import ladder_frame
     from drift.reading.wording.numbers import plain
 
     try:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             body = {"ladders": [as_dict(one) for one in found], "attribution": rows, "controls": checked.as_dict()}
             print(json.dumps(plain(body), indent=1, allow_nan=False))
         elif args.csv:
-            frame(found).to_csv(sys.stdout, index=False)
+            ladder_frame(found).to_csv(sys.stdout, index=False)
         else:
             print(terminal(found, parts))
     except BrokenPipeError:  # the reader of the pipe has seen enough

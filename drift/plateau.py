@@ -114,21 +114,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.plateau.terminal import curves_of, table
 
     try:
-        found_curves = curves_of(
+        found_curves, gate = curves_of(
             args.source, args.measure, args.layer, lambda line: print(f"drift.plateau: {line}", file=sys.stderr)
         )
         if not args.rise_min > 1 or (args.floor is not None and not args.floor > 0):
             raise DriftError("--rise-min must be above 1, and --floor above 0")
         found = curves.judge(
-            found_curves, margin=args.margin, alpha=args.alpha, floor=args.floor, rise_min=args.rise_min
+            found_curves, gate, margin=args.margin, alpha=args.alpha, floor=args.floor, rise_min=args.rise_min
         )
         if args.json:
             rows = [{"curve": c.name, **c.labels, **p.as_dict()} for c, p in zip(found_curves, found, strict=True)]
             print(json.dumps(rows, indent=1, allow_nan=False))
         elif args.csv:
-            curves.frame(found_curves, found).to_csv(sys.stdout, index=False)
+            curves.plateau_frame(found_curves, found).to_csv(sys.stdout, index=False)
         else:
-            print(table(found_curves, found))
+            print(table(found_curves, found, gate))
     except DriftError as error:
         print(f"drift.plateau: {error}", file=sys.stderr)
         return 2

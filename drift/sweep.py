@@ -155,8 +155,7 @@ def _command(arguments: argparse.Namespace) -> int:
         except Interrupted as stop:
             summary, interrupted = stop.summary, True
     if interrupted:
-        print(f"interrupted: {summary.done} of {summary.total} cells are done; running the same command resumes",
-              file=sys.stderr)  # fmt: skip
+        print(summary.interruption(), file=sys.stderr)
     if arguments.json:
         print(json.dumps(summary.as_dict(), indent=1))
     elif not interrupted:

@@ -18,14 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from drift.dataset.sweep import Sweep
-from drift.reading import controls, figures, gain, ladder
+from drift.reading import controls, figures, gain, ladder, summary
 from drift.reading.amplitudes import measure_name
 from drift.reading.claims import auditing, model
 from drift.reading.controls import firing
 from drift.reading.figures import chain, depth
 from drift.reading.plateau.deciding import plateau
 from drift.reading.statistics import intervals, windows
-from drift.reading.statistics.slope import Reason, Verdict, slope
+from drift.reading.statistics.slope import Scaling, ScalingReason, slope
+from drift.reading.summary.explaining import table_legend
 
 SHARES = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4, "eighth": 1 / 8}
 #: Another share than the default is left out at the beginning of a chain.
@@ -219,8 +220,7 @@ def test_level_vs_roundoff(cut: tuple[float, ...], steps: int, measure: str, pow
 
 def test_panels_of_level_vs_roundoff_are_titled_by_the_ladder() -> None:
     def titled(*cells: xr.Dataset) -> str:
-        figure = figures.level_vs_roundoff(Sweep(cells))
-        return figure.axes[0].get_title()
+        return flowed(figures.level_vs_roundoff(Sweep(cells)).axes[0].get_title())
 
     def at(exponent: float, *, noise: float = 0.01, chunk_size: int = 16) -> list[xr.Dataset]:
         rng = np.random.default_rng(0)
@@ -233,13 +233,21 @@ def test_panels_of_level_vs_roundoff_are_titled_by_the_ladder() -> None:
     assert titled(*at(1.0)) == "append: rounding"
     assert titled(*at(0.0)) == "append: structural"
     # Above 0.8 is not enough: the whole interval has to lie within the margin around 1.
-    assert titled(*at(1.4)) == f"append: undetermined\n({Reason.STEEP.value})"
-    assert titled(*at(-0.2)) == f"append: undetermined\n({Reason.REVERSED.value})"
+    assert titled(*at(1.4)) == f"append: undetermined ({ScalingReason.STEEP.value})"
+    assert titled(*at(-0.2)) == f"append: undetermined ({ScalingReason.REVERSED.value})"
     assert titled(*at(1.0), *at(0.0, chunk_size=32)) == "append: rounding or structural"
-    assert titled(at(1.0)[0]) == f"append: undetermined\n({Reason.ONE_RUNG.value})"
+    assert titled(at(1.0)[0]) == f"append: undetermined ({ScalingReason.ONE_RUNG.value})"
     assert titled(*at(1.0), at(1.0, chunk_size=32)[0]) == "append: rounding"
     only = [made.remake(ds, reference="previous") for ds in at(1.0)]
     assert titled(*only) == "append"
+    # Long reasons beside each other: one document, and chains too short for an interval.
+    short = [ds.isel(document=[0], step=slice(0, 6)) for ds in at(1.0)]
+    beside = [*short, *(made.remake(ds, protocol="streaming(sinks=4,window=512,positions=cache)") for ds in short)]
+    figure = figures.level_vs_roundoff(Sweep(beside))
+    figure.draw_without_rendering()
+    left, right = (ax.title.get_window_extent() for ax in figure.axes)
+    assert ScalingReason.NO_INTERVAL.value in flowed(figure.axes[0].get_title())
+    assert left.x1 < right.x0, "titles cover each other"
     assert "no slope" in title(figures.level_vs_roundoff(Sweep(only)))
     assert "no slope" in title(figures.level_vs_roundoff(Sweep(at(1.0)), "hidden_norm"))
 
@@ -363,8 +371,10 @@ def test_levels(cut: tuple[float, ...], alpha: float, steps: int) -> None:
     ends = interval(slopes, percent_of(words, "interval over documents"))
     assert f"slope {slopes.mean():.3f} ({ends[0]:.3f} to {ends[1]:.3f})" in ax.get_title(loc="left")
     kinds = {one.slope.verdict for one in found if len(one.dtypes) > 1}
-    assert kinds == {Verdict.ROUNDING}
+    assert kinds == {Scaling.ROUNDING}
     assert title(figure).endswith("Rounding: append")
+    more = ladder.ladders(Sweep([*cells, cell("bf16", steps=steps, model="other")]))
+    assert title(figures.levels(more)).endswith("Rounding: append"), "a model at one precision takes nothing from it"
     alone = figures.levels(ladder.ladders(Sweep([ds.isel(document=[0]) for ds in cells])))
     assert ("over the steps of the chain" in caption(alone)) is True
     assert "over the steps of the chain" not in words
@@ -514,3 +524,12 @@ def test_nonfinite(monkeypatch: pytest.MonkeyPatch) -> None:
         assert figure is not None
         assert f"The first {most} of 11 cells are drawn" in caption(figure)
         assert len(figure.axes[0].lines) == most
+
+
+def test_the_legend_of_the_table_of_levels(cut: tuple[float, ...], alpha: float) -> None:
+    words, ds = table_legend(), cell(steps=64)
+    row = summary.table(Sweep([ds])).iloc[0]
+    assert row["level"] == pytest.approx(level(last(ds), words))
+    by_document = np.exp(np.log(last(ds)[:, left_out(words, 64) :]).mean(axis=1))
+    assert (row["level_low"], row["level_high"]) == pytest.approx((by_document.min(), by_document.max()))
+    assert percent_of(words, "interval") == pytest.approx(1 - 2 * alpha)

@@ -247,6 +247,31 @@ def test_no_torch_until_weights_are_touched(house: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_downloading_needs_nothing_but_the_standard_library(house: Path, tmp_path: Path) -> None:
+    """`make` downloads while it installs: no site-packages then, and the tree is where it was unpacked."""
+
+    def bare(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-S", *arguments],
+            capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        )  # fmt: skip
+
+    assert "ModuleNotFoundError" in bare("-c", "import numpy").stderr, "site-packages are within reach"
+    told = bare("-m", "drift.checkpoints", "download", "--help")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("usage: python -m drift.checkpoints download")
+    done = bare("-m", "drift.checkpoints", "download", NAME)
+    assert (done.returncode, done.stderr) == (0, "")
+    wheel = next(house.glob("*.whl"))
+    wheel.write_bytes(wheel.read_bytes()[:-1])
+    refused = bare("-m", "drift.checkpoints", "download", NAME)
+    assert refused.returncode == 1
+    assert str(wheel) in refused.stderr
+    others = sorted({path.stem for path in Path(loading.__file__).parent.glob("*.py")} - {"__init__", "loading"})
+    imports = "; ".join(f"import drift.running.checkpoints.{name}" for name in others)
+    assert bare("-c", imports).stderr == ""
+
+
 # --- what is made
 
 

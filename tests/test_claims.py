@@ -114,7 +114,9 @@ def pair(ratio: float, *, dtypes: tuple[str, str] = ("bf16", "fp32"), **options:
     return [cell(flat(0.1 * r), dtype=d, **options) for r, d in zip((1.0, ratio), dtypes, strict=True)]
 
 
-def held(cells: Sequence[xr.Dataset], name: str, measure: str = "hidden_rel_l2", **margins: float) -> model.Summary:
+def held(
+    cells: Sequence[xr.Dataset], name: str, measure: str = "hidden_rel_l2", **margins: float
+) -> model.ClaimSummary:
     """The row on one claim of a sweep with one protocol."""
     with mock.patch.object(auditing, "CLAIMS", [c for c in claims_published.CLAIMS if c.name == name]):
         (row,) = audit(Sweep(cells), measure, others=[], setting=Setting(**margins)).summaries
@@ -952,7 +954,7 @@ def test_claims_are_data() -> None:
         assert (c.audit is None) == bool(c.not_tested)
         assert c.published
         assert c.changes
-        assert c.margin.format(**vars(Setting()))
+        assert c.margin_text(Setting())
 
 
 # ------------------------------------------------------------------------------------------ command line

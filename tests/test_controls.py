@@ -32,7 +32,7 @@ def sweep(**options: Any) -> Sweep:
     return Sweep(cells, controls=made.controls(**options))
 
 
-def states(found: controls.Summary) -> dict[tuple[str, str], State]:
+def states(found: controls.Checkup) -> dict[tuple[str, str], State]:
     return {(c.kind, c.setting[1]): c.state for c in found.controls}
 
 
@@ -174,12 +174,12 @@ def test_no_conclusion_is_drawn_where_a_control_failed(tmp_path: Path, capsys: p
     assert [f.estimate for f in audits[bad].findings] == pytest.approx(
         [f.estimate for f in audits[good].findings], nan_ok=True
     )
-    assert {one.slope.reason for one in ladder.ladders(bad)} == {slope.Reason.CONTROLS}
+    assert {one.slope.reason for one in ladder.ladders(bad)} == {slope.ScalingReason.CONTROLS}
     assert all("no conclusion is drawn" in text for text in summary.headline(bad).values())
-    assert "no conclusion is drawn" in summary.sentences(bad)[0]
+    assert "no conclusion is drawn" in summary.curve_sentences(bad)[0]
     assert set(summary.table(bad)["verdict"]) == {"not drawn"}
     with_more = Sweep([*bad.cells, disturbed, gold], controls=bad.controls)
-    assert gain.gains(with_more)[0].rate.reason is rate.Reason.CONTROLS
+    assert gain.gains(with_more)[0].rate.reason is rate.TrendReason.CONTROLS
     parts = ladder.attributions(with_more)
     assert "No conclusion" in ladder.attribution_sentences(parts)[0]
     assert "no conclusion" in figures.attribution(parts).get_suptitle()  # type: ignore[union-attr]
@@ -199,7 +199,9 @@ def test_noise_at_one_size_decides_nothing_and_nan_before_it_fails() -> None:
         key=lambda ds: parse_label(ds["protocol"].item()).number("size"),
     )
     hit["hidden_rel_l2"].values[0, 0, 0] = math.nan
-    spoilt = evaluate(Sweep(list(found), controls=found.controls))
+    spoilt = evaluate(
+        Sweep(list(found), controls=list(found.controls))
+    )  # what was evaluated is kept beside the old one
     assert [c.state for c in spoilt.controls if c.kind == "response"] == [State.UNDECIDED, State.FAILED]
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import errno
-import gc
 import json
 import os
-import re
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,13 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from drift import dataset
-from drift.dataset import building, contract, files, validating
-from drift.dataset import sweep as dataset_sweep
+from drift.dataset import building
 from drift.errors import DatasetError
-from drift.reading import cells, summary
-from drift.reading.controls import evaluating
-from drift.reading.figures import style
-from drift.running.sweep import state
 
 SMALL = {"model": "tiny", "layers": 2, "documents": 2, "tokens": 40, "chunk_size": 16}
 
@@ -134,7 +125,8 @@ BROKEN: dict[str, tuple[Callable[[xr.Dataset], xr.Dataset], str]] = {
     "schema version 0": (_attr("schema_version", "0"), "schema_version '0' is not a whole number"),
     "future schema, broken": (
         lambda ds: ds.drop_vars("logit_js").assign_attrs(schema_version="99"),
-        "missing variables: logit_js (it was written under schema version 99; this drift knows 1)",
+        "missing variables: logit_js (it was written under schema version 99; "
+        f"this drift knows {dataset.SCHEMA_VERSION})",
     ),
     "future axis": (lambda ds: ds.assign_coords(mood=1).assign_attrs(schema_version="99"), "unknown coordinates: mood"),
     "missing attribute": (lambda ds: ds.assign_attrs({}).drop_attrs().assign_attrs(schema_version="1"), "config_json"),
@@ -210,109 +202,6 @@ def test_values_that_are_not_finite_are_data(small: xr.Dataset) -> None:
     ds["hidden_max_abs"].values[...] = np.inf
     ds["nonfinite_count"].values[...] = 7
     dataset.validate(ds)
-
-
-# ------------------------------------------------------------------------------------------ schema versions
-#: Names that cells of each schema version were written with. A new row says ``since=`` a version of its own, and stands
-#: in a line of its own here; what stands here already is never changed, or cells that took hours cannot be read.
-FROZEN = {
-    1: "hidden_rel_l2 hidden_cosine_distance hidden_max_abs hidden_norm nonfinite_count hidden_rel_l2_token key_rel_l2 "
-    "value_rel_l2 logit_kl logit_js logit_rel_l2 logit_max_abs top1_agreement delta_p_rms nll_full nll_fold "
-    "logit_nonfinite_count logit_count target_count cache_bytes logit_kl_token"
-}
-
-
-def test_what_stored_cells_must_hold_does_not_grow() -> None:
-    for schema, names in FROZEN.items():
-        found = [name for name, row in dataset.VARIABLES.items() if row.since == schema and not row.optional]
-        assert found == names.split(), "a new row of VARIABLES needs since=, one more than any other"
-
-
-def newer(ds: xr.Dataset) -> xr.Dataset:
-    """Return a cell of a later schema, with a variable on an axis that is not known here."""
-    values = np.arange(2.0 * 3 * 5).reshape(2, 3, 5)
-    head = xr.Variable(("head",), np.arange(5), {"long_name": "head", "units": "1"})
-    ds = ds.assign(surprise=(("document", "step", "head"), values, {"long_name": "surprise", "units": "nat"}))
-    return ds.assign_coords(head=head).assign_attrs(schema_version="3")
-
-
-def test_a_newer_cell_is_read_for_what_is_known_and_keeps_the_rest(small: xr.Dataset, tmp_path: Path) -> None:
-    ds = newer(small)
-    back = dataset.read(dataset.write(ds, tmp_path / "newer.nc"))
-    assert dataset.same_data(ds, back) == []
-    assert dataset.write(back, tmp_path / "again.nc").read_bytes() == (tmp_path / "newer.nc").read_bytes()
-    thinned = dataset.read(dataset.write(dataset.thin(back, layers=3), tmp_path / "thin.nc"))
-    np.testing.assert_array_equal(thinned["surprise"], ds["surprise"])
-    (tmp_path / "again.nc").unlink()
-    dataset.write(small, tmp_path / "now.nc")
-    sweep = dataset.open_sweep(tmp_path)
-    assert not sweep.problems
-    assert sweep.notes == [
-        "2 cells of schema version 3 (this drift: 1) were read for what is known here; not known, and not shown: "
-        "'surprise'."
-    ]
-    assert sweep.notes[0] in summary.contents(sweep)
-    assert dataset.Sweep([small]).notes == []
-    with pytest.raises(DatasetError, match="unknown variables: surprise"):
-        dataset.validate(ds.assign_attrs(schema_version="1"))
-
-
-@pytest.fixture
-def later_row(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Add a row that schema version 2 asks for."""
-    row = dataset.Variable(("document", "step"), "1", "share of everything", since=2)
-    monkeypatch.setitem(dataset.VARIABLES, "later", row)
-    for module in (building, contract, validating, files, state):
-        monkeypatch.setattr(module, "SCHEMA_VERSION", "2")
-    monkeypatch.setattr(dataset_sweep, "_SCHEMA", 2)
-    return "later"
-
-
-def test_an_older_cell_is_whole_without_rows_that_came_later(
-    small: xr.Dataset, written: Path, later_row: str, tmp_path: Path
-) -> None:
-    old = dataset.read(written)
-    assert later_row not in old
-    assert dataset.write(old, tmp_path / "old.nc").read_bytes() == written.read_bytes()
-    new = synthetic.cell(**SMALL | {"chunk_size": 8})
-    assert (new.attrs["schema_version"], later_row in new) == ("2", True)
-    with pytest.raises(DatasetError, match="missing variables: later"):
-        dataset.validate(new.drop_vars(later_row))
-    dataset.write(new, tmp_path / "new.nc")
-    sweep = dataset.open_sweep(tmp_path)
-    assert (len(sweep), sweep.problems) == (2, {})
-    assert sweep.notes == [
-        "1 cell of schema version 1 (this drift: 2) were read for what they hold; measured only since: 'later'."
-    ]
-    assert len(sweep.frame(later_row)) == new[later_row].size
-    assert summary.nonfinite(sweep).empty
-
-
-def test_the_resume_asks_for_what_the_plan_asks_for(written: Path, later_row: str, tmp_path: Path) -> None:
-    """A cell of an older schema is whole for readers; under the hash of a plan that asks for more it is not done."""
-    new = synthetic.cell(**SMALL)
-    forged = dataset.read(written)
-    dataset.write(new, tmp_path / "new.nc")
-    dataset.write(forged, tmp_path / "forged.nc")
-    dataset.write(forged, tmp_path / "old.nc")
-    expected = {"new.nc": new.attrs["config_sha256"], "forged.nc": forged.attrs["config_sha256"]}
-    found = state.Folder(tmp_path).survey(expected)
-    assert found.done == {"new.nc"}
-    assert found.strangers == ["old.nc"]
-    assert "schema version 1, the plan asks for version 2" in found.broken["forged.nc"]
-    assert dataset.open_sweep(tmp_path).problems == {}
-
-
-def test_no_message_advises_to_delete() -> None:
-    """Cells take hours, and what is wrong may be the reader: files are set aside, never thrown away."""
-    package = Path(dataset.__file__).parents[1]
-    found = [
-        f"{path.relative_to(package)}:{node.lineno}"
-        for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and re.search(r"\bdelete\b", str(node.value), re.IGNORECASE)
-    ]
-    assert found == []
 
 
 # ------------------------------------------------------------------------------------------ round trips
@@ -620,83 +509,6 @@ def test_sweep_json_says_which_files_belong(small: xr.Dataset, tmp_path: Path) -
     sweep = dataset.open_sweep(tmp_path)
     assert len(sweep) == 2
     assert sweep.failures == [{"reason": "no network"}]
-
-
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> dataset.Sweep:
-    """A sweep of two cells and a control, in which every part has something."""
-    root = tmp_path_factory.mktemp("everything")
-    for chunk in (8, 16):
-        dataset.write(synthetic.cell(**SMALL | {"chunk_size": chunk}), root / f"{chunk}.nc")
-    dataset.write(synthetic.cell(**SMALL, protocol="full").assign_attrs(control="quiet"), root / "control.nc")
-    dataset.write(synthetic.cell(**SMALL), root / "other.nc")
-    (root / "bad.nc").write_text("not a cell")
-    named = [{"file": f"{name}.nc", "state": "done"} for name in ("8", "16", "control", "bad")]
-    plan = {"cells": named, "failures": [{"file": "none.nc", "reason": "out of memory"}]}
-    (root / "sweep.json").write_text(json.dumps(plan))
-    return dataset.open_sweep(root)
-
-
-WAYS: dict[str, Callable[[dataset.Sweep], dataset.Sweep]] = {
-    "derive": lambda sweep: sweep.derive(sweep.cells[:1]),
-    "sel": lambda sweep: sweep.sel(chunk_size=8),
-    "keep": lambda sweep: dataset.keep(sweep, lambda ds: ds["chunk_size"].item() == 8),
-    "folds": dataset.folds,
-    "select": lambda sweep: cells.select(sweep, "tiny"),
-    "longest": cells.longest,
-    "choose": style.choose,
-    "groups": lambda sweep: next(style.groups(sweep, "name"))[1],
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_derived_sweep_loses_nothing_but_cells(everything: dataset.Sweep, way: str) -> None:
-    parts = [name for name in vars(everything) if name != "cells"]
-    assert all(getattr(everything, name) for name in parts), "every part has something to lose"
-    derived = WAYS[way](everything)
-    assert {name: getattr(derived, name) for name in parts} == {name: getattr(everything, name) for name in parts}
-    assert derived.controls is everything.controls
-    assert derived.cells[0]["chunk_size"].item() == 8
-    assert len(everything) == 2
-
-
-def test_none_of_the_cells_is_a_sweep_too(everything: dataset.Sweep) -> None:
-    assert len(everything.derive([])) == 0
-    assert len(everything.derive([]).controls) == 1
-
-
-def test_only_the_room_makes_sweeps_from_nothing() -> None:
-    """Wherever else one is made of another, `derive` carries all that it has."""
-    package = Path(dataset.__file__).parents[1]
-    found = [
-        f"{path.relative_to(package)}:{node.lineno}"
-        for path in package.rglob("*.py")
-        if path.parent.name != "dataset"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Sweep"
-    ]
-    assert found == []
-
-
-def test_the_room_keeps_nothing_for_readers(everything: dataset.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is worked out of the controls is kept in the reading wing: once for all that share them, and no longer."""
-    asked: list[int] = []
-    real = evaluating._evaluate
-
-    def counted(*arguments: object) -> object:
-        asked.append(1)
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(evaluating, "_evaluate", counted)
-    sweep = dataset.Sweep(list(everything), controls=everything.controls)
-    found = [evaluating.evaluate(one) for one in (sweep, sweep, sweep.sel(), sweep.derive(reversed(sweep.cells)))]
-    assert asked == [1]
-    assert all(one is found[0] for one in found)
-    assert set(vars(sweep)) == {"cells", "controls", "plan", "failures", "problems", "left_out", "folder"}
-    kept = weakref.ref(sweep.controls)
-    del sweep
-    gc.collect()
-    assert kept() is None, "the memo keeps controls alive that nobody else does"
 
 
 def test_folders_that_are_no_sweep(tmp_path: Path) -> None:

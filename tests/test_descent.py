@@ -14,7 +14,8 @@ from transformers import DynamicCache
 from drift.running.descent import caches
 from drift.running.descent import taps as descent_taps
 from drift.running.descent.descending import descend
-from drift.running.descent.lanes import LOGIT_ROWS, Lane, Limits, Recorder
+from drift.running.descent.lanes import Lane, Limits, Recorder
+from drift.running.limits import LOGIT_ROWS
 from drift.running.model.numerics import numerics, rung_of
 from drift.running.protocols import parse
 from drift.running.protocols.base import Chunk

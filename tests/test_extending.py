@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import synthetic
 from conftest import make_model
 from test_readings import SIZE, fold, keep, text_of
 from transformers import DynamicCache
@@ -140,6 +144,98 @@ def test_the_file_of_a_protocol_that_carries_is_all_that_a_trace_needs(tmp_path:
     per_slot = 2 * model.config.num_key_value_heads * model.config.head_dim * model.dtype.itemsize
     assert cell.cache_bytes.values[0].tolist() == [n * per_slot * model.config.num_hidden_layers for n in counts]
     assert (drifts[-1, 2:] > 1e-3).all(), "dropping most of the past changes nothing"
+
+
+#: What the recipe of a measure has a person write: file, the line after which it goes, and what.
+SIGN_FLIPS = (
+    ("running/measures.py", "    nonfinite: NDArray[np.int64]\n", "    flipped: Float\n"),
+    (
+        "running/measures.py",
+        '            columns["max_abs"].append(difference.abs().amax(-1))\n',
+        '            columns["flipped"].append((a.signbit() != b.signbit()).double().mean(-1))\n',
+    ),
+    (
+        "running/measures.py",
+        "        return np.asarray(np.add.reduceat(self.nonfinite, list(starts)), dtype=np.int64)\n",
+        "\n    def sign_flips(self, starts: Sequence[int]) -> Float:\n"
+        '        """Share of features whose sign differs: [step]."""\n'
+        "        return step_mean(self.flipped, starts)\n",
+    ),
+    (
+        "dataset/contract.py",
+        "VARIABLES: dict[str, Variable] = {\n",
+        '    "hidden_sign_flips": Variable(\n'
+        '        _DLS, "1", "share of features of the hidden state whose sign differs", upper=1.0, since=SINCE\n'
+        "    ),\n",
+    ),
+    (
+        "running/recording.py",
+        '            "hidden_rel_l2": self.per_step(measures.StateRows.rel_l2),\n',
+        '            "hidden_sign_flips": self.per_step(measures.StateRows.sign_flips),\n',
+    ),
+)
+#: Run where drift has that measure: what was stored before, what is made and measured now, and what readers make of it.
+WITH_SIGN_FLIPS = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import synthetic
+from conftest import make_model
+from test_readings import text_of
+
+import drift
+from drift import dataset
+from drift.dataset.sweep import Sweep
+from drift.reading import figures, summary
+from drift.running.sweep.state import Folder
+
+NAME, LABEL = "hidden_sign_flips", "share of features of the hidden state"
+assert dataset.SCHEMA_VERSION == sys.argv[2] and NAME in dataset.VARIABLES
+evidence = dataset.open_sweep(sys.argv[1])
+(old,) = evidence
+assert not evidence.problems and NAME not in old and NAME in evidence.notes[0], evidence.problems
+
+new = synthetic.cell(model="tiny", layers=2, tokens=256, chunk_size=16, documents=4)
+assert new.attrs["schema_version"] == dataset.SCHEMA_VERSION
+both = Sweep([old, new])
+assert both.drift.plateau(NAME)["verdict"].tolist() == [new.drift.plateau(NAME).verdict.value]
+assert len(both.drift.ladder(NAME)) == 1
+figure = figures.drift_per_step(both.sel(model="tiny"), NAME)
+assert LABEL in figure.axes[0].get_ylabel().replace("\\n", " ").replace(" after the final norm", "")
+assert summary.nonfinite(both).empty
+
+model = make_model("llama")
+text = text_of(model)
+for reference in ("full", "gold", "previous"):
+    cell = drift.trace(model, text[None], 8, "restart", reference=reference)
+    flips = cell[NAME].values[0, -1]
+    assert np.isnan(flips[0]) == (reference == "previous")
+    assert ((0 < flips[1:]) & (flips[1:] < 1)).all()
+dataset.write(cell, Path(sys.argv[3]) / "new.nc")
+expected = {"new.nc": cell.attrs["config_sha256"], "old.nc": old.attrs["config_sha256"]}
+dataset.write(old, Path(sys.argv[3]) / "old.nc")
+assert Folder(Path(sys.argv[3])).survey(expected).done == {"new.nc"}
+"""
+
+
+def test_adding_a_measure_is_its_three_edits(tmp_path: Path) -> None:
+    """In a copy of the package: stored cells are read, cells are made and measured, and it is judged and named."""
+    shutil.copytree(ROOT / "drift", tmp_path / "drift", ignore=shutil.ignore_patterns("__pycache__"))
+    since = str(int(dataset.SCHEMA_VERSION) + 1)
+    for file, after, line in SIGN_FLIPS:
+        path = tmp_path / "drift" / file
+        source = path.read_text(encoding="utf-8")
+        assert after in source, f"{file}: {after}"
+        path.write_text(source.replace(after, after + line.replace("SINCE", since), 1), encoding="utf-8")
+        assert f"`drift/{file}`" in RECIPES
+    stored = dataset.write(synthetic.cell(model="old", layers=2, tokens=64, chunk_size=16), tmp_path / "stored.nc")
+    told = subprocess.run(
+        [sys.executable, "-c", WITH_SIGN_FLIPS, str(stored), since, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tests")])},
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
 
 
 def test_the_documentation_has_a_section_for_every_protocol() -> None:

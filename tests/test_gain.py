@@ -14,7 +14,7 @@ from rounding import linear
 
 from drift.dataset.sweep import Sweep
 from drift.reading import figures, gain
-from drift.reading.statistics.rate import Reason, Verdict, rate
+from drift.reading.statistics.rate import Trend, TrendReason, rate
 
 pytestmark = pytest.mark.numerical
 
@@ -25,11 +25,9 @@ def law(r: float, documents: int = 4, steps: int = 40, noise: float = 0.05, seed
     return values / values[:, :1]
 
 
-@pytest.mark.parametrize(
-    ("r", "verdict"), [(-0.1, Verdict.CONTRACTION), (0.0, Verdict.NEUTRAL), (0.08, Verdict.GROWTH)]
-)
+@pytest.mark.parametrize(("r", "verdict"), [(-0.1, Trend.CONTRACTION), (0.0, Trend.NEUTRAL), (0.08, Trend.GROWTH)])
 @pytest.mark.parametrize("documents", [1, 2, 4])
-def test_rates_and_signs(r: float, verdict: Verdict, documents: int) -> None:
+def test_rates_and_signs(r: float, verdict: Trend, documents: int) -> None:
     values = law(r, documents)
     found = rate(values)
     assert found.verdict is verdict
@@ -46,14 +44,14 @@ def test_rates_and_signs(r: float, verdict: Verdict, documents: int) -> None:
 def test_what_cannot_be_decided() -> None:
     rng = np.random.default_rng(3)
     wild = np.exp(2 * rng.standard_normal((2, 20)))
-    assert rate(wild).reason is Reason.WIDE
-    assert rate(law(0.1, steps=4)).reason is Reason.TOO_SHORT
+    assert rate(wild).reason is TrendReason.WIDE
+    assert rate(law(0.1, steps=4)).reason is TrendReason.TOO_SHORT
     values = law(0.1)
     values[0] = np.nan
-    assert rate(values).reason is Reason.SILENT
+    assert rate(values).reason is TrendReason.SILENT
     values = law(0.1)
     values[2, 7] = np.inf
-    assert rate(values).reason is Reason.NONFINITE
+    assert rate(values).reason is TrendReason.NONFINITE
     with pytest.raises(ValueError, match=r"\[document, k\]"):
         rate([1.0, 2.0])
 
@@ -62,7 +60,7 @@ def test_what_is_forgotten_to_the_last_bit_is_a_contraction() -> None:
     values = law(-0.5, steps=30)
     values[:, 20:] = 0.0
     found = rate(values)
-    assert found.verdict is Verdict.CONTRACTION
+    assert found.verdict is Trend.CONTRACTION
     assert found.zeros == 40
 
 
@@ -95,7 +93,7 @@ def test_gains_of_a_sweep() -> None:
     found = gain.gains(sweep)
     assert len(found) == 6
     assert {g.labels["step"] for g in found} == {4, 8, 12}
-    assert {g.rate.verdict for g in found} == {Verdict.CONTRACTION}
+    assert {g.rate.verdict for g in found} == {Trend.CONTRACTION}
     for g in found:
         assert g.values.shape == (4, 32 - g.labels["step"] - 1)
         assert (g.values[:, 0] == 1).all()
@@ -111,8 +109,8 @@ def test_gains_of_a_sweep() -> None:
     table = gain.by_step(found)
     assert len(table) == 2
     assert set(table["after"]) == {18}
-    assert "contraction: a disturbance decays along the chain, in all 3 cells" in gain.sentences(found)[0]
-    assert len(gain.frame(found)) == 6
+    assert "contraction: a disturbance decays along the chain, in all 3 cells" in gain.gain_sentences(found)[0]
+    assert len(gain.gain_frame(found)) == 6
     layers = gain.by_layer(sweep)
     assert len(layers) == 6
     assert "rate, final norm" in layers.columns
@@ -133,7 +131,7 @@ def test_the_step_matters_where_it_does() -> None:
     x = np.log([4, 8, 16])
     error = 0.01 * math.sqrt(2 / 4) / np.linalg.norm(x - x.mean())
     assert row["slope"] == pytest.approx(1, abs=4 * error)
-    assert "the less is forgotten" in gain.sentences(gain.gains(Sweep(cells)))[-1]
+    assert "the less is forgotten" in gain.gain_sentences(gain.gains(Sweep(cells)))[-1]
 
 
 def test_gains_of_exactly_zero_are_counted_and_said() -> None:
@@ -141,13 +139,13 @@ def test_gains_of_exactly_zero_are_counted_and_said() -> None:
     cells = [made.disturbed(lambda k: 0.9**k, step=s, noise=0.01) for s in (3, 7, 15)]
     whole = gain.by_step(gain.gains(Sweep(cells))).iloc[0]
     assert whole["zeros"] == 0
-    assert "exactly 0" not in gain.sentences(gain.gains(Sweep(cells)))[-1]
+    assert "exactly 0" not in gain.gain_sentences(gain.gains(Sweep(cells)))[-1]
     drift = cells[0]["hidden_rel_l2"].copy()
     drift[{"document": 1, "step": slice(10, None)}] = 0.0
     found = gain.gains(Sweep([cells[0].assign(hidden_rel_l2=drift), *cells[1:]]))
     assert gain.by_step(found).iloc[0]["zeros"] == 1
-    assert gain.sentences(found)[-1].endswith("Exactly 0 there, and left out: 1.")
+    assert gain.gain_sentences(found)[-1].endswith("Exactly 0 there, and left out: 1.")
     drift[{"step": slice(10, None)}] = 0.0
     found = gain.gains(Sweep([cells[0].assign(hidden_rel_l2=drift), *cells[1:]]))
     assert gain.by_step(found).iloc[0]["gain"][0] == 0
-    assert "0 after step 3" in gain.sentences(found)[-1]
+    assert "0 after step 3" in gain.gain_sentences(found)[-1]

@@ -23,9 +23,19 @@ from drift import dataset
 from drift import ladder as drift_ladder
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
-from drift.reading import figures, ladder
+from drift.reading import figures, ladder, summary
+from drift.reading.claims import precision
+from drift.reading.claims.model import Setting
 from drift.reading.statistics.intervals import Interval, mean_interval
-from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Reason, Verdict, judge, slope
+from drift.reading.statistics.slope import (
+    ROUNDING_MARGIN,
+    STRUCTURAL_MARGIN,
+    Scaling,
+    ScalingReason,
+    judge,
+    log_log,
+    slope,
+)
 
 pytestmark = pytest.mark.numerical
 
@@ -73,7 +83,7 @@ def test_slopes_are_those_of_each_document() -> None:
     assert found.by_document == pytest.approx(expected)
     ends = scipy.stats.ttest_1samp(expected, 0).confidence_interval(0.9)
     assert found.interval.pair == pytest.approx((ends.low, ends.high))
-    assert found.verdict is Verdict.ROUNDING
+    assert found.verdict is Scaling.ROUNDING
 
 
 @settings(max_examples=40)
@@ -90,8 +100,8 @@ def test_slopes_do_not_depend_on_scale_or_order(power: float, seed: int, scale: 
     two = slope(np.asarray(u)[order], drift[order])
     assert two.interval.value == pytest.approx(one.interval.value, rel=0, abs=value)
     assert two.interval.pair == pytest.approx(one.interval.pair, rel=0, abs=ends)
-    borders = (-STRUCTURAL_MARGIN, STRUCTURAL_MARGIN, 1 - ROUNDING_MARGIN, 1 + ROUNDING_MARGIN)
-    near = min(abs(end - border) for end in one.interval.pair for border in borders)
+    borders = (-STRUCTURAL_MARGIN, STRUCTURAL_MARGIN, 1 - ROUNDING_MARGIN)
+    near = min(abs(end - b) for end in one.interval.pair for b in (*borders, 1 + ROUNDING_MARGIN))
     assert one.verdict is two.verdict or near <= ends
 
 
@@ -109,10 +119,10 @@ def test_intervals_cover_the_truth() -> None:
 def test_one_document_has_the_noise_of_its_chain_or_no_interval() -> None:
     u = [UNIT["bf16"], UNIT["fp32"]]
     long = slope(u, values([1.0], u, steps=64, noise=0.1))
-    assert long.verdict is Verdict.ROUNDING
+    assert long.verdict is Scaling.ROUNDING
     assert 0 < long.interval.standard_error < 0.05
     short = slope(u, values([1.0], u, steps=6, noise=0.1))
-    assert short.reason is Reason.NO_INTERVAL
+    assert short.reason is ScalingReason.NO_INTERVAL
     # Four standard errors of the difference of two means over the last three steps, over the distance of the rungs.
     assert short.interval.value == pytest.approx(1, abs=4 * 0.1 * math.sqrt(2 / 3) / math.log(2**16))
 
@@ -136,12 +146,12 @@ def test_zeros_are_left_out_of_every_rung_and_counted() -> None:
     found = slope(u, drift)
     assert found.zeros == 1
     assert found.points == 90
-    assert found.verdict is Verdict.ROUNDING
+    assert found.verdict is Scaling.ROUNDING
     drift[1, 1, 10:] = 0.0
-    assert slope(u, drift).reason is Reason.ZEROS
+    assert slope(u, drift).reason is ScalingReason.ZEROS
     drift[1, 1, 12] = np.nan
-    assert slope(u, drift).reason is Reason.NONFINITE
-    assert slope([u[0]], drift[:1]).reason is Reason.ONE_RUNG
+    assert slope(u, drift).reason is ScalingReason.NONFINITE
+    assert slope([u[0]], drift[:1]).reason is ScalingReason.ONE_RUNG
     with pytest.raises(ValueError, match=r"\[rung, document, step\]"):
         slope(u, drift[0])
 
@@ -149,17 +159,17 @@ def test_zeros_are_left_out_of_every_rung_and_counted() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "verdict", "reason"),
     [
-        (0.81, 1.19, Verdict.ROUNDING, None),
-        (0.79, 1.0, Verdict.UNDETERMINED, Reason.WIDE),
-        (-0.04, 0.05, Verdict.STRUCTURAL, None),
-        (0.01, 0.06, Verdict.UNDETERMINED, Reason.WIDE),
-        (0.06, 0.79, Verdict.BOTH, None),
-        (1.21, 1.3, Verdict.UNDETERMINED, Reason.STEEP),
-        (-0.4, -0.06, Verdict.UNDETERMINED, Reason.REVERSED),
-        (math.nan, math.nan, Verdict.UNDETERMINED, Reason.NO_INTERVAL),
+        (0.81, 1.19, Scaling.ROUNDING, None),
+        (0.79, 1.0, Scaling.UNDETERMINED, ScalingReason.WIDE),
+        (-0.04, 0.05, Scaling.STRUCTURAL, None),
+        (0.01, 0.06, Scaling.UNDETERMINED, ScalingReason.WIDE),
+        (0.06, 0.79, Scaling.BOTH, None),
+        (1.21, 1.3, Scaling.UNDETERMINED, ScalingReason.STEEP),
+        (-0.4, -0.06, Scaling.UNDETERMINED, ScalingReason.REVERSED),
+        (math.nan, math.nan, Scaling.UNDETERMINED, ScalingReason.NO_INTERVAL),
     ],
 )
-def test_every_verdict_is_reached(low: float, high: float, verdict: Verdict, reason: Reason | None) -> None:
+def test_every_verdict_is_reached(low: float, high: float, verdict: Scaling, reason: ScalingReason | None) -> None:
     assert judge(Interval((low + high) / 2, 0.1, 3, low, high)) == (verdict, reason)
     assert str(verdict).split(":")[0] == verdict.value
 
@@ -186,7 +196,7 @@ def test_ladders_of_a_sweep() -> None:
     assert "off the line" in "; ".join(found["evict(budget=64)"].caveats)
     said = ladder.headlines(list(found.values()))
     assert said["restart"].startswith("restart: structural: drift does not depend on the precision")
-    table = ladder.frame(list(found.values()))
+    table = ladder.ladder_frame(list(found.values()))
     assert list(table[table["protocol"] == "restart"]["rungs"]) == ["all"], "a pair that is the ladder is one row"
     assert len(ladder.shown(list(found.values()))) == len(table)
     assert [one.labels["reference"] for one in ladder.ladders(Sweep(cells), reference="gold")] == ["gold"]
@@ -218,7 +228,7 @@ def test_other_texts_are_another_ladder() -> None:
     a, b = rungs(1.0)
     b.attrs["tokens_sha256"] = "c" * 64
     found = ladder.ladders(Sweep([a, b]))
-    assert [one.slope.reason for one in found] == [Reason.ONE_RUNG] * 2
+    assert [one.slope.reason for one in found] == [ScalingReason.ONE_RUNG] * 2
 
 
 def test_the_previous_step_needs_one() -> None:
@@ -226,7 +236,7 @@ def test_the_previous_step_needs_one() -> None:
     for ds in cells:
         for name in ("hidden_rel_l2", "logit_kl"):
             ds[name].values[..., 0 if name == "hidden_rel_l2" else slice(None)] = np.nan
-    assert ladder.ladders(Sweep(cells), reference="previous")[0].slope.verdict is Verdict.ROUNDING
+    assert ladder.ladders(Sweep(cells), reference="previous")[0].slope.verdict is Scaling.ROUNDING
     assert ladder.ladders(Sweep(cells), "logit_kl", reference="previous") == []
 
 
@@ -315,3 +325,47 @@ def test_the_departure_from_one_is_told_from_the_levels() -> None:
     assert "takes the slope below 1" not in ladder.departure(ladder.ladders(Sweep(alike)))
     assert ladder.departure(ladder.ladders(Sweep(rungs(0.0)))) == ""
     assert ladder.departure([]) == ""
+
+
+# ------------------------------------------------------------------------------------------ one estimator
+def test_the_log_log_slope_is_that_of_scipy_in_both_forms() -> None:
+    rng = np.random.default_rng(0)
+    x = np.geomspace(1e-6, 1e-1, 6)
+    y = x[:, None] ** 0.9 * np.exp(0.1 * rng.standard_normal((6, 5)))
+    by_document = [scipy.stats.linregress(np.log(x), np.log(column)).slope for column in y.T]
+    many, one, two = log_log(x, y), log_log(x, y[:, :1]), log_log(x[:2], y[:2, :1])
+    # Logarithms of at most 14 over six points whose squares add to more than 40; each sum in float64.
+    bound = linear(6, 14)
+    assert many.value == pytest.approx(np.mean(by_document), rel=0, abs=bound)
+    error = np.std(by_document, ddof=1) / math.sqrt(5)
+    assert many.high - many.value == pytest.approx(scipy.stats.t.ppf(0.95, 4) * error, rel=1e-9)
+    known = scipy.stats.linregress(np.log(x), np.log(y[:, 0]))
+    assert one.value == pytest.approx(known.slope, rel=0, abs=bound)
+    assert one.high - one.value == pytest.approx(scipy.stats.t.ppf(0.95, 4) * known.stderr, rel=1e-9)
+    assert math.isfinite(two.value)
+    assert math.isnan(two.low)
+    assert math.isnan(log_log(x[:1], y[:1]).value)
+
+
+def test_documents_without_a_logarithm_are_left_out() -> None:
+    y = np.array([[1e-3, 0.0, 1e-3], [1e-2, 1e-2, 1e-2]])
+    assert log_log([0.01, 0.1], y).value == pytest.approx(1, rel=0, abs=linear(2, 7))
+
+
+def test_everybody_who_needs_a_slope_gets_the_same() -> None:
+    """Ladder, claims, table of levels and response to noise, of the same numbers."""
+    rng = np.random.default_rng(1)
+    levels = {d: UNIT[d] ** 0.9 * np.exp(0.05 * rng.standard_normal((1, 1, 1))) for d in ("bf16", "fp16", "fp32")}
+    cells = []
+    for dtype, level in levels.items():
+        ds = synthetic.cell(model="tiny", layers=2, tokens=1024, chunk_size=16, dtype=dtype, documents=4)
+        ds["hidden_rel_l2"].values[...] = level
+        cells.append(ds)
+    sweep = Sweep(cells)
+    (one,) = ladder.ladders(sweep)
+    (claim,) = precision.c2(sweep, "hidden_rel_l2", "last", Setting())
+    points = log_log([UNIT[d] for d in levels], np.array([v.ravel() for v in levels.values()]))
+    table = summary.slopes(summary.table(sweep))["slope"].item()
+    # Means of 48 equal logarithms of at most 17: what the four forms add up in another order.
+    for found in (claim.estimate, points.value, table):
+        assert found == pytest.approx(one.slope.interval.value, rel=0, abs=linear(48 * 4, 17))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
 from drift import dataset
 from drift.dataset.comparing import same_data
 from drift.errors import ConfigError
+from drift.running import limits
 from drift.running.checkpoints import loading
 from drift.running.checkpoints.names import Shape
 from drift.running.model import weights
@@ -49,6 +51,13 @@ def test_amounts_of_memory(text: str, size: int) -> None:
 def test_no_amounts_of_memory(text: str) -> None:
     with pytest.raises(ConfigError, match="is no amount of memory; write 24GiB"):
         parse_size(text)
+
+
+def test_what_is_held_at_once_is_said_in_one_place() -> None:
+    """What predicts the memory of a descent must not copy what decides it."""
+    said = re.compile(rf"^\s*_?({'|'.join(limits.__all__)}) *=", re.MULTILINE)
+    homes = {p.name for p in (REPOSITORY / "drift").rglob("*.py") if said.search(p.read_text(encoding="utf-8"))}
+    assert homes == {"limits.py"}
 
 
 def test_the_machine_says_what_is_free() -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import synthetic
+import synthetic_controls
 from rounding import gamma, linear
 from scipy.signal import lfilter
 
@@ -19,6 +20,7 @@ from drift.dataset.opening import open_sweep
 from drift.errors import DatasetError
 from drift.plateau import main
 from drift.reading import amplitudes
+from drift.reading.controls import NO_CONTROLS
 from drift.reading.plateau import csv_files, curves
 from drift.reading.plateau.deciding import plateau, plateaus
 from drift.reading.plateau.model import Plateau, Reason, Verdict
@@ -281,7 +283,7 @@ def test_verdicts_are_sentences_and_names():
     assert all(v.value == v.value.lower().replace(" ", "_") for v in Verdict)
     # every code of the kernel is either a verdict or a reason
     assert {c.name for c in statistics_plateau.Code if c >= statistics_plateau.Code.NONFINITE} == {
-        r.name for r in Reason
+        r.name for r in Reason if r is not Reason.CONTROLS
     }
 
 
@@ -302,7 +304,7 @@ def test_names_of_figures_are_not_those_of_a_cells_coordinates():
     cell = synthetic.cell(model="tiny", layers=2, tokens=512, chunk_size=16, documents=4)
     (curve,) = curves.from_cell(cell)
     assert not set(curve.labels) & {f.name for f in fields(Plateau)}
-    row = curves.frame([curve], curves.judge([curve])).iloc[0]
+    row = curves.plateau_frame([curve], curves.judge([curve], NO_CONTROLS)).iloc[0]
     assert (row["model"], row["dtype"], row["documents"]) == ("tiny", "bf16", 4)
 
 
@@ -447,7 +449,7 @@ def test_csv_of_one_curve(tmp_path, first):
     (curve,) = csv_files.from_csv(write(tmp_path / "mine.csv", values, first=first))
     assert (curve.name, curve.labels, curve.caveats) == ("mine", {}, ())
     np.testing.assert_array_equal(curve.values, values)  # repr of a float is exact
-    assert_same(curves.judge([curve])[0], plateau(values))
+    assert_same(curves.judge([curve], NO_CONTROLS)[0], plateau(values))
 
 
 def test_csv_of_several_curves_unsorted_and_with_other_columns(tmp_path):
@@ -471,7 +473,7 @@ def test_csv_takes_nan_and_inf_for_findings(csv):
         csv("document,step,value\na,0,NaN\na,1,inf\na,2,+Infinity\na,3,1e400\na,4,nan\na,5,0\n")
     )
     np.testing.assert_array_equal(curve.values, [[math.nan, math.inf, math.inf, math.inf, math.nan, 0.0]])
-    assert curves.judge([curve])[0].nonfinite == 5
+    assert curves.judge([curve], NO_CONTROLS)[0].nonfinite == 5
 
 
 def test_csv_of_ragged_documents_is_cut_and_says_so(csv):
@@ -479,7 +481,7 @@ def test_csv_of_ragged_documents_is_cut_and_says_so(csv):
     (curve,) = csv_files.from_csv(csv("document,step,value\n" + "\n".join(rows)))
     assert curve.values.shape == (2, 26)
     assert curve.caveats == ("documents have 26 to 30 steps: the first 26 are used",)
-    assert curves.judge([curve])[0].caveats[0] == curve.caveats[0]
+    assert curves.judge([curve], NO_CONTROLS)[0].caveats[0] == curve.caveats[0]
 
 
 def test_csv_as_spreadsheets_write_it(csv, tmp_path):
@@ -682,7 +684,8 @@ def test_command_line_takes_measures_and_layers(sweep_folder, capsys):
     assert mine == [("logit_kl", "last"), *(("hidden_rel_l2", k) for k in range(4))]
     assert main([str(sweep_folder), "--measure", "all"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in amplitudes.DISTANCES)
+    cell = open_sweep(sweep_folder).cells[0]
+    assert all((name in out) == amplitudes.has_measure(cell, name) for name in amplitudes.DISTANCES)
 
 
 @pytest.mark.parametrize(
@@ -709,7 +712,9 @@ def test_cells_judge_themselves(sweep_folder):
     table = cell.drift.plateau(["hidden_rel_l2", "nll_gap"])
     assert table["measure"].tolist() == ["hidden_rel_l2", "nll_gap"]
     assert table["verdict"].iloc[0] == found.verdict.value
-    assert len(cell.drift.plateau("all")) == len(amplitudes.DISTANCES)
+    had = [name for name in amplitudes.DISTANCES if amplitudes.has_measure(cell, name)]
+    assert cell.drift.plateau("all")["measure"].tolist() == had
+    assert len(had) > 10
     assert cell.drift.plateau("key_rel_l2", layer="all")["layer"].tolist() == [1, 2]
     assert cell.drift.plateau("hidden_rel_l2", layer=0).zeros == 4 * 64  # embeddings cannot drift
     with pytest.raises(DatasetError, match="'foo' is not a measure"):
@@ -735,8 +740,35 @@ def test_derived_measures_are_distances(sweep_folder):
     below = cell.copy(deep=True)
     below["logit_kl"].values[0, 3] = -1e-12
     assert amplitudes.measure_values(below, "logit_kl")[0, 3] == 0
-    for measure in amplitudes.DISTANCES:
+    for measure in (name for name in amplitudes.DISTANCES if amplitudes.has_measure(cell, name)):
         assert (amplitudes.measure_values(cell, measure) >= 0).all(), measure
+
+
+def test_measures_that_only_some_cells_have_are_judged_like_others(tmp_path):
+    """Parts of an error, and agreement of generated tokens, are no rows of a second rank."""
+    folder = synthetic_controls.whole(tmp_path / "whole")
+    sweep = open_sweep(folder)
+    for name, has in (
+        ("hidden_rel_l2_structural", sweep.sel(reference="gold")),
+        ("token_disagreement", sweep.sel(protocol="decode(append,tokens=8)")),
+    ):
+        table = sweep.drift.plateau(name)
+        assert len(table) == len(has) > 0
+        assert set(table["measure"]) == {name}
+        whole = sweep.drift.plateau("all")
+        assert (whole["measure"] == name).sum() == len(has)
+        assert has.cells[0].drift.plateau(name).verdict
+        assert amplitudes.measure_name(name)
+        with pytest.raises(DatasetError, match=f"no cell has {name}: only some references or protocols"):
+            sweep.sel(protocol="restart", reference="full").drift.plateau(name)
+    np.testing.assert_array_equal(amplitudes.measure_values(has.cells[0], name), 1 - 0.9)
+    found = sweep.drift.ladder("hidden_rel_l2_full_rounding", reference="gold")
+    assert set(found["measure"]) == {"hidden_rel_l2_full_rounding"}
+    # Made as 4 u with a scatter of a tenth: over ln(2^16) = 11 between the rungs, levels tilt by less than 0.2 / 11.
+    np.testing.assert_allclose(found["slope"], 1, atol=0.02)
+    assert "hidden_share_structural" not in amplitudes.DISTANCES, "a share is signed, and no distance"
+    with pytest.raises(DatasetError, match="there is no measure 'foo'"):
+        amplitudes.holding(sweep, "foo")
 
 
 # ------------------------------------------------------------------------------------------ processes

@@ -311,7 +311,7 @@ def test_what_certifies_a_plateau_is_drawn_where_the_judging_window_does_not() -
         "C1", "plateau", "append", "hidden_rel_l2", "a", model.Status.SUPPORTED, "growth", -0.011, (-0.056, 0.036),
         (-0.048, 0.05), 0.01, 1.0, "", detail=detail,
     )  # fmt: skip
-    summary_ = model.Summary(published.CLAIMS[0], "append", model.Status.SUPPORTED, "", (row,))
+    summary_ = model.ClaimSummary(published.CLAIMS[0], "append", model.Status.SUPPORTED, "", (row,))
     figure = figures.equivalence(model.Audit((summary_,), "hidden_rel_l2", "last", model.Setting(), (row,)), "C1")
     assert figure is not None
     ax = figure.axes[0]
@@ -328,7 +328,7 @@ def test_wide_intervals_are_cut_off_with_an_arrow() -> None:
         )  # fmt: skip
 
     def drawn(*rows: model.Finding) -> tuple[Axes, list[tuple[str, float]]]:
-        summary_ = model.Summary(published.CLAIMS[0], "append", model.Status.UNDETERMINED, "", rows)
+        summary_ = model.ClaimSummary(published.CLAIMS[0], "append", model.Status.UNDETERMINED, "", rows)
         audit = model.Audit((summary_,), "hidden_rel_l2", "last", model.Setting(), rows)
         figure = figures.equivalence(audit, "C1")
         assert figure is not None

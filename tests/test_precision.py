@@ -16,7 +16,6 @@ from drift.errors import ConfigError, PrecisionError
 from drift.running.model import numerics as model_numerics
 from drift.running.model.numerics import default_half_matmul, numerics, rung_of
 from drift.running.model.widening import widen
-from drift.running.sweep.outcome import Failure
 
 pytestmark = pytest.mark.numerical
 
@@ -139,23 +138,6 @@ def test_bad_switches() -> None:
         pass
     assert default_half_matmul("cuda") == "native"
     assert default_half_matmul("cpu") in ("native", "float32")
-
-
-@pytest.mark.parametrize(
-    ("flags", "capability", "held"),
-    [({"avx2", "amx_tile"}, "default", True), ({"amx_tile"}, "avx2", True), ({"amx_tile"}, "avx512", False),
-     ({"amx_tile"}, "", False), ({"avx512_bf16"}, "default", False)],
-)  # fmt: skip
-def test_kernels_that_are_held_back_are_named_where_they_may_be_the_reason(
-    flags: set[str], capability: str, held: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model_numerics, "_flags", lambda: flags)
-    monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
-    said = Failure.of(RuntimeError("pack_vnni2 is only supported when avx512 is supported")).reason
-    assert said.startswith("RuntimeError: pack_vnni2 is only supported when avx512 is supported")
-    assert ("unset that, or set ONEDNN_MAX_CPU_ISA" in said) is held
-    assert (f"ATEN_CPU_CAPABILITY={capability} is set" in said) is held
-    assert "ATEN_CPU" not in Failure.of(ConfigError("chunk_size is 0")).reason
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import synthetic
+from test_protocols import PASSES, TABLE
 
 import drift
 from drift import dataset
@@ -19,19 +20,18 @@ from drift.running.protocols import available, parse
 from drift.running.protocols.base import Protocol
 from drift.running.protocols.shifted import Shifted
 
-LABELS = {"perturbed": "perturbed(append,step=1,size=0.1)", "shifted": "shifted(append,step=1)",
-          "decode": "decode(append,tokens=2)"}  # fmt: skip
+LABELS = {parse(label).name: label for label, *_ in [*TABLE, *PASSES]}
 
 
 @pytest.mark.parametrize("name", available())
 def test_every_protocol_says_in_one_line_what_it_does(name: str) -> None:
-    protocol = parse(LABELS.get(name, name))
+    protocol = parse(LABELS[name])
     own = type(protocol).summary
     assert own.strip() == own != ""
     assert "\n" not in own
     assert len(own) < 110
     assert protocol.in_words.endswith(own)
-    others = [type(parse(LABELS.get(n, n))).summary for n in available() if n != name]
+    others = [type(parse(LABELS[n])).summary for n in available() if n != name]
     assert own not in others, "copied from another protocol"
 
 

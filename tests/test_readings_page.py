@@ -53,7 +53,7 @@ def test_every_reading_has_its_row(many: Sweep) -> None:
     assert row["level"] == pytest.approx(0.05, rel=error)
     assert row["nll_gap"] == pytest.approx(0.05**2, rel=2 * error + 2 * 0.03**2)
     assert row["gap_low"] <= row["nll_gap"] <= row["gap_high"]
-    assert len(side_by_side.sentences(table)) == len(PROTOCOLS)
+    assert len(side_by_side.reading_sentences(table)) == len(PROTOCOLS)
     assert "same token [%]" not in side_by_side.shown(table)
     spoken = made.make(np.full((2, 8), 0.1), protocol="decode(append,tokens=8)", token_agreement=np.full((2, 8), 0.75))
     table = side_by_side.shown(side_by_side.side_by_side(Sweep([*many.cells[:4], spoken])))
@@ -69,7 +69,7 @@ def test_nll_that_is_not_finite_is_counted(many: Sweep) -> None:
     table = side_by_side.side_by_side(bad)
     assert table["nll_nonfinite"].item() == 2
     assert side_by_side.shown(table)["non-finite"].item() == 2
-    assert "2 values are NaN or Inf and were left out" in side_by_side.sentences(table)[0]
+    assert "2 values are NaN or Inf and were left out" in side_by_side.reading_sentences(table)[0]
     assert "2 values are NaN or Inf and were left out" in summary.logit_sentences(bad)[0]
     # Where no token was compared there is nothing to miss.
     counts = ds["target_count"].copy()
@@ -142,7 +142,7 @@ def test_the_precision_page_says_what_the_cells_say(pages: Path) -> None:
     sweep = drift.open_sweep(pages / "good")
     assert sweep.problems == {}
     text = text_of(pages / "pages" / "precision.html")
-    for line in [*ladder.headlines(ladder.ladders(sweep)).values(), *gain.sentences(gain.gains(sweep)),
+    for line in [*ladder.headlines(ladder.ladders(sweep)).values(), *gain.gain_sentences(gain.gains(sweep)),
                  *ladder.attribution_sentences(ladder.attributions(sweep))]:  # fmt: skip
         assert line.split(": ", 1)[1] in text, line
     figures = {p.name for p in (pages / "pages" / "figures").glob("precision-*")}

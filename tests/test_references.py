@@ -16,6 +16,7 @@ from test_trace import plain
 
 import drift
 from drift.dataset.comparing import same_data
+from drift.dataset.contract import VARIABLES, Variable
 from drift.dataset.rungs import rung
 from drift.errors import ConfigError
 from drift.running import measures
@@ -101,6 +102,22 @@ def test_no_error_has_no_shares() -> None:
     out = measures.compare_parts(x, x, x, x).per_step([0])
     assert all(out[f"hidden_rel_l2_{name}"] == 0 for name in PARTS)
     assert all(np.isnan(out[f"hidden_share_{name}"]) for name in PARTS)
+
+
+def test_what_cannot_be_compared_is_what_the_table_says(
+    tiny: Callable[..., Any], token_ids: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the previous step no logits are compared: NaN, or 0 counted, whatever a row is called."""
+    rows = {"sharpness": "float64", "ties": "int64"}
+    for name, dtype in rows.items():
+        monkeypatch.setitem(VARIABLES, name, Variable(("document", "step", "quantile"), "1", name, dtype=dtype))
+    monkeypatch.setitem(VARIABLES, "spoken", Variable(("document", "step"), "1", "of some protocols", optional=True))
+    cell = drift.trace(tiny("llama", "float32"), token_ids(1, 20), 8, reference="previous")
+    assert cell["sharpness"].shape == cell["ties"].shape == (1, 3, 9)
+    assert np.isnan(cell["sharpness"]).all()
+    assert (cell["ties"] == 0).all()
+    assert "spoken" not in cell
+    assert (cell["cache_bytes"] > 0).all()
 
 
 def test_previous_compares_with_the_chunk_before(tiny: Callable[..., Any], token_ids: Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from conftest import half_attention
 from rounding import apart, gamma
@@ -45,6 +46,41 @@ def config(home: Path, path: Path, **changes: Any) -> Path:
         "controls": True,
     }
     return write_config(path, **(axes | changes))
+
+
+@pytest.mark.parametrize(
+    ("setting", "failing"),
+    [
+        ({}, None),
+        ({"half_matmul": "float32"}, set()),
+        ({"attn_implementation": "eager"}, {"full(attention=sdpa)"}),
+    ],
+    ids=["as it is", "in float32", "eager"],
+)
+def test_where_torch_refuses_its_16_bit_attention_a_failure_says_what_to_do(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any], failing: set[str] | None
+) -> None:
+    """The refusal is played, for few processors have what it takes; what the advice is worth is tried."""
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def refusing(query: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if torch.overrides.has_torch_function((query,)):
+            return torch.overrides.handle_torch_function(refusing, (query,), query, *args, **options)
+        if query.dtype is torch.bfloat16:
+            raise RuntimeError("pack_vnni2 is only supported when avx512 is supported")
+        return real(query, *args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", refusing)
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    made = load_config(config(home, tmp_path / "made.yaml", dtype="bf16", **({"half_matmul": "native"} | setting)))
+    summary = run(made, tmp_path / "out")
+    failed = {failure["config"]["protocol"] for failure in summary.failures}
+    assert failed == ({cell.protocol for cell in plan(made, tmp_path / "out").cells} if failing is None else failing)
+    for failure in summary.failures:
+        assert failure["kind"] == "processor"
+        assert "under ATEN_CPU_CAPABILITY=default" in failure["reason"]
+        advice = ("unset ATEN_CPU_CAPABILITY", "--set half_matmul=float32", "--set attn_implementation=eager")
+        assert all(words in failure["reason"] for words in advice)
 
 
 @pytest.fixture(scope="module")

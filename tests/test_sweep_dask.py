@@ -20,10 +20,11 @@ import yaml
 from sweep_tools import REPOSITORY, cells, differences, text_file, tiny_checkpoint, write_config
 
 from drift.errors import ConfigError
+from drift.running.sweep.computing import compute_group
 from drift.running.sweep.engines import dask, receipts
 from drift.running.sweep.planning import Plan, plan
 from drift.running.sweep.progress import Silent
-from drift.running.sweep.running import compute_group, run
+from drift.running.sweep.running import run
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
 

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
+import yaml
+from sweep_tools import REPOSITORY, cells, text_file, tiny_checkpoint, write_config
 
 from drift import dataset
-from drift.running.sweep import gpus, running
+from drift.running import tracing
+from drift.running.sweep import gpus
+from drift.running.sweep.computing import Computer, compute_group
 from drift.running.sweep.engines import engine, processes
 from drift.running.sweep.engines.engine import Turns
 from drift.running.sweep.engines.processes import automatic_jobs
-from drift.running.sweep.progress import Lines
+from drift.running.sweep.outcome import Interrupted, Outcome
+from drift.running.sweep.planning import plan
+from drift.running.sweep.progress import Lines, Silent
 from drift.running.sweep.running import run
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -131,8 +138,16 @@ def test_jobs_take_turns_on_gpus() -> None:
 
 
 class Pipe:
+    """The worker's end of a pipe through which one group comes."""
+
     def __init__(self) -> None:
         self.sent: list[Any] = []
+        self.groups: list[Any] = [None]
+
+    def recv(self) -> Any:
+        if not self.groups:
+            raise EOFError
+        return self.groups.pop()
 
     def send(self, found: Any) -> None:
         self.sent.append(found)
@@ -152,11 +167,12 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
     seen: list[str] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.setattr(running, "compute_group", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(Computer, "compute", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     plan: Any = None
-    processes._work(plan, plan, False, 1, "1", os.getpid(), pipe)
+    processes._work(plan, False, 1, "1", os.getpid(), pipe)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    processes._work(plan, plan, False, 1, "", os.getpid(), pipe)
+    pipe.groups.append(None)
+    processes._work(plan, False, 1, "", os.getpid(), pipe)
     assert seen == ["1", "0,1"]
 
 
@@ -178,10 +194,115 @@ def test_what_breaks_off_says_why(monkeypatch: pytest.MonkeyPatch, pipe: Any) ->
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(running, "compute_group", broken)
+    monkeypatch.setattr(Computer, "compute", broken)
     plan: Any = None
-    processes._work(plan, plan, False, 1, "", os.getpid(), pipe)
+    processes._work(plan, False, 1, "", os.getpid(), pipe)
     assert pipe.sent[0].died == "its process broke off: RuntimeError: the device is lost"
+
+
+@pytest.fixture(scope="module")
+def four(config: Path) -> Path:
+    """Four groups of one cell each."""
+    given = yaml.safe_load(config.read_text()) | {"name": "four", "chunk_size": 8, "tokens": [32, 64]}
+    return write_config(config.with_name("four.yaml"), **given)
+
+
+def test_processes_live_on_and_one_that_dies_is_replaced(
+    four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    start = processes._Pool._start
+
+    def remembered(pool: Any, gpu: str) -> Any:
+        started.append(start(pool, gpu))
+        return started[-1]
+
+    class Killer(Silent):
+        groups = 0
+
+        def group(self, *_: Any, **__: Any) -> None:
+            self.groups += 1
+            if self.groups == 2:
+                started[0].process.kill()
+
+    monkeypatch.setattr(processes._Pool, "_start", remembered)
+    summary = run(four, tmp_path / "out", jobs=2, report=Killer())
+    assert (summary.total, summary.done, summary.failed) == (4, 3, 1)
+    assert "killed by SIGKILL" in summary.failures[0]["reason"]
+    assert len(started) == 3, "four groups: two processes, and one in place of the one that died"
+    assert not any(worker.process.is_alive() for worker in started)
+
+
+def test_a_process_in_which_a_cell_failed_gets_no_other_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = processes._Pool(None, 1, False)  # type: ignore[arg-type]
+    group: Any = SimpleNamespace(cells=[SimpleNamespace(device="cuda")])
+    ends: list[Any] = []
+
+    def start(gpu: str) -> Any:
+        ours, theirs = multiprocessing.Pipe()
+        ends.append(theirs)
+        process: Any = SimpleNamespace(kill=lambda: None, join=lambda: None)
+        return processes._Worker(process, ours, gpu)
+
+    monkeypatch.setattr(pool, "_start", start)
+    monkeypatch.setattr(pool, "_gpus", Turns(("7",)))
+    for outcome in (Outcome(), Outcome(failures={"a": {}}), Outcome()):
+        pool.give(group)
+        [worker] = pool.at_work.values()
+        assert worker.gpu == "7"
+        pool.done(worker, outcome)
+    assert len(ends) == 2, "the second group found the first process idle, the third needed a new one"
+    with pytest.raises(EOFError):
+        [ends[0].recv() for _ in range(3)]
+    pool.kill()
+
+
+def test_what_an_interrupted_force_did_not_get_to_is_pending(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(config, out).done == 4
+    before = cells(out)
+
+    def interrupted(todo: Any, groups: Any, *, fail_fast: bool, begin: Any, **_: Any) -> Any:
+        begin(groups[0])
+        state = json.loads((out / "sweep.json").read_text())["cells"]
+        assert {cell["state"] for cell in state} == {"pending"}, "also if it is killed now"
+        yield groups[0], compute_group(todo, groups[0], fail_fast=fail_fast)
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        run(config, out, force=True, engine=interrupted)
+    summary = stopped.value.summary
+    assert (summary.done, summary.left, summary.again) == (2, 2, 2)
+    assert "running the same command without --force resumes" in summary.interruption()
+    assert "(without --only, --limit, --force)" in "\n".join(summary.lines())
+    assert summary.as_dict()["to_compute_again"] == 2
+    new = {file for file, mark in cells(out).items() if mark != before[file]}
+    assert {cell.file for cell in plan(config, out).cells if cell.file in plan(config, out).survey.done} == new
+    shown = io.StringIO()
+    resumed = run(config, out, report=Lines(shown))
+    assert "note: 2 cells that an earlier --force" in shown.getvalue()
+    assert {Path(file).name for file in resumed.files} == set(before) - new
+    assert (resumed.done, resumed.again) == (4, 0)
+    assert all(mark != before[file] for file, mark in cells(out).items())
+    assert run(config, out).files == []
+
+
+def test_the_tracing_alone_says_what_a_cell_is(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: dict[str, dict[str, Any]] = {}
+    real = tracing.trace_folds
+
+    def listening(*given: Any, **options: Any) -> Any:
+        made = real(*given, **options)
+        traced.update({ds.attrs["config_sha256"]: dict(ds.attrs) for ds in made})
+        return made
+
+    monkeypatch.setattr(tracing, "trace_folds", listening)
+    assert run(config, tmp_path / "out").done == 4
+    for cell in plan(config, tmp_path / "out").cells:
+        written = dataset.read(tmp_path / "out" / cell.file).attrs
+        assert written == traced[cell.hash]
+        assert written["title"] == f"Drift of the folded pass: {cell}"
+        assert json.loads(written["config_json"]) == cell.record
 
 
 def test_a_cell_of_before_does_not_count_where_it_was_to_be_computed_again(config: Path, tmp_path: Path) -> None:
@@ -190,7 +311,7 @@ def test_a_cell_of_before_does_not_count_where_it_was_to_be_computed_again(confi
     def dying(todo: Any, groups: Any, *, fail_fast: bool, begin: Any, go_on: Any, **_: Any) -> Any:
         for group in groups:
             begin(group)
-            yield group, engine.Outcome(died="its process was killed by SIGKILL")
+            yield group, Outcome(died="its process was killed by SIGKILL")
 
     summary = run(config, tmp_path / "out", force=True, engine=dying)
     assert summary.failed == summary.total

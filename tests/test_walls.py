@@ -11,15 +11,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "drift"
+LONGEST = 500  # lines of a file: what can be read at a sitting
 DOORS = ("capture", "checkpoints", "claims", "diagnose", "ladder", "plateau", "report", "sweep", "thin")
 # Where a command, or a process that it starts, first needs torch or the scientific packages.
 SEAMS = {
     *((f"{door}.py", "main") for door in DOORS),
-    ("running/sweep/running.py", "_engine"),
-    ("running/sweep/running.py", "_load"),
-    ("running/sweep/running.py", "_trace"),
-    ("running/sweep/engines/processes.py", "_work"),
-    ("running/sweep/engines/dask.py", "compute"),
+    ("running/sweep/engines/engine.py", "computer"),
 }
 
 
@@ -55,6 +52,13 @@ def test_functions_import_no_module_of_ours_save_at_the_seams() -> None:
     assert {(f, n) for f, n in SEAMS if "/" in f} - found == set(), "seams that are none any more"
 
 
+def test_no_file_is_longer_than_can_be_read_at_a_sitting() -> None:
+    lines = {
+        str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8").count("\n") for path in PACKAGE.rglob("*.py")
+    }
+    assert {file: count for file, count in lines.items() if count > LONGEST} == {}
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_help_loads_neither_torch_nor_xarray(door: str) -> None:
     code = (
@@ -77,3 +81,42 @@ def test_importing_drift_attaches_the_accessor_without_importing_xarray() -> Non
             [sys.executable, "-c", "import sys; " + first + use], capture_output=True, text=True, check=False
         )
         assert told.stdout == "CellAccessor.plateau\n", told.stderr
+
+
+def private_names_from_elsewhere(source: str) -> Iterator[str]:
+    """Names with an underscore that a file takes from another file of drift: imported, or reached for in a module."""
+    tree = ast.parse(source)
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "drift":
+            for name in node.names:
+                modules.add(name.asname or name.name)
+                home = f"{node.module}.{name.name}".replace(".", "/")
+                if name.name.startswith("_") and not name.name.endswith("__") and not is_module(home):
+                    yield name.name
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules):
+            continue
+        if node.attr.startswith("_") and not node.attr.endswith("__"):
+            yield f"{node.value.id}.{node.attr}"
+
+
+def is_module(path: str) -> bool:
+    """Whether a path such as `drift/_version` is a module or a package."""
+    place = PACKAGE.parent / path
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
+def test_a_private_name_from_elsewhere_is_seen() -> None:
+    source = "from drift.running import corpus\nfrom drift._version import _x, __version__\ncorpus._text('a')\n"
+    assert list(private_names_from_elsewhere(source)) == ["_x", "corpus._text"]
+    assert list(private_names_from_elsewhere("from drift import _version\nself._x, _version.__version__")) == []
+
+
+def test_no_private_name_crosses_a_file() -> None:
+    found = {
+        (str(path.relative_to(PACKAGE)), name)
+        for path in PACKAGE.rglob("*.py")
+        for name in private_names_from_elsewhere(path.read_text(encoding="utf-8"))
+    }
+    assert found == set()

@@ -36,7 +36,10 @@ def curve(
     if measure not in VARIABLES:
         raise DatasetError(f"there is no measure {measure!r}; known are {', '.join(VARIABLES)}")
     if measure not in ds.data_vars:
-        raise DatasetError(f"this cell has no {measure}: only some references or protocols do")
+        raise DatasetError(
+            f"this cell has no {measure}: only some references or protocols do, and only cells of schema version "
+            f"{VARIABLES[measure].since} or later"
+        )
     array = ds[measure]
     for dim in ("layer", "block"):
         if dim in array.dims:

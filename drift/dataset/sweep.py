@@ -251,12 +251,14 @@ class Sweep:
 
 
 def _schema_note(schema: int, cells: Sequence[xr.Dataset]) -> str:
-    said = f"{len(cells)} cell{'s' * (len(cells) != 1)} of schema version {schema} (this drift: {_SCHEMA})"
+    one = len(cells) == 1
+    said = f"{len(cells)} cell{'s' * (not one)} of schema version {schema} (this drift: {_SCHEMA})"
+    said += " was read" if one else " were read"
     if schema > _SCHEMA:
         names = sorted({str(name) for ds in cells for name in ds.data_vars if name not in VARIABLES})
-        return f"{said} were read for what is known here; not known, and not shown: {_listing(names)}."
+        return f"{said} for what is known here; not known, and not shown: {_listing(names)}."
     later = [name for name in required(_SCHEMA) if any(name not in ds.data_vars for ds in cells)]
-    return f"{said} were read for what they hold; measured only since: {_listing(later)}."
+    return f"{said} for what {'it holds' if one else 'they hold'}; measured only since: {_listing(later)}."
 
 
 def _scalar(ds: xr.Dataset, axis: str) -> Any:

@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from drift.reading import ladder as reading_ladder
+from drift.reading.controls.gating import NO_CONTROLS, gate
 from drift.reading.plateau import curves
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class CellAccessor:
         self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
     ) -> Plateau | pd.DataFrame:
         """Decide whether drift is a plateau.
+
+        A cell by itself has no controls: the verdict takes for granted that the instrument reads right.
+        ``sweep.drift.plateau()`` asks the controls of the sweep first.
 
         Parameters
         ----------
@@ -53,10 +57,10 @@ class CellAccessor:
         """
         measures = [measure] if isinstance(measure, str) else list(measure)
         found = list(curves.from_cell(self._ds, measures, layer))
-        verdicts = curves.judge(found, **options)
+        verdicts = curves.judge(found, NO_CONTROLS, **options)
         if isinstance(measure, str) and measure != "all" and layer != "all":
             return verdicts[0]
-        return curves.frame(found, verdicts)
+        return curves.plateau_frame(found, verdicts)
 
 
 class SweepAccessor:
@@ -70,17 +74,21 @@ class SweepAccessor:
     ) -> pd.DataFrame:
         """Judge how drift goes with the unit roundoff; arguments as for :func:`drift.reading.ladder.judging.ladders`.
 
+        Where controls of the sweep failed, every ladder is undetermined.
+
         Returns
         -------
         pandas.DataFrame
             One row per fold (all its precisions) and per adjacent pair of precisions.
         """
-        return reading_ladder.frame(reading_ladder.ladders(self._sweep, measure, layer, reference))
+        return reading_ladder.ladder_frame(reading_ladder.ladders(self._sweep, measure, layer, reference))
 
     def plateau(
         self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
     ) -> pd.DataFrame:
         """Decide for every cell; arguments as for :meth:`CellAccessor.plateau`.
+
+        Where controls of the sweep failed, every curve is undetermined.
 
         Returns
         -------
@@ -90,4 +98,4 @@ class SweepAccessor:
         """
         measures = [measure] if isinstance(measure, str) else list(measure)
         found = list(curves.from_sweep(self._sweep, measures, layer))
-        return curves.frame(found, curves.judge(found, **options))
+        return curves.plateau_frame(found, curves.judge(found, gate(self._sweep), **options))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,15 +18,20 @@ from drift.reading.statistics.arrays import Float
 if TYPE_CHECKING:
     import xarray as xr
 
+    from drift.dataset.sweep import Sweep
+
 __all__ = [
     "AMPLITUDE_POWERS",
     "BOUNDED",
     "DISTANCES",
     "LADDER_MEASURES",
+    "NEAR",
     "SHORT",
     "UNRELATED",
     "amplitude",
     "amplitude_power",
+    "has_measure",
+    "holding",
     "measure_name",
     "measure_values",
 ]
@@ -32,6 +39,8 @@ __all__ = [
 
 def measure_name(measure: str, layer: int | str = "last") -> str:
     """Name a measure in a sentence."""
+    if measure in _DERIVED:
+        return _DERIVED[measure].words
     row = VARIABLES[measure]
     name = row.long_name
     if "layer" in row.dims:
@@ -64,9 +73,10 @@ SHORT = {
     "nll_gap": "NLL",
 }
 UNRELATED = math.sqrt(2)  # relative L2 distance of unrelated states of equal norm
+NEAR = 0.5  # the share of that number from which on a level is near to it
 BOUNDED = ("hidden_rel_l2", "key_rel_l2", "value_rel_l2")  # which that number is a bound of
 # ---------------------------------------------------------------------------------------------- cells
-_QUADRATIC = ("logit_js", "logit_kl_token", "hidden_cosine_distance")  # beside those of MEASURES
+_QUADRATIC = ("logit_js", "logit_kl_token", "hidden_cosine_distance")  # beside those of AMPLITUDE_POWERS
 
 
 def amplitude_power(measure: str) -> float:
@@ -79,22 +89,64 @@ def amplitude(ds: xr.Dataset, measure: str, layer: int | str) -> Float:
     return measure_values(ds, measure, layer) ** amplitude_power(measure)
 
 
-#: Signed or bounded-above variables, and the distance from "no drift" that stands for them.
-_DERIVED: dict[str, str] = {
-    "nll_gap": "absolute difference of the negative log-likelihood per token, fold against full attention",
-    "top1_disagreement": "share of tokens with another most likely next token",
+@dataclass(frozen=True)
+class _Derived:
+    words: str
+    of: tuple[str, ...]  # variables of the contract
+    distance: Callable[..., Float]
+
+
+#: Variables that are no distances by themselves, and the distance from "no drift" that is made of them.
+_DERIVED: dict[str, _Derived] = {
+    "nll_gap": _Derived(
+        "absolute difference of the negative log-likelihood per token, fold against full attention",
+        ("nll_fold", "nll_full"),
+        lambda fold, full: np.abs(fold - full),
+    ),
+    "top1_disagreement": _Derived(
+        "share of tokens with another most likely next token", ("top1_agreement",), lambda agreement: 1 - agreement
+    ),
+    "token_disagreement": _Derived(
+        "share of tokens that the lanes would have generated differently, given the same random numbers",
+        ("token_agreement",),
+        lambda agreement: 1 - agreement,
+    ),
 }
-#: Measures that can be judged: all that are distances between the two passes, and what they are called.
 #: What the precision ladder judges where all measures are asked for.
 LADDER_MEASURES = ("hidden_rel_l2", "key_rel_l2", "value_rel_l2", "logit_kl")
-
+#: Measures that can be judged, and what they are called: every float row of the contract that is a distance between
+#: the two passes, those included that only some cells have, and what is derived.
 DISTANCES: dict[str, str] = {
-    name: variable.long_name
-    for name, variable in VARIABLES.items()
-    if variable.dtype == "float64"
-    and not variable.optional
-    and name not in ("hidden_norm", "top1_agreement", "nll_full", "nll_fold")
-} | _DERIVED
+    name: row.long_name for name, row in VARIABLES.items() if row.dtype == "float64" and row.distance
+} | {name: derived.words for name, derived in _DERIVED.items()}
+
+
+def has_measure(ds: xr.Dataset, measure: str) -> bool:
+    """Whether a cell holds what a measure is taken from: some have it by their reference, protocol or age only."""
+    needed = _DERIVED[measure].of if measure in _DERIVED else (measure,)
+    return all(name in ds.data_vars for name in needed)
+
+
+def holding(sweep: Sweep, measure: str) -> Sweep:
+    """Keep the cells that hold a measure.
+
+    Raises
+    ------
+    DatasetError
+        If the sweep has cells, and none holds it.
+    """
+    found = sweep.derive(ds for ds in sweep if has_measure(ds, measure))
+    if len(sweep) and not len(found):
+        known = measure in VARIABLES or measure in _DERIVED
+        if not known:
+            raise DatasetError(f"there is no measure {measure!r}; known are {', '.join([*VARIABLES, *_DERIVED])}")
+        names = _DERIVED[measure].of if measure in _DERIVED else (measure,)
+        since = max(VARIABLES[name].since for name in names)
+        raise DatasetError(
+            f"no cell has {measure}: only some references or protocols do, and only cells of schema version {since} or "
+            "later"
+        )
+    return found
 
 
 def measure_values(ds: xr.Dataset, measure: str, layer: int | str = "last") -> NDArray[np.float64]:
@@ -103,16 +155,15 @@ def measure_values(ds: xr.Dataset, measure: str, layer: int | str = "last") -> N
     Raises
     ------
     DatasetError
-        If there is no such measure or layer.
+        If there is no such measure or layer, or the cell has it not.
     """
     if measure not in DISTANCES:
         raise DatasetError(
             f"{measure!r} is not a measure of drift that can be judged; there are {', '.join(DISTANCES)}"
         )
-    if measure == "nll_gap":
-        return np.abs(dataset.curve(ds, "nll_fold") - dataset.curve(ds, "nll_full"))
-    if measure == "top1_disagreement":
-        return 1 - dataset.curve(ds, "top1_agreement")
+    if measure in _DERIVED:
+        derived = _DERIVED[measure]
+        return derived.distance(*(dataset.curve(ds, name) for name in derived.of))
     # The contract lets divergences and cosine distances of equal states round to a hair below zero.
     values = dataset.curve(ds, measure, layer)
     return np.where(values < 0, 0.0, values)

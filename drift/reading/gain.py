@@ -27,9 +27,11 @@ from drift.dataset.sweep import Sweep
 from drift.reading import controls
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import ALPHA, mean_interval
-from drift.reading.statistics.rate import Rate, Reason, Verdict, rate
+from drift.reading.statistics.rate import Rate, TrendReason, rate
+from drift.reading.statistics.slope import log_log
+from drift.reading.wording.numbers import coverage
 
-__all__ = ["GAIN_COMMAND", "Gain", "by_layer", "by_step", "frame", "gains", "sentences"]
+__all__ = ["GAIN_COMMAND", "Gain", "by_layer", "by_step", "gain_frame", "gain_sentences", "gains"]
 
 #: What would measure gains.
 GAIN_COMMAND = (
@@ -76,11 +78,10 @@ class Gain:
 
 def gains(sweep: Sweep, layer: int | str = "last") -> list[Gain]:
     """Take the gain of every disturbed fold of a sweep; verdicts are withheld where the sweep's controls failed."""
-    withheld = not controls.evaluate(sweep).ok
-    return list(_gains(sweep, layer, withheld))
+    return list(_gains(sweep, layer, controls.gate(sweep)))
 
 
-def _gains(sweep: Sweep, layer: int | str, withheld: bool) -> Iterator[Gain]:
+def _gains(sweep: Sweep, layer: int | str, gate: controls.Gate) -> Iterator[Gain]:
     for ds in sweep:
         label = parse_label(ds["protocol"].item())
         if ds["reference"].item() != "unperturbed" or label.name != "perturbed":
@@ -91,9 +92,7 @@ def _gains(sweep: Sweep, layer: int | str, withheld: bool) -> Iterator[Gain]:
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             values = np.where(drift[:, :1] > 0, drift / drift[:, :1], np.nan)
-        found = rate(values)
-        if withheld:
-            found = Rate(found.interval, found.margin, found.first, found.zeros, Verdict.UNDETERMINED, Reason.CONTROLS)
+        found = gate.let(rate(values))
         labels = {n: ds[n].item() for n in SCALARS}
         labels |= {"fold": label.inner, "step": step, "size": label.number("size"), "layer": layer}
         labels["text"] = str(ds.attrs.get("tokens_sha256", ""))
@@ -124,11 +123,9 @@ def by_step(found: Sequence[Gain]) -> pd.DataFrame:
         if len(mine) < 2 or after < 1 or len({len(g.values) for g in mine}) > 1:
             continue
         at = np.stack([g.values[:, after] for g in mine])  # [step, document]
-        x = np.log([g.labels["step"] + 1.0 for g in mine])
-        x -= x.mean()
+        interval = log_log([g.labels["step"] + 1.0 for g in mine], at)
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(at)
-        interval = mean_interval(x @ logs / (x @ x))
         middle = [
             0.0 if not row.any() else math.exp(mean_interval(log).value) for row, log in zip(at, logs, strict=True)
         ]
@@ -147,7 +144,7 @@ def by_step(found: Sequence[Gain]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_SAME, "steps", "after", "gain", "slope", "low", "high", "zeros"])
 
 
-def frame(found: Sequence[Gain]) -> pd.DataFrame:
+def gain_frame(found: Sequence[Gain]) -> pd.DataFrame:
     """Write the rates as a table for reading."""
     rows = []
     for one in found:
@@ -165,9 +162,7 @@ def frame(found: Sequence[Gain]) -> pd.DataFrame:
                 "steps after": one.values.shape[1] - 1,
                 "gain at the end": "–" if not middle[-1] > 0 else f"{middle[-1]:.3g}",
                 "rate per step": "–" if math.isnan(r.interval.value) else f"{r.interval.value:+.4f}",
-                f"{100 * (1 - 2 * ALPHA):g} % interval": (
-                    f"{r.interval.low:+.4f} to {r.interval.high:+.4f}" if known else "–"
-                ),
+                f"{coverage(ALPHA)} interval": (f"{r.interval.low:+.4f} to {r.interval.high:+.4f}" if known else "–"),
                 "neutral within": f"± {r.margin:.4f}",
                 "exactly zero": r.zeros,
                 "verdict": r.verdict.value + (f" ({r.reason.value})" if r.reason else ""),
@@ -179,6 +174,7 @@ def frame(found: Sequence[Gain]) -> pd.DataFrame:
 def by_layer(sweep: Sweep) -> pd.DataFrame:
     """Rate per step at a few layers (embeddings left out), for reading: one row per cell."""
     rows: dict[str, dict[str, Any]] = {}
+    gate = controls.gate(sweep)
     for ds in sweep:
         if ds["reference"].item() != "unperturbed":
             continue
@@ -187,7 +183,7 @@ def by_layer(sweep: Sweep) -> pd.DataFrame:
         depth = np.array([(n - 1) / max(numbers[-1] - 1, 1) for n in numbers])
         for place in sorted({int(np.argmin(np.abs(depth - k / 3))) for k in range(4)}):
             last = place == len(numbers) - 1
-            for one in _gains(sweep.derive([ds]), numbers[place], False):
+            for one in _gains(sweep.derive([ds]), numbers[place], gate):
                 names = ("fold", "model", "dtype", "chunk_size", "step", "size")
                 first = {n.replace("_", " "): one.labels[n] for n in names}
                 row = rows.setdefault(one.name + one.labels["text"] + str(id(ds)), first)
@@ -198,7 +194,7 @@ def by_layer(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()))
 
 
-def sentences(found: Sequence[Gain]) -> list[str]:
+def gain_sentences(found: Sequence[Gain]) -> list[str]:
     """Say per fold and precision what becomes of a disturbance, and how that depends on where it was put in."""
     said = []
     for fold, dtype in dict.fromkeys((g.labels["fold"], g.labels["dtype"]) for g in found):
@@ -214,7 +210,7 @@ def sentences(found: Sequence[Gain]) -> list[str]:
             words += f"; {ends[0]}" + (f" to {ends[1]}" if ends[0] != ends[1] else "") + " per chain step"
         reasons = dict.fromkeys(g.rate.reason.value for g in mine if g.rate.reason)
         said.append(f"{fold}, {dtype}: {words}" + (f" ({'; '.join(reasons)})." if reasons else "."))
-    if any(g.rate.reason is Reason.CONTROLS for g in found):
+    if any(g.rate.reason is TrendReason.CONTROLS for g in found):
         return said
     for _, row in by_step(found).iterrows():
         values = ", ".join(f"{g:.3g} after step {s}" for g, s in zip(row["gain"], row["steps"], strict=True))

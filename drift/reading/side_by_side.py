@@ -25,7 +25,7 @@ from drift.reading.summary.describing import lost_words
 from drift.reading.wording import numbers
 from drift.reading.wording.numbers import percent
 
-__all__ = ["chains", "reproduced", "sentences", "shown", "side_by_side"]
+__all__ = ["chains", "reading_sentences", "reproduced", "shown", "side_by_side"]
 
 
 def chains(sweep: Sweep) -> Sweep:
@@ -104,7 +104,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def sentences(table: pd.DataFrame) -> list[str]:
+def reading_sentences(table: pd.DataFrame) -> list[str]:
     """Say per reading how far it drifts, what its chains do, and what that costs."""
     said = []
     for protocol, rows in table.groupby("protocol", sort=False):

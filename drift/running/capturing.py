@@ -7,12 +7,17 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
 
 from drift.dataset.dumps import LOGITS
-from drift.dataset.rungs import rung
+from drift.dataset.rungs import Rung, rung
 from drift.errors import ConfigError, DatasetError
 from drift.running.checks import check_chunks, check_planted, check_tokens
 from drift.running.descent.descending import descend
@@ -87,22 +92,57 @@ def capture(
     PrecisionError, UnsupportedModelError
         As for :func:`drift.trace`.
     """
-    import torch
-    from safetensors import SafetensorError
-
     if logits not in LOGITS:
         raise ConfigError(f"logits is {logits!r}; it must be one of {', '.join(LOGITS)}.")
     check_supported(model)
     ids = check_tokens(model, tokens)
     if len(ids) != 1:
         raise ConfigError(f"One lane holds one document; got {len(ids)}. Capture them one by one.")
+    bound, chunks = _one_pass(model, parse(protocol), chunk_size, ids.shape[1], bos_token_id)
+    computed = _rung(model, dtype)
+    device = weights_of(model).device
+    lane = Lane(torch.from_numpy(ids[0]).to(device), chunks, bound)
+    target = free_target(out)
+    training = model.training
+    try:
+        with _appearing(target, out) as folder, numerics(computed, str(device), half_matmul) as switches:
+            metadata = {
+                "format": "drift-dump-1",
+                "model": str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
+                "dtype": computed.name,
+                "chunk_size": str(chunk_size),
+                "protocol": parse(protocol).label,
+                "tokens": str(ids.shape[1]),
+                "attn_implementation": str(model.config._attn_implementation),
+                "tokens_sha256": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
+                "numerics_json": json.dumps(switches),
+                **{key: str(value) for key, value in provenance(device).items()},
+                **{key: str(value) for key, value in (attrs or {}).items()},
+            }
+            recorder = _Writer(folder, chunks, metadata, cache, logits)
+            model.eval()
+            descend(model, [lane], recorder)
+            recorder.finish()
+    finally:
+        model.train(training)
+    return target
+
+
+def _one_pass(
+    model: PreTrainedModel, reading: Protocol, chunk_size: int, count: int, bos_token_id: int | None
+) -> tuple[Protocol, tuple[Chunk, ...]]:
+    """The reading, bound, and the chunks of its one pass over a text of `count` tokens.
+
+    Raises
+    ------
+    ConfigError
+        Its lane is not one pass over the text, or does not fit the model.
+    """
     if isinstance(chunk_size, bool) or chunk_size < 0:
         raise ConfigError(f"chunk_size is {chunk_size}; it must be 0 (full attention) or the tokens of a chunk.")
-    text_config = model.config.get_text_config(decoder=True)
-    count = ids.shape[1]
-    reading = parse(protocol)
     if chunk_size == 0 and reading.label != "append":
         raise ConfigError(f"Full attention (chunk size 0) has one chunk: the protocol {reading.label} means nothing.")
+    text_config = model.config.get_text_config(decoder=True)
     bos = bos_token_id if bos_token_id is not None else getattr(text_config, "bos_token_id", None)
     bound = reading.bind(lambda: bos)
     chunks = bound.chunks(count, chunk_size or count)
@@ -115,33 +155,24 @@ def capture(
         raise ConfigError(f"{reading.label} computes several texts at once; capture one lane.")
     check_planted(bound, chunks)
     check_chunks(text_config, [chunks], False)
+    return bound, chunks
+
+
+def _rung(model: PreTrainedModel, dtype: str | None) -> Rung:
+    """The rung to compute on: that of the model's format, or the one that was named, if it is of that format."""
     computed = rung_of(model.dtype) if dtype is None else rung(dtype)
     if computed.torch_dtype != str(model.dtype).removeprefix("torch."):
         raise ConfigError(f"dtype is {computed.name}, but the model is in {model.dtype}.")
-    device = weights_of(model).device
-    target = free_target(out)
+    return computed
+
+
+@contextmanager
+def _appearing(target: Path, out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write into, which takes its name once all is written; `out` is what the message calls it."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    training = model.training
     try:
         temporary.mkdir(parents=True)
-        with numerics(computed, str(device), half_matmul) as switches:
-            metadata = {
-                "format": "drift-dump-1",
-                "model": str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
-                "dtype": computed.name,
-                "chunk_size": str(chunk_size),
-                "protocol": reading.label,
-                "tokens": str(count),
-                "attn_implementation": str(model.config._attn_implementation),
-                "tokens_sha256": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
-                "numerics_json": json.dumps(switches),
-                **{key: str(value) for key, value in provenance(device).items()},
-                **{key: str(value) for key, value in (attrs or {}).items()},
-            }
-            recorder = _recorder(temporary, chunks, metadata, cache, logits)
-            model.eval()
-            descend(model, [Lane(torch.from_numpy(ids[0]).to(device), chunks, bound)], recorder)
-            recorder.finish()
+        yield temporary
         if target.exists():
             target.rmdir()  # a folder takes the name of an empty one on some systems only
         os.replace(temporary, target)
@@ -154,9 +185,6 @@ def capture(
                 "disk not full, or choose another."
             ) from error
         raise
-    finally:
-        model.train(training)
-    return target
 
 
 def free_target(out: str | os.PathLike[str]) -> Path:
@@ -177,67 +205,69 @@ def free_target(out: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _recorder(folder: Path, chunks: Sequence[Chunk], metadata: dict[str, str], with_cache: bool, logits: str) -> Any:
-    """Make the recorder; a function, so that importing this module costs no torch."""
-    import torch
-    from safetensors.torch import save_file
+class _Writer(Recorder):
+    """Writes a lane, one layer at a time."""
 
-    # Prefixes stay in the cache, but belong to no text: their places in it.
-    skipped = torch.cat([torch.arange(len(c)) < len(c.prefix) for c in chunks])
-    lengths = [sum(len(c) for c in chunks[: k + 1]) for k in range(len(chunks))]
+    def __init__(
+        self, folder: Path, chunks: Sequence[Chunk], metadata: dict[str, str], with_cache: bool, logits: str
+    ) -> None:
+        self._folder = folder
+        self._chunks = chunks
+        self._metadata = metadata
+        self._with_cache = with_cache
+        self._wanted = logits
+        # Prefixes stay in the cache, but belong to no text: their places in it.
+        self._skipped = torch.cat([torch.arange(len(c)) < len(c.prefix) for c in chunks])
+        self._lengths = [sum(len(c) for c in chunks[: k + 1]) for k in range(len(chunks))]
+        self._caches: dict[str, torch.Tensor] = {}
+        self._final: dict[int, list[torch.Tensor]] = {}
+        self._logits: dict[int, list[torch.Tensor]] = {}
 
-    class Writer(Recorder):
-        """Writes a lane, one layer at a time."""
+    def _write(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        # A slice and its whole share memory, which safetensors refuses.
+        copies = {key: value.clone() for key, value in plain.items()}
+        safetensors.torch.save_file(copies, self._folder / f"{name}.safetensors", self._metadata)
 
-        def __init__(self) -> None:
-            self._caches: dict[str, torch.Tensor] = {}
-            self._final: dict[int, list[torch.Tensor]] = {}
-            self._logits: dict[int, list[torch.Tensor]] = {}
+    def hidden(self, layer: int, kind: str, states: Sequence[torch.Tensor]) -> None:
+        self._write(
+            f"layer-{layer:03d}",
+            {f"step.{k}.layer.{layer}.hidden": states[0][c.start : c.stop] for k, c in enumerate(self._chunks)},
+        )
 
-        def _write(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
-            plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            # A slice and its whole share memory, which safetensors refuses.
-            save_file({key: value.clone() for key, value in plain.items()}, folder / f"{name}.safetensors", metadata)
+    def cached(self, lane: int, block: int, step: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        if not self._with_cache:
+            return
+        length = self._lengths[step]
+        keep = ~self._skipped[:length][length - keys.shape[1] :]
+        for kind, tensor in (("cache_key", keys), ("cache_value", values)):
+            held = tensor[:, keep.to(tensor.device)] if not bool(keep.all()) else tensor
+            self._caches[f"step.{step}.block.{block}.{kind}"] = held.clone()
 
-        def hidden(self, layer: int, kind: str, states: Sequence[torch.Tensor]) -> None:
-            self._write(
-                f"layer-{layer:03d}",
-                {f"step.{k}.layer.{layer}.hidden": states[0][c.start : c.stop] for k, c in enumerate(chunks)},
-            )
+    def cache(self, block: int, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        tensors = {}
+        for k, c in enumerate(self._chunks):
+            tensors[f"step.{k}.block.{block}.key"] = keys[0][:, c.start : c.stop]
+            tensors[f"step.{k}.block.{block}.value"] = values[0][:, c.start : c.stop]
+        self._write(f"block-{block:03d}", tensors | self._caches)
+        self._caches = {}
 
-        def cached(self, lane: int, block: int, step: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-            if not with_cache:
-                return
-            keep = ~skipped[: lengths[step]][lengths[step] - keys.shape[1] :]
-            for kind, tensor in (("cache_key", keys), ("cache_value", values)):
-                held = tensor[:, keep.to(tensor.device)] if not bool(keep.all()) else tensor
-                self._caches[f"step.{step}.block.{block}.{kind}"] = held.clone()
+    def _step(self, row: int) -> int:
+        return next(k for k, c in enumerate(self._chunks) if row < c.stop)
 
-        def cache(self, block: int, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-            tensors = {}
-            for k, c in enumerate(chunks):
-                tensors[f"step.{k}.block.{block}.key"] = keys[0][:, c.start : c.stop]
-                tensors[f"step.{k}.block.{block}.value"] = values[0][:, c.start : c.stop]
-            self._write(f"block-{block:03d}", tensors | self._caches)
-            self._caches = {}
+    def final(self, lane: int, rows: torch.Tensor, states: torch.Tensor) -> None:
+        self._final.setdefault(self._step(int(rows[-1])), []).append(states.clone())
 
-        def _step(self, row: int) -> int:
-            return next(k for k, c in enumerate(chunks) if row < c.stop)
+    def logits(self, lane: int, rows: torch.Tensor, scores: torch.Tensor) -> None:
+        step = self._step(int(rows[-1]))
+        whole = int(rows[-1]) == self._chunks[step].stop - 1
+        if self._wanted == "all":
+            self._logits.setdefault(step, []).append(scores.clone())
+        elif self._wanted == "last" and whole:
+            self._logits[step] = [scores[-1:].clone()]
+        if whole and step in self._logits:
+            self._write(f"logits-{step:04d}", {f"step.{step}.logits": torch.cat(self._logits.pop(step))})
 
-        def final(self, lane: int, rows: torch.Tensor, states: torch.Tensor) -> None:
-            self._final.setdefault(self._step(int(rows[-1])), []).append(states.clone())
-
-        def logits(self, lane: int, rows: torch.Tensor, scores: torch.Tensor) -> None:
-            step = self._step(int(rows[-1]))
-            whole = int(rows[-1]) == chunks[step].stop - 1
-            if logits == "all":
-                self._logits.setdefault(step, []).append(scores.clone())
-            elif logits == "last" and whole:
-                self._logits[step] = [scores[-1:].clone()]
-            if whole and step in self._logits:
-                self._write(f"logits-{step:04d}", {f"step.{step}.logits": torch.cat(self._logits.pop(step))})
-
-        def finish(self) -> None:
-            self._write("final", {f"step.{k}.final": torch.cat(parts) for k, parts in self._final.items()})
-
-    return Writer()
+    def finish(self) -> None:
+        """Write what only the end makes whole."""
+        self._write("final", {f"step.{k}.final": torch.cat(parts) for k, parts in self._final.items()})

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from drift.running.limits import COMPARED_AT_ONCE
+
 __all__ = [
     "LogitReference",
     "LogitRows",
@@ -29,7 +31,6 @@ __all__ = [
 ]
 
 Float = NDArray[np.float64]
-_BLOCK = 1 << 17  # elements handled at once: 1 MB in float64, so that what a comparison touches stays in the caches
 # Taylor coefficients, from the second order on, of the two f-divergences in v = log(q / p):
 #   KL(p || q) = sum p (e^v - 1 - v)        JS(p, q) = sum p (v e^v - (1 + e^v) log((1 + e^v) / 2)) / 2
 _KL_SERIES = tuple(1 / float(np.prod(np.arange(1, n + 1, dtype=np.float64))) for n in range(2, 10))
@@ -127,7 +128,7 @@ def compare_states(reference: Tensor, *others: Tensor) -> list[StateRows]:
             shapes = f"{tuple(reference.shape)} and {tuple(other.shape)}"
             raise ValueError(f"states must be [token, feature] and alike, not {shapes}")
     out: list[dict[str, list[Tensor]]] = [{f.name: [] for f in fields(StateRows)} for _ in others]
-    rows = max(1, _BLOCK // max(1, reference.shape[1]))
+    rows = max(1, COMPARED_AT_ONCE // max(1, reference.shape[1]))
     for start in range(0, max(1, len(reference)), rows):
         a = reference[start : start + rows].to(torch.float64)
         reference2 = torch.linalg.vecdot(a, a)
@@ -204,7 +205,7 @@ def compare_parts(gold: Tensor, full: Tensor, fold64: Tensor, fold: Tensor) -> P
     squared: list[Tensor] = []
     along: list[Tensor] = []
     reference2: list[Tensor] = []
-    rows = max(1, _BLOCK // max(1, gold.shape[1]))
+    rows = max(1, COMPARED_AT_ONCE // max(1, gold.shape[1]))
     for g, f, c64, c in zip(*(x.split(rows) for x in (gold, full, fold64, fold)), strict=True):
         g, f, c64, c = (x.to(torch.float64) for x in (g, f, c64, c))
         parts = torch.stack([c64 - g, f - g, (c - c64) - (f - g)])
@@ -308,7 +309,7 @@ def compare_logits(reference: LogitReference, other: Tensor) -> LogitRows:
     """
     if reference.logits.shape != other.shape:
         raise ValueError(f"logits must be alike, not {tuple(reference.logits.shape)} and {tuple(other.shape)}")
-    size = max(1, _BLOCK // max(1, other.shape[-1]))
+    size = max(1, COMPARED_AT_ONCE // max(1, other.shape[-1]))
     parts = []
     for i in range(0, len(reference), size):
         a, b, targets = reference.logits[i : i + size], other[i : i + size], reference.targets[i : i + size]

@@ -254,18 +254,25 @@ class _Fold:
         layers = [*self.layers, self._final_layer()]
         out = {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
         out |= {name: np.stack([block[name] for block in self.blocks]) for name in self.blocks[0]}
-        return out | self._logit_variables() | {"cache_bytes": self.bytes}
+        out["cache_bytes"] = self.bytes
+        if self._logits:
+            return out | self._logit_variables()
+        return out | self._uncompared(out)  # against the previous step, whose next tokens are others
+
+    def _uncompared(self, recorded: Arrays) -> Arrays:
+        """What the table asks for beside layers and blocks, with no logits compared: NaN, or 0 of what is counted."""
+        sizes = {"step": len(self._starts), "quantile": len(QUANTILES)}
+        asked = {
+            name: row
+            for name, row in VARIABLES.items()
+            if name not in recorded and not row.optional and not {"layer", "block"} & {*row.dims}
+        }
+        shapes = {name: [sizes[dim] for dim in row.dims if dim != "document"] for name, row in asked.items()}
+        empty = {name: np.nan if row.dtype == "float64" else 0 for name, row in asked.items()}
+        return {name: np.full(shapes[name], empty[name], dtype=row.dtype) for name, row in asked.items()}
 
     def _logit_variables(self) -> Arrays:
         n_steps = len(self._starts)
-        if not self._logits:  # against the previous step, whose next tokens are others
-            shapes = {
-                name: (n_steps, *(len(QUANTILES) for d in v.dims if d == "quantile")) for name, v in _LOGITS.items()
-            }
-            return {
-                name: np.full(shape, np.nan) if _LOGITS[name].dtype == "float64" else np.zeros(shape, dtype=np.int64)
-                for name, shape in shapes.items()
-            }
         before = int((self._sampled < self._first).sum())
         sampled = self._sampled[before:] - self._first
         rows = measures.LogitRows.concatenate(self._logits).rows(before)
@@ -308,11 +315,3 @@ class _Fold:
         if self._agreement:
             out["token_agreement"] = spread(measures.step_mean(np.concatenate(self._agreement)[before:], starts))
         return out
-
-
-_LOGITS = {
-    name: row
-    for name, row in VARIABLES.items()
-    if not row.optional
-    and (name.startswith(("logit_", "nll_")) or name in ("top1_agreement", "delta_p_rms", "target_count"))
-}

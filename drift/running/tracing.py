@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from xarray import Dataset
 
 from drift import dataset
 from drift.dataset.contract import REFERENCES
-from drift.dataset.rungs import rung
+from drift.dataset.rungs import Rung, rung
 from drift.errors import ConfigError
 from drift.running.checkpoints.families import family_of
 from drift.running.checks import check_chunks, check_planted, check_tokens
@@ -90,6 +91,7 @@ def trace_folds(
     half_matmul: str = "native",
     labels: Mapping[str, str] | None = None,
     attrs: Mapping[str, object] | None = None,
+    fold_attrs: Sequence[Mapping[str, object]] | None = None,
     on_progress: Callable[[float], None] | None = None,
     allow_beyond_context: bool = False,
     limits: Limits | None = None,
@@ -116,6 +118,8 @@ def trace_folds(
         Overrides of the coordinates `model`, `family` and `dtype` (``"tf32"`` to compute float32 in TF32).
     attrs : mapping, optional
         Provenance to add to, or put in place of, what is recorded.
+    fold_attrs : sequence of mapping, optional
+        The same for each fold, in their order: its own title and configuration, say.
     on_progress : callable, optional
         Called with the share done, 0 to 1.
     allow_beyond_context : bool
@@ -142,108 +146,169 @@ def trace_folds(
         raise ConfigError("No fold was asked for: give at least one (chunk_size, protocol).")
     if logit_stride < 1:
         raise ConfigError(f"logit_stride is {logit_stride}; it must be at least 1.")
+    if fold_attrs is not None and len(fold_attrs) != len(folds):
+        raise ConfigError(f"fold_attrs says something of {len(fold_attrs)} folds, but there are {len(folds)}.")
     ids = check_tokens(model, tokens)
-    labels = dict(labels or {})
     text_config = model.config.get_text_config(decoder=True)
-
-    def bos() -> int | None:
-        return bos_token_id if bos_token_id is not None else getattr(text_config, "bos_token_id", None)
-
-    asked = [FoldRequest.of(fold, bos) for fold in folds]
-    dtype = rung(labels["dtype"]) if "dtype" in labels else rung_of(model.dtype)
-    if dtype.torch_dtype != str(model.dtype).removeprefix("torch."):
-        raise ConfigError(f"labels say dtype {dtype.name}, but the model is in {model.dtype}.")
-    device = weights_of(model).device
-    # Folds of the same text descend together; a generated continuation makes another text.
-    together: dict[Decode | None, list[int]] = {}
-    for place, fold in enumerate(asked):
-        together.setdefault(fold.continued, []).append(place)
-    for continued, places in together.items():
-        length = ids.shape[1] + (continued.continuation() if continued else 0)
-        lanes = [asked[p].bound.chunks(length, asked[p].size) for p in places]
-        for p, chunks in zip(places, lanes, strict=True):
-            check_planted(asked[p].bound, chunks)
-        check_chunks(text_config, [parse("append").chunks(length, length), *lanes], allow_beyond_context)
+    bos = bos_token_id if bos_token_id is not None else getattr(text_config, "bos_token_id", None)
+    asked = [FoldRequest.of(fold, lambda: bos) for fold in folds]
+    together = _together(asked)
+    _check_lanes(text_config, asked, together, ids.shape[1], allow_beyond_context)
+    named = _named(model, labels or {})
+    passes = _Passes(model, ids, asked, together, logit_stride, limits, on_progress or (lambda share: None))
     started = time.perf_counter()
-    arrays: list[list[dict[str, NDArray[Any]]]] = [[] for _ in asked]
-    training = model.training
-    model.eval()
-    try:
-        with numerics(dtype, str(device), half_matmul) as switches:
-            wide = model
-            if any(f.needs_float64 for f in asked) and model.dtype is not torch.float64:
-                wide = weights_of(model).beside(rung("fp64"))
-            for index, document in enumerate(ids):
-                for turn, (continued, places) in enumerate(together.items()):
-                    done = index + turn / len(together)
-
-                    def on_block(block: int, blocks: int, done: float = done) -> None:
-                        if on_progress is not None:
-                            on_progress((done + block / (blocks + 1) / len(together)) / len(ids))
-
-                    text = torch.from_numpy(document).to(device)
-                    if continued is not None:
-                        text = generated_continuation(model, text, continued)
-                    table = LaneTable(text, model, wide)
-                    recorder = DocumentRecorder(text, [table.comparison(asked[p]) for p in places], logit_stride)
-                    descend(
-                        model,
-                        table.lanes,
-                        recorder,
-                        references=recorder.references,
-                        logit_stride=logit_stride,
-                        limits=limits,
-                        on_block=on_block,
-                    )
-                    for number, place in enumerate(places):
-                        arrays[place].append(recorder.variables(number))
-                if on_progress is not None:
-                    on_progress((index + 1) / len(ids))
-    finally:
-        model.train(training)
-
+    variables, switches = passes.run(rung(named["dtype"]), half_matmul)
+    device = weights_of(model).device
     common: dict[str, object] = {
         **provenance(device),
         "numerics_json": {**switches, "attn_implementation": model.config._attn_implementation},
         "checkpoint_sha256": "not recorded",
         "tokens_sha256": hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest(),
         "seed": -1,
-        "bos_token_id": -1 if bos() is None else int(bos()),  # type: ignore[arg-type]
+        "bos_token_id": -1 if bos is None else int(bos),
         "logit_stride": logit_stride,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_s": round(time.perf_counter() - started, 3),
         **(attrs or {}),
     }
-    family = family_of(str(getattr(text_config, "model_type", "unknown")))
-    results = []
-    for fold, documents in zip(asked, arrays, strict=True):
-        starts = fold.bound.starts(ids.shape[1] + fold.bound.continuation(), fold.size)
-        stops = (*starts[1:], ids.shape[1] + fold.bound.continuation())
-        scalars = {
-            "model": labels.get("model") or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
-            "family": labels.get("family") or family,
-            "dtype": dtype.name,
-            "unit_roundoff": dtype.unit_roundoff,
-            "chunk_size": fold.size,
-            "protocol": fold.protocol.label,
-            "reference": fold.reference,
-            "attn_implementation": str(model.config._attn_implementation),
-            "device": device.type,
-        }
-        own = {
-            "title": f"Drift of {fold.protocol.label} (chunk size {fold.size}) against {REFERENCES[fold.reference]}: "
-            f"{scalars['model']}, {dtype.name}",
-            "config_json": {**{k: v for k, v in scalars.items() if k != "unit_roundoff"}, "logit_stride": logit_stride},
-            "protocol_json": {"name": fold.bound.name, "label": fold.bound.label},
-            "protocol_summary": fold.bound.in_words,
-        }
-        results.append(
-            dataset.build(
-                {name: np.stack([variables[name] for variables in documents]) for name in documents[0]},
-                scalars=scalars,
-                token_start=np.array(starts),
-                token_stop=np.array(stops),
-                attrs={**own, **common},
-            )
+    named |= {"attn_implementation": str(model.config._attn_implementation), "device": device.type}
+    given = fold_attrs or [{}] * len(asked)
+    return [
+        _cell(fold, ids.shape[1], documents, named, {**common, **own})
+        for fold, documents, own in zip(asked, variables, given, strict=True)
+    ]
+
+
+def _named(model: PreTrainedModel, labels: Mapping[str, str]) -> dict[str, str]:
+    """What model, family and dtype are called: as the labels say, or as the model does."""
+    dtype = rung(labels["dtype"]) if "dtype" in labels else rung_of(model.dtype)
+    if dtype.torch_dtype != str(model.dtype).removeprefix("torch."):
+        raise ConfigError(f"labels say dtype {dtype.name}, but the model is in {model.dtype}.")
+    text_config = model.config.get_text_config(decoder=True)
+    return {
+        "model": labels.get("model") or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
+        "family": labels.get("family") or family_of(str(getattr(text_config, "model_type", "unknown"))),
+        "dtype": dtype.name,
+    }
+
+
+def _together(asked: Sequence[FoldRequest]) -> dict[Decode | None, list[int]]:
+    """Places of the folds of the same text, which descend together; a generated continuation makes another text."""
+    together: dict[Decode | None, list[int]] = {}
+    for place, fold in enumerate(asked):
+        together.setdefault(fold.continued, []).append(place)
+    return together
+
+
+def _check_lanes(
+    text_config: Any,
+    asked: Sequence[FoldRequest],
+    together: Mapping[Decode | None, Sequence[int]],
+    count: int,
+    allow_beyond_context: bool,
+) -> None:
+    """Refuse chunks that the model or their protocol cannot do with, before anything is computed."""
+    for continued, places in together.items():
+        length = count + (continued.continuation() if continued else 0)
+        lanes = [asked[p].bound.chunks(length, asked[p].size) for p in places]
+        for p, chunks in zip(places, lanes, strict=True):
+            check_planted(asked[p].bound, chunks)
+        check_chunks(text_config, [parse("append").chunks(length, length), *lanes], allow_beyond_context)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The descents of a set of folds over documents, ids [document, token]."""
+
+    model: PreTrainedModel
+    ids: NDArray[np.int64]
+    asked: Sequence[FoldRequest]
+    together: Mapping[Decode | None, Sequence[int]]
+    logit_stride: int
+    limits: Limits | None
+    tell: Callable[[float], None]
+
+    def run(self, dtype: Rung, half_matmul: str) -> tuple[list[list[dict[str, NDArray[Any]]]], Mapping[str, Any]]:
+        """Descend; returns the variables of each fold, by document, and the numerical switches that held."""
+        found: list[list[dict[str, NDArray[Any]]]] = [[] for _ in self.asked]
+        model, training = self.model, self.model.training
+        model.eval()
+        try:
+            with numerics(dtype, str(weights_of(model).device), half_matmul) as switches:
+                wide = model
+                if any(fold.needs_float64 for fold in self.asked) and model.dtype is not torch.float64:
+                    wide = weights_of(model).beside(rung("fp64"))
+                for index, document in enumerate(self.ids):
+                    for turn, (continued, places) in enumerate(self.together.items()):
+                        recorder = self._descend(document, continued, places, wide, index + turn / len(self.together))
+                        for number, place in enumerate(places):
+                            found[place].append(recorder.variables(number))
+                    self.tell((index + 1) / len(self.ids))
+        finally:
+            model.train(training)
+        return found, switches
+
+    def _descend(
+        self,
+        document: NDArray[np.int64],
+        continued: Decode | None,
+        places: Sequence[int],
+        wide: PreTrainedModel,
+        done: float,
+    ) -> DocumentRecorder:
+        """Take the folds at some places down the network, over one document; `done` are those before it."""
+
+        def on_block(block: int, blocks: int) -> None:
+            self.tell((done + block / (blocks + 1) / len(self.together)) / len(self.ids))
+
+        text = torch.from_numpy(document).to(weights_of(self.model).device)
+        if continued is not None:
+            text = generated_continuation(self.model, text, continued)
+        table = LaneTable(text, self.model, wide)
+        recorder = DocumentRecorder(text, [table.comparison(self.asked[p]) for p in places], self.logit_stride)
+        descend(
+            self.model,
+            table.lanes,
+            recorder,
+            references=recorder.references,
+            logit_stride=self.logit_stride,
+            limits=self.limits,
+            on_block=on_block,
         )
-    return results
+        return recorder
+
+
+def _cell(
+    fold: FoldRequest,
+    count: int,
+    documents: Sequence[Mapping[str, NDArray[Any]]],
+    named: Mapping[str, str],
+    attrs: Mapping[str, object],
+) -> Dataset:
+    """Make the dataset of one fold of texts of `count` tokens; `attrs` may say title and configuration themselves."""
+    length = count + fold.bound.continuation()
+    starts = fold.bound.starts(length, fold.size)
+    scalars: dict[str, str | int | float] = {
+        **named,
+        "unit_roundoff": rung(named["dtype"]).unit_roundoff,
+        "chunk_size": fold.size,
+        "protocol": fold.protocol.label,
+        "reference": fold.reference,
+    }
+    own = {
+        "title": f"Drift of {fold.protocol.label} (chunk size {fold.size}) against {REFERENCES[fold.reference]}: "
+        f"{named['model']}, {named['dtype']}",
+        "config_json": {
+            **{name: value for name, value in scalars.items() if name != "unit_roundoff"},
+            "logit_stride": attrs["logit_stride"],
+        },
+        "protocol_json": {"name": fold.bound.name, "label": fold.bound.label},
+        "protocol_summary": fold.bound.in_words,
+    }
+    return dataset.build(
+        {name: np.stack([variables[name] for variables in documents]) for name in documents[0]},
+        scalars=scalars,
+        token_start=np.array(starts),
+        token_stop=np.array((*starts[1:], length)),
+        attrs={**own, **attrs},
+    )

@@ -15,10 +15,10 @@ from drift.reading.claims.model import (
     SIGNS,
     Audit,
     Claim,
+    ClaimSummary,
     Finding,
     Setting,
     Status,
-    Summary,
     parse_margins,
     settings,
 )
@@ -36,7 +36,7 @@ from drift.reading.claims.page import (
     matrix,
     meaning,
     method,
-    sentences,
+    verdict_sentences,
 )
 from drift.reading.claims.published import CLAIMS
 from drift.reading.claims.saturation import verdicts
@@ -53,10 +53,10 @@ __all__ = [
     "UNRELATED",
     "Audit",
     "Claim",
+    "ClaimSummary",
     "Finding",
     "Setting",
     "Status",
-    "Summary",
     "amplitude",
     "amplitude_power",
     "audit",
@@ -76,10 +76,10 @@ __all__ = [
     "meaning",
     "method",
     "parse_margins",
-    "sentences",
     "settings",
     "span",
     "undecided",
+    "verdict_sentences",
     "verdicts",
     "writer",
 ]

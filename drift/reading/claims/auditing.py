@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from drift import dataset
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import controls
-from drift.reading.amplitudes import AMPLITUDE_POWERS
-from drift.reading.claims.model import Audit, Finding, Setting, Status, Summary, check_setting
+from drift.reading.amplitudes import AMPLITUDE_POWERS, has_measure, holding
+from drift.reading.claims.model import Audit, ClaimSummary, Finding, Setting, Status, check_setting
 from drift.reading.claims.published import CLAIMS
 from drift.reading.claims.wording import claim_sentence
 from drift.reading.statistics.intervals import holm
@@ -63,7 +62,8 @@ def audit(
     layer : int or "last"
         For measures that have layers.
     others : sequence of str, optional
-        Further measures, whose verdicts are shown where they differ; all of :data:`MEASURES` by default.
+        Further measures, whose verdicts are shown where they differ; all of
+        :data:`~drift.reading.amplitudes.AMPLITUDE_POWERS` by default.
     setting : Setting, optional
         Margins and level.
 
@@ -80,45 +80,34 @@ def audit(
         raise DatasetError("the sweep holds no cell that can be read: there is nothing to hold against the claims")
 
     checked = controls.evaluate(sweep)
-    everything, sweep = sweep, dataset.folds(sweep)
+    everything, sweep = sweep, holding(dataset.folds(sweep), measure)
     rest = [m for m in (AMPLITUDE_POWERS if others is None else others) if m != measure]
-    summaries: list[Summary] = []
+    for asked in others or ():
+        holding(sweep, asked)  # what somebody asked for by name is not left out in silence
+    summaries: list[ClaimSummary] = []
     findings: list[Finding] = []
     for claim in CLAIMS:
         if claim.audit is None:
-            summaries.append(Summary(claim, "", Status.NOT_TESTED, claim.not_tested))
+            summaries.append(ClaimSummary(claim, "", Status.NOT_TESTED, claim.not_tested))
             continue
         for protocol in sweep.values("protocol"):
             part = sweep.sel(protocol=protocol)
             mine = list(claim.audit(part, measure, layer, setting))
-            others_found = {m: list(claim.audit(part, m, "last", setting)) for m in rest}
+            others_found = {
+                m: list(claim.audit(dataset.keep(part, lambda ds, m=m: has_measure(ds, m)), m, "last", setting))  # type: ignore[misc]
+                for m in rest
+            }
             findings += [*mine, *(f for found in others_found.values() for f in found)]
             if not mine:
-                summaries.append(Summary(claim, protocol, Status.NOT_TESTED, "no cells to compare."))
+                summaries.append(ClaimSummary(claim, protocol, Status.NOT_TESTED, "no cells to compare."))
                 continue
             verdicts = {m: _combine(found, setting.alpha) for m, found in others_found.items() if found}
             status = _combine(mine, setting.alpha)
             summaries.append(
-                Summary(claim, protocol, status, claim_sentence(claim, mine, status), tuple(mine), verdicts)
+                ClaimSummary(claim, protocol, status, claim_sentence(claim, mine, status), tuple(mine), verdicts)
             )
     found = Audit(
         tuple(summaries), measure, layer, setting, tuple(findings), scope=dataset.left_out(everything, sweep),
         controls=checked.banner,
     )  # fmt: skip
-    return found if checked.ok else _withhold(found, "; ".join(checked.failed))
-
-
-def _withhold(found: Audit, why: str) -> Audit:
-    """Take every verdict back that was drawn, and keep the estimates."""
-
-    def silent(f: Finding) -> Finding:
-        words = f"no verdict: controls failed. Estimated all the same: {f.words}"
-        return replace(f, status=Status.WITHHELD, words=words)
-
-    said = "no verdict is drawn: controls of the instrument failed."
-    summaries = tuple(
-        s if s.status is Status.NOT_TESTED
-        else replace(s, status=Status.WITHHELD, words=said, findings=tuple(map(silent, s.findings)), others={})
-        for s in found.summaries
-    )  # fmt: skip
-    return replace(found, summaries=summaries, findings=tuple(map(silent, found.findings)), withheld=why)
+    return controls.gate(everything).let(found)

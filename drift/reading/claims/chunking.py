@@ -21,12 +21,12 @@ from drift.reading.claims.testing import (
     log_levels,
     margin_tests,
     nothing_found,
-    slope_weights,
     zeros_words,
 )
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.noise import window_mean
-from drift.reading.wording.numbers import percent
+from drift.reading.statistics.slope import least_squares
+from drift.reading.wording.numbers import coverage, percent
 
 __all__ = ["c3"]
 
@@ -81,7 +81,7 @@ def c3(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterat
         if any(z is None for z in logs):
             yield nothing_found(("C3", "chunk size"), cells, measure, scope, effect, NO_LEVEL + ".")
             continue
-        series = np.tensordot(slope_weights(np.log2(sizes)), np.stack(logs), axes=1)  # type: ignore[arg-type]
+        series = least_squares(np.log2(sizes), np.stack(logs))  # type: ignore[arg-type]
         found = window_mean(series[None])
         if found is None:
             yield nothing_found(("C3", "chunk size"), cells, measure, scope, effect, TOO_FEW_STEPS + ".")
@@ -90,7 +90,7 @@ def c3(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterat
         support, refute = margin_tests(found, -delta, delta)
         low, high = math.expm1(slope - half), math.expm1(slope + half)
         words = (
-            f"{percent(math.expm1(slope))} per doubling ({100 * (1 - 2 * setting.alpha):g} % interval {percent(low)} "
+            f"{percent(math.expm1(slope))} per doubling ({coverage(setting.alpha)} interval {percent(low)} "
             f"to {percent(high)}) from {sizes[0]} to {sizes[-1]} tokens, over the same text; "
             f"{documents_words(axes['documents'])}{zeros_words(*pooled)}."
         )

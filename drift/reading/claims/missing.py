@@ -62,7 +62,9 @@ def undecided(found: Audit, sweep: Sweep) -> pd.DataFrame:
             if f.status is Status.SUPPORTED:
                 continue
             margin = _enough(f)
-            if chains:
+            if f.status is Status.WITHHELD:
+                margin = "none, as controls failed"
+            elif chains:
                 reach = _flat_at(amplitude(chains[place], found.measure, found.layer), found.setting)
                 margin = "none" if math.isnan(reach) else f"{share_words(reach)} per doubling of depth"
             verdict = f"{SIGNS[f.status]} {f.status.value}"

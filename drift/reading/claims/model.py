@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from drift.dataset.sweep import Sweep
 from drift.errors import ConfigError
-from drift.reading.wording.numbers import plain
+from drift.reading.wording.numbers import count, number, plain
 
 __all__ = [
+    "PUBLISHED_BITS",
+    "PUBLISHED_CHUNKS",
     "PUBLISHED_DEPTH",
+    "PUBLISHED_EFFECT",
+    "PUBLISHED_SLOPE",
     "SIGNS",
     "Audit",
     "Claim",
+    "ClaimSummary",
     "Finding",
     "Setting",
     "Status",
-    "Summary",
     "check_setting",
     "parse_margins",
     "settings",
@@ -42,8 +46,12 @@ SIGNS = {Status.SUPPORTED: "●", Status.REFUTED: "✖", Status.UNDETERMINED: "�
          Status.WITHHELD: "!"}  # fmt: skip
 #: Chain depth to which the published plateau is claimed to persist.
 PUBLISHED_DEPTH = 511
-#: Published change of the plateau from bf16 to fp32, 2.8 %, as a log-log slope: their unit roundoffs are 2^16 apart.
-PUBLISHED_SLOPE = -math.log(1 - 0.028) / (16 * math.log(2))
+#: Chunk sizes over which it is claimed not to move.
+PUBLISHED_CHUNKS = (64, 1024)
+#: Published change of the plateau from bf16 to fp32, whose unit roundoffs are this many factors of two apart ...
+PUBLISHED_EFFECT, PUBLISHED_BITS = 0.028, 16
+#: ... as a log-log slope.
+PUBLISHED_SLOPE = -math.log(1 - PUBLISHED_EFFECT) / (PUBLISHED_BITS * math.log(2))
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,14 @@ class Claim:
     published : str
         What the paper says.
     margin : str
-        The margin of equivalence (a format string over the fields of :class:`Setting`) and its justification.
+        The margin of equivalence and its justification; a format string over the fields of :class:`Setting` and what
+        follows from them.
     audit : callable or None
         Yields findings for one protocol and measure; None where drift does not measure what the claim is about.
     not_tested : str
         Why, where there is nothing to test.
     changes : str
-        What would change a verdict.
+        What would change a verdict; a format string, too.
     """
 
     key: str
@@ -112,8 +121,34 @@ class Claim:
 
     def margin_text(self, setting: Setting) -> str:
         """The margin with its numbers."""
-        shares = {n: f"{100 * getattr(setting, n):g} %" for n in ("growth", "precision", "chunk")}
-        return self.margin.format(**{**vars(setting), **shares})
+        return self.margin.format(**_words(setting))
+
+    def changes_text(self, setting: Setting) -> str:
+        """What would change a verdict, with its numbers."""
+        return self.changes.format(**_words(setting))
+
+
+def _words(setting: Setting) -> dict[str, Any]:
+    """Numbers of a setting, and what follows from them, as the texts of claims have them."""
+    doublings = math.log2(PUBLISHED_DEPTH)
+    chunk_doublings = math.log2(PUBLISHED_CHUNKS[-1] / PUBLISHED_CHUNKS[0])
+    bits = math.log2(setting.family)
+    return {
+        **vars(setting),
+        **{n: f"{100 * getattr(setting, n):g} %" for n in ("growth", "precision", "chunk")},
+        "depth": PUBLISHED_DEPTH,
+        "doublings": count(doublings),
+        "growth_reach": f"{(1 + setting.growth) ** doublings:.3g}",
+        "root": f"{100 * (math.sqrt(2) - 1):.0f} %",
+        "logarithm": f"{100 * (doublings / (doublings - 1) - 1):.0f} %",  # over the last doubling
+        "effects": f"{setting.precision / PUBLISHED_EFFECT:.2g}",
+        "chunk_doublings": count(chunk_doublings),
+        "chunk_reach": f"{number(100 * ((1 + setting.chunk) ** chunk_doublings - 1))} %",
+        "bits": PUBLISHED_BITS,
+        "family_bits": f"{count(bits)} bit{'s' * (round(bits, 2) != 1)}",
+        # the fewest of which a sign test with two sides can say anything at this level: 2 / 2^n
+        "families": count(math.ceil(math.log2(2 / setting.alpha))),
+    }
 
 
 @dataclass(frozen=True)
@@ -159,13 +194,18 @@ class Finding:
     cells: tuple[str, ...] = ()
     detail: dict[str, Any] = field(default_factory=dict)
 
+    def without_verdict(self, failed: Sequence[str]) -> Finding:
+        """Return the estimate alone, controls of the instrument having failed."""
+        words = f"no verdict: controls failed. Estimated all the same: {self.words}"
+        return replace(self, status=Status.WITHHELD, words=words)
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return plain(dict(vars(self)))
 
 
 @dataclass(frozen=True)
-class Summary:
+class ClaimSummary:
     """A claim under one protocol by the headline measure, over all cells.
 
     Attributes
@@ -188,6 +228,18 @@ class Summary:
     findings: tuple[Finding, ...] = ()
     others: dict[str, Status] = field(default_factory=dict)
 
+    def without_verdict(self, failed: Sequence[str]) -> ClaimSummary:
+        """Take the verdict back, where one was drawn."""
+        if self.status is Status.NOT_TESTED:
+            return self
+        return replace(
+            self,
+            status=Status.WITHHELD,
+            words="no verdict is drawn: controls of the instrument failed.",
+            findings=tuple(f.without_verdict(failed) for f in self.findings),
+            others={},
+        )
+
     @property
     def differing(self) -> dict[str, Status]:
         """Measures whose verdict is not that of the headline measure."""
@@ -200,7 +252,7 @@ class Audit:
 
     Attributes
     ----------
-    summaries : tuple of Summary
+    summaries : tuple of ClaimSummary
     measure, layer, setting
         What was asked.
     findings : tuple of Finding
@@ -213,7 +265,7 @@ class Audit:
         What the controls of the instrument say.
     """
 
-    summaries: tuple[Summary, ...]
+    summaries: tuple[ClaimSummary, ...]
     measure: str
     layer: int | str
     setting: Setting
@@ -221,6 +273,15 @@ class Audit:
     withheld: str = ""
     scope: str = ""
     controls: str = ""
+
+    def without_verdict(self, failed: Sequence[str]) -> Audit:
+        """Take every verdict back that was drawn, and keep the estimates."""
+        return replace(
+            self,
+            summaries=tuple(s.without_verdict(failed) for s in self.summaries),
+            findings=tuple(f.without_verdict(failed) for f in self.findings),
+            withheld="; ".join(failed),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: ``claims`` (the table) and ``findings`` (every row of evidence)."""

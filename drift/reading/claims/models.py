@@ -25,6 +25,7 @@ from drift.reading.claims.testing import (
 )
 from drift.reading.statistics.intervals import holm
 from drift.reading.statistics.noise import Estimate, window_mean
+from drift.reading.wording.numbers import coverage
 
 __all__ = ["c4_level", "c4_plateau"]
 
@@ -77,7 +78,7 @@ def c4_level(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> 
             support, refute = margin_tests(found, -delta, delta)
             low, high = math.exp(ratio - half), math.exp(ratio + half)
             words = (
-                f"ratio {math.exp(ratio):.2f} ({100 * (1 - 2 * setting.alpha):g} % interval {low:.2f} to {high:.2f}); "
+                f"ratio {math.exp(ratio):.2f} ({coverage(setting.alpha)} interval {low:.2f} to {high:.2f}); "
                 f"{documents_words(min(a.sizes['document'], b.sizes['document']))}"
                 f"{zeros_words(*(amplitude(ds, measure, layer) for ds in (a, b)))}."
             )

@@ -12,12 +12,14 @@ from typing import Any
 import pandas as pd
 
 from drift.dataset.sweep import Sweep
-from drift.reading.amplitudes import BOUNDED, SHORT, UNRELATED, amplitude_power
-from drift.reading.claims.model import PUBLISHED_DEPTH, SIGNS, Audit, Claim, Finding, Setting, Status, Summary
+from drift.reading.amplitudes import BOUNDED, NEAR, SHORT, UNRELATED, amplitude_power
+from drift.reading.claims.model import PUBLISHED_DEPTH, SIGNS, Audit, Claim, ClaimSummary, Finding, Setting, Status
 from drift.reading.claims.published import CLAIMS
 from drift.reading.claims.wording import span, writer
 from drift.reading.statistics.intervals import holm
-from drift.reading.statistics.windows import DOCUMENTS, WINDOWS
+from drift.reading.statistics.windows import DOCUMENTS, LATE_STEP, WINDOWS
+from drift.reading.wording.numbers import coverage
+from drift.reading.wording.windows import share_name
 
 __all__ = [
     "by_protocol",
@@ -33,12 +35,12 @@ __all__ = [
     "matrix",
     "meaning",
     "method",
-    "sentences",
     "share_words",
+    "verdict_sentences",
 ]
 
 
-def differing(summary: Summary) -> str:
+def differing(summary: ClaimSummary) -> str:
     """Say which measures have another verdict than the headline measure; a dash if none has."""
     by: dict[Status, list[str]] = {}
     for measure, status in summary.differing.items():
@@ -56,10 +58,10 @@ def markdown(found: Audit) -> str:
     return "\n".join(lines)
 
 
-def _rows(summaries: Sequence[Summary]) -> list[tuple[str, Summary]]:
+def _rows(summaries: Sequence[ClaimSummary]) -> list[tuple[str, ClaimSummary]]:
     """A claim's summaries, each with its protocol; those not tested for the same reason share a row, the last."""
     rows = [(s.protocol or "–", s) for s in summaries if s.status is not Status.NOT_TESTED]
-    untested: dict[str, list[Summary]] = {}
+    untested: dict[str, list[ClaimSummary]] = {}
     for s in summaries:
         if s.status is Status.NOT_TESTED:
             untested.setdefault(s.words, []).append(s)
@@ -75,16 +77,16 @@ def share_words(x: float) -> str:
     return f"{100 * x:.3g} %"
 
 
-def _parts(found: Audit, key: str = "") -> dict[Claim, list[Summary]]:
+def _parts(found: Audit, key: str = "") -> dict[Claim, list[ClaimSummary]]:
     """Summaries by claim; of one published claim, or of all."""
-    parts: dict[Claim, list[Summary]] = {}
+    parts: dict[Claim, list[ClaimSummary]] = {}
     for s in found.summaries:
         if key in ("", s.claim.key, s.claim.name):
             parts.setdefault(s.claim, []).append(s)
     return parts
 
 
-def by_protocol(summaries: Sequence[Summary]) -> str:
+def by_protocol(summaries: Sequence[ClaimSummary]) -> str:
     """Say the verdicts on one claim: ``"refuted under append; supported under reprime and restart"``."""
     names: dict[Status, list[str]] = {}
     for s in summaries:
@@ -138,7 +140,7 @@ def meaning(found: Audit) -> str:
     )
 
 
-def sentences(found: Audit, key: str) -> list[str]:
+def verdict_sentences(found: Audit, key: str) -> list[str]:
     """Say of each part of a claim what was published, what counts as that, and the verdicts."""
     return [
         f"{claim.name}: {by_protocol(group)}. Published: {claim.published}. Margin: "
@@ -147,12 +149,12 @@ def sentences(found: Audit, key: str) -> list[str]:
     ]
 
 
-def _untested(summaries: Sequence[Summary]) -> str:
+def _untested(summaries: Sequence[ClaimSummary]) -> str:
     why = dict.fromkeys(s.words for s in summaries if s.status is Status.NOT_TESTED)
     return f" Not tested means: {' '.join(why)}" if why else ""
 
 
-def _unestimated(summaries: Sequence[Summary]) -> str:
+def _unestimated(summaries: Sequence[ClaimSummary]) -> str:
     """Say why, where no row of a protocol has an estimate of what it is about."""
     said = ""
     for s in summaries:
@@ -163,7 +165,10 @@ def _unestimated(summaries: Sequence[Summary]) -> str:
 
 def changes(found: Audit) -> list[str]:
     """Say what would change the verdict on each claim."""
-    return [f"{claim.name}: now {by_protocol(group)}; {claim.changes}." for claim, group in _parts(found).items()]
+    return [
+        f"{claim.name}: now {by_protocol(group)}; {claim.changes_text(found.setting)}."
+        for claim, group in _parts(found).items()
+    ]
 
 
 def evidence(found: Audit) -> pd.DataFrame:
@@ -185,7 +190,7 @@ def evidence(found: Audit) -> pd.DataFrame:
                     "verdict": f"{SIGNS[f.status]} {f.status.value}",
                     "estimated": f.effect,
                     "estimate": "–" if math.isnan(f.estimate) else write(f.estimate),
-                    f"{100 * (1 - 2 * found.setting.alpha):g} % interval": _pair(f.interval, write),
+                    f"{coverage(found.setting.alpha)} interval": _pair(f.interval, write),
                     "margin": _pair(f.margin, write),
                     "p (support)": _p(f.p_support),
                     "p (refute)": _p(f.p_refute),
@@ -273,14 +278,16 @@ def limits(found: Audit) -> list[str]:
     documents = sorted({f.detail["documents"] for f in chains})
     few = sum(f.detail["documents"] < DOCUMENTS for f in chains)
     bounded = found.measure in BOUNDED
-    near = sum(f.detail["level"] > 0.5 * UNRELATED for f in chains) if bounded else 0
+    late = LATE_STEP * (1 - WINDOWS[-1])  # the share of the chain whose level is held against the rest
+    near = sum(f.detail["level"] > NEAR * UNRELATED for f in chains) if bounded else 0
     return [
         f"Depth: nothing is said of a chain beyond its last step; those judged here have {span(depths)} transitions, "
         f"the published plateau {PUBLISHED_DEPTH}.",
         f"Documents: fewer than {DOCUMENTS} support no claim about other documents; the chains here have "
         f"{span(documents)} ({few} of {len(chains)} chains have fewer than {DOCUMENTS}).",
-        "Late growth: growth of a small size that begins in the last 15 % of a chain is weakly covered.",
+        f"Late growth: growth of a small size that begins in the last {share_words(late)} of a chain is weakly "
+        "covered.",
         "Bounds: a measure at its bound is trivially flat, and insensitive to everything."
-        + (f" Unrelated states are {UNRELATED:.2g} apart; {near} of {len(chains)} chains come to half of that or more."
-           if bounded else ""),
+        + (f" Unrelated states are {UNRELATED:.2g} apart; {near} of {len(chains)} chains come to "
+           f"{share_name(NEAR)} of that or more." if bounded else ""),
     ]  # fmt: skip

@@ -20,10 +20,11 @@ from drift.reading.claims.testing import (
     margin_tests,
     nothing_found,
     slope_interval_words,
-    slope_weights,
     zeros_words,
 )
+from drift.reading.controls.gating import gate
 from drift.reading.statistics.noise import window_mean
+from drift.reading.statistics.slope import least_squares
 
 __all__ = ["c2"]
 
@@ -46,7 +47,7 @@ def c2(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterat
         cells, values, logs = (list(column) for column in zip(*kept, strict=True))
         scope = f"{axes['model']}, chunk {axes['chunk_size']}, {'/'.join(ds['dtype'].item() for ds in cells)}"
         ratio = math.log(roundoffs[0] / roundoffs[-1])
-        series = np.tensordot(slope_weights([math.log(u) for u in roundoffs]), np.stack(logs), axes=1)
+        series = least_squares(np.log(roundoffs), np.stack(logs))
         found = window_mean(series[None])
         if found is None:
             yield nothing_found(("C2", "precision"), cells, measure, scope, effect, TOO_FEW_STEPS + ".")
@@ -58,7 +59,8 @@ def c2(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterat
         near = setting.proportional
         proportional = max(found.p_below(1 + near).item(), found.p_above(1 - near).item()) < setting.alpha
         kind = (
-            "insensitive to precision" if status is Status.SUPPORTED
+            "undetermined" if not gate(sweep).is_open
+            else "insensitive to precision" if status is Status.SUPPORTED
             else "proportional to the unit roundoff" if proportional
             else "partly sensitive to precision" if status is Status.REFUTED and 0 < slope < 1
             else "sensitive to precision" if status is Status.REFUTED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from drift.reading.claims.chunking import c3
-from drift.reading.claims.model import Claim
+from drift.reading.claims.model import PUBLISHED_CHUNKS, PUBLISHED_DEPTH, PUBLISHED_EFFECT, Claim
 from drift.reading.claims.models import c4_level, c4_plateau
 from drift.reading.claims.precision import c2
 from drift.reading.claims.saturation import c1_plateau, c1_rise
@@ -15,9 +15,10 @@ _MORE = "more documents or a deeper chain, where undetermined; a chain that chan
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C1", "plateau",
-        "per-step drift saturates into a flat plateau that persists in deep chains, to depth 511",
-        "growth per doubling of depth within {growth}: over the nine doublings to depth 511 at most a factor 1.55; "
-        "a square root grows 41 % per doubling, a logarithm 13 % or more",
+        "per-step drift saturates into a flat plateau that persists in deep chains, to depth "
+        f"{PUBLISHED_DEPTH}",
+        "growth per doubling of depth within {growth}: over the {doublings} doublings to depth {depth} at most a "
+        "factor {growth_reach}; a square root grows {root} per doubling, a logarithm {logarithm} or more",
         c1_plateau, "", _MORE,
     ),
     Claim(
@@ -28,23 +29,25 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "C2", "precision",
-        "the plateau is insensitive to a 10,000x change of precision (bf16 to fp32: 2.8 % lower)",
-        "change over the tested range of precisions within {precision}, over three times the published effect; the "
+        "the plateau is insensitive to a 10,000x change of precision (bf16 to fp32: "
+        f"{100 * PUBLISHED_EFFECT:g} % lower)",
+        "change over the tested range of precisions within {precision}, {effects} times the published effect; the "
         "alternative, proportionality to the unit roundoff, is a log-log slope within {proportional:g} of 1",
         c2, "", "more rungs (fp16, tf32, fp64), other kernels: bf16 rounds what it stores and accumulates in fp32",
     ),
     Claim(
         "C3", "chunk size",
-        "robust across chunk sizes 64 to 1024",
-        "change per doubling of the chunk size within {chunk}: at most 22 % over the published four doublings",
+        f"robust across chunk sizes {PUBLISHED_CHUNKS[0]} to {PUBLISHED_CHUNKS[-1]}",
+        "change per doubling of the chunk size within {chunk}: at most {chunk_reach} over the published "
+        "{chunk_doublings} doublings",
         c3, "", "more documents, where undetermined; chunk sizes beyond those measured here",
     ),
     Claim(
         "C4", "level",
         "the same across model families (Llama, Qwen, Gemma, and OLMoE)",
-        "levels of any two tested models within a factor {family:g}, at the same chunk size and number of tokens: one "
-        "bit, where the precisions are 16 bits apart",
-        c4_level, "", "larger models; with fewer than six families nothing can be said of families at large",
+        "levels of any two tested models within a factor {family:g}, at the same chunk size and number of tokens: "
+        "{family_bits}, where the precisions are {bits} bits apart",
+        c4_level, "", "larger models; with fewer than {families} families nothing can be said of families at large",
     ),
     Claim(
         "C4", "plateau",

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 import xarray as xr
 
 from drift.dataset.sweep import Sweep
-from drift.reading.amplitudes import BOUNDED, UNRELATED, amplitude
+from drift.reading.amplitudes import BOUNDED, NEAR, UNRELATED, amplitude
 from drift.reading.cells import deepest, file_name
 from drift.reading.claims.model import Finding, Setting, Status
 from drift.reading.claims.testing import decide_status, documents_words, zeros_words
+from drift.reading.controls.gating import gate
 from drift.reading.plateau.deciding import plateaus
 from drift.reading.plateau.model import Plateau
 from drift.reading.plateau.wording import certificate
+from drift.reading.wording.numbers import coverage
 
 __all__ = ["c1_plateau", "c1_rise", "verdicts"]
 
@@ -23,8 +25,8 @@ __all__ = ["c1_plateau", "c1_rise", "verdicts"]
 def verdicts(
     sweep: Sweep, measure: str, layer: int | str, setting: Setting
 ) -> Iterator[tuple[xr.Dataset, str, Plateau]]:
-    """Yield each deepest chain with its name and the verdict on it."""
-    cells = deepest(sweep)
+    """Yield each deepest chain with its name and the verdict on it, which the controls of the sweep may withhold."""
+    cells, asked = deepest(sweep), gate(sweep)
     found = plateaus(
         [amplitude(ds, measure, layer) for ds in cells],
         margin=setting.growth,
@@ -32,7 +34,7 @@ def verdicts(
         rise_min=setting.rise,
     )
     for ds, plateau in zip(cells, found, strict=True):
-        yield ds, f"{ds['model'].item()} {ds['dtype'].item()}, chunk {ds['chunk_size'].item()}", plateau
+        yield ds, f"{ds['model'].item()} {ds['dtype'].item()}, chunk {ds['chunk_size'].item()}", asked.let(plateau)
 
 
 def c1_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
@@ -50,7 +52,7 @@ def c1_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -
             words += f" As growth and decay both refute the claim, p is {refute:.2g}: not refuted."
         if p.zeros and math.isfinite(p.growth_per_doubling):
             words = words.rstrip(".") + f"{zeros_words(amplitude(ds, measure, layer))}."
-        if measure in BOUNDED and p.level > 0.5 * UNRELATED:
+        if measure in BOUNDED and p.level > NEAR * UNRELATED:
             words += f" The level {p.level:.2g} is near that of unrelated states ({UNRELATED:.2g}): flat means little."
         yield Finding(
             "C1", "plateau", ds["protocol"].item(), measure, scope, status, "growth per doubling of depth",
@@ -84,7 +86,7 @@ def c1_rise(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> I
         elif math.isnan(p.rise_factor):
             words = "there is no level to compare with the first step"
         if math.isfinite(low):
-            words += f" ({100 * (1 - 2 * setting.alpha):g} % interval {low:.3g} to {high:.3g})"
+            words += f" ({coverage(setting.alpha)} interval {low:.3g} to {high:.3g})"
         if not math.isnan(p.onset_step):
             words += f"; within the margin of it by step {p.onset_step:.0f} of {p.steps}"
         if math.isfinite(p.rise_factor):

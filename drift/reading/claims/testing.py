@@ -13,6 +13,7 @@ from drift.reading.claims.model import Finding, Setting, Status
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.noise import Estimate
 from drift.reading.statistics.windows import DOCUMENTS, ZEROS, late_part
+from drift.reading.wording.numbers import count, coverage
 
 __all__ = [
     "NO_LEVEL",
@@ -23,7 +24,6 @@ __all__ = [
     "margin_tests",
     "nothing_found",
     "slope_interval_words",
-    "slope_weights",
     "zeros_words",
 ]
 
@@ -78,16 +78,10 @@ def nothing_found(
     )  # fmt: skip
 
 
-def slope_weights(x: Sequence[float]) -> Float:
-    """Least-squares weights: the slope of y on x is ``weights @ y``."""
-    centred = np.asarray(x, dtype=float) - np.mean(x)
-    return np.asarray(centred / (centred @ centred))
-
-
-TOO_FEW_STEPS = "too few steps for a noise model, and fewer than four documents"
+TOO_FEW_STEPS = f"too few steps for a noise model, and fewer than {count(DOCUMENTS)} documents"
 NO_LEVEL = "drift is exactly zero, NaN or Inf too often to have a level"
 
 
 def slope_interval_words(estimate: float, half: float, setting: Setting) -> str:
     """Write the interval of a slope with its coverage."""
-    return f"{100 * (1 - 2 * setting.alpha):g} % interval {estimate - half:z.3f} to {estimate + half:z.3f}"
+    return f"{coverage(setting.alpha)} interval {estimate - half:z.3f} to {estimate + half:z.3f}"

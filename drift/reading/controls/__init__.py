@@ -3,18 +3,23 @@
 from drift.reading.controls.evaluating import evaluate
 from drift.reading.controls.firing import TOLERANCE, respond
 from drift.reading.controls.floor import floors, in_floors, threshold
-from drift.reading.controls.model import CONTROLS_COMMAND, Control, Floor, Response, State, Summary
+from drift.reading.controls.gating import NO_CONTROLS, WITHHELD, Gate, gate
+from drift.reading.controls.model import CONTROLS_COMMAND, Checkup, Control, Floor, Response, State
 
 __all__ = [
     "CONTROLS_COMMAND",
+    "NO_CONTROLS",
     "TOLERANCE",
+    "WITHHELD",
+    "Checkup",
     "Control",
     "Floor",
+    "Gate",
     "Response",
     "State",
-    "Summary",
     "evaluate",
     "floors",
+    "gate",
     "in_floors",
     "respond",
     "threshold",

@@ -33,7 +33,7 @@ from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Controls, Sweep
 from drift.reading.controls.firing import WHERE_SHIFTED, all_responses, response_control, shifted_control
 from drift.reading.controls.floor import floor_control, floors
-from drift.reading.controls.model import KINDS, Control, Instrument, State, Summary, instrument_of
+from drift.reading.controls.model import KINDS, Checkup, Control, Instrument, State, instrument_of
 from drift.reading.wording.numbers import number
 
 __all__ = ["evaluate"]
@@ -76,10 +76,10 @@ def _quiet(cells: Sequence[xr.Dataset], setting: Instrument) -> Control:
 
 # ---------------------------------------------------------------------------------------------- all of them
 #: Pages ask often, and of many sweeps derived from one: what was found, for as long as the controls are there.
-_EVALUATED: WeakKeyDictionary[Controls, dict[tuple[object, ...], Summary]] = WeakKeyDictionary()
+_EVALUATED: WeakKeyDictionary[Controls, dict[tuple[object, ...], Checkup]] = WeakKeyDictionary()
 
 
-def evaluate(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> Summary:
+def evaluate(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> Checkup:
     """Evaluate every control of a sweep.
 
     Parameters
@@ -91,7 +91,7 @@ def evaluate(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
 
     Returns
     -------
-    Summary
+    Checkup
         Per setting of the sweep's cells one outcome of each kind; settings without such a control are ``not run``.
     """
     settings = list(dict.fromkeys(instrument_of(ds) for ds in [*sweep.controls, *sweep.cells]))
@@ -102,9 +102,9 @@ def evaluate(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     return known[key]
 
 
-def _evaluate(sweep: Sweep, settings: Sequence[Instrument], measure: str, layer: int | str) -> Summary:
+def _evaluate(sweep: Sweep, settings: Sequence[Instrument], measure: str, layer: int | str) -> Checkup:
     if not sweep.controls:
-        return Summary((), (), (), False, measure)
+        return Checkup((), (), (), False, measure)
     by: dict[str, list[xr.Dataset]] = {}
     for ds in sweep.controls:
         name = parse_label(ds["protocol"].item()).name
@@ -129,4 +129,4 @@ def _evaluate(sweep: Sweep, settings: Sequence[Instrument], measure: str, layer:
             else:
                 keys = [f for f in floors(sweep, *WHERE_SHIFTED) if f.setting == setting]
                 out.append(shifted_control(cells, keys, by["shifted"], setting))
-    return Summary(tuple(out), tuple(bottom), tuple(responses), True, measure)
+    return Checkup(tuple(out), tuple(bottom), tuple(responses), True, measure)

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.special import stdtrit
 
 from drift import dataset
 from drift.dataset.labels import parse_label
 from drift.reading.controls.floor import threshold
 from drift.reading.controls.model import Control, Floor, Instrument, Response, State, instrument_of
-from drift.reading.statistics import intervals, slope
+from drift.reading.statistics import slope
 from drift.reading.statistics.arrays import Float
-from drift.reading.statistics.intervals import Interval, mean_interval
 from drift.reading.statistics.levels import geometric_mean
 from drift.reading.wording.numbers import number
 
@@ -59,24 +57,8 @@ def respond(cells: Sequence[xr.Dataset], bottom: float, layer: int | str = "last
     heard = (sizes >= DROWNED * unit) & (np.where(usable, values.min(axis=1), 0.0) >= DROWNED * bottom)
     used = usable & linear & heard
     fold = f"{labels[0].inner}, step {step - 1}"
-    line = _loglog(sizes[used], values[used])
+    line = slope.log_log(sizes[used], values[used])
     return Response(instrument_of(cells[0]), fold, step, sizes, values, used, line, early, unit)
-
-
-def _loglog(x: Float, y: Float) -> Interval:
-    """Log-log slope of y [point, document] on x [point]."""
-    if len(x) < 2 or not y.size:
-        return mean_interval([])
-    z = np.log(x) - np.log(x).mean()
-    logs = np.log(y)
-    slopes = z @ logs / (z @ z)
-    if len(slopes) > 1 or len(x) < 3:
-        return mean_interval(slopes)
-    rest = logs[:, 0] - logs[:, 0].mean() - slopes[0] * z
-    df = len(x) - 2
-    error = math.sqrt(float(rest @ rest) / df / float(z @ z))
-    half = float(stdtrit(df, 1 - intervals.ALPHA)) * error
-    return Interval(float(slopes[0]), error, float(df), float(slopes[0]) - half, float(slopes[0]) + half)
 
 
 def response_control(found: Sequence[Response], setting: Instrument) -> Control:
@@ -171,7 +153,7 @@ def _tilt(rungs: dict[float, Float]) -> float:
     levels = {u: geometric_mean(v) for u, v in rungs.items()}
     if len(levels) < 2 or not all(v > 0 for v in levels.values()):
         return math.nan
-    return float(np.polyfit(np.log(list(levels)), np.log(list(levels.values())), 1)[0])
+    return slope.log_log(list(levels), np.array(list(levels.values()))[:, None]).value
 
 
 def all_responses(

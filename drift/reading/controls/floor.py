@@ -14,7 +14,7 @@ from drift.dataset.choosing import is_fold
 from drift.dataset.curves import curve
 from drift.dataset.sweep import Sweep
 from drift.reading.amplitudes import amplitude
-from drift.reading.controls.model import Control, Floor, Instrument, State, Summary, instrument_of
+from drift.reading.controls.model import Checkup, Control, Floor, Instrument, State, instrument_of
 from drift.reading.statistics import slope
 from drift.reading.statistics.windows import late_part
 from drift.reading.wording.numbers import number
@@ -25,7 +25,7 @@ __all__ = ["floor_control", "floors", "in_floors", "threshold"]
 _ALPHA = 0.001
 
 
-def in_floors(sweep: Sweep, found: Summary, layer: int | str = "last") -> pd.DataFrame:
+def in_floors(sweep: Sweep, found: Checkup, layer: int | str = "last") -> pd.DataFrame:
     """Write every fold's level in units of the floor as a table: one row per fold, one column per precision."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for ds in sorted(filter(is_fold, sweep), key=lambda ds: str(ds["protocol"].item())):

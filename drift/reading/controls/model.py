@@ -17,8 +17,9 @@ from drift.reading.statistics import levels
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import Interval
 from drift.reading.statistics.levels import geometric_mean
+from drift.reading.wording.tables import first_few
 
-__all__ = ["CONTROLS_COMMAND", "Control", "Floor", "Instrument", "Response", "State", "Summary", "instrument_of"]
+__all__ = ["CONTROLS_COMMAND", "Checkup", "Control", "Floor", "Instrument", "Response", "State", "instrument_of"]
 
 #: What a reader does about missing controls.
 CONTROLS_COMMAND = "python -m drift.sweep SWEEP.yaml --set controls=true"
@@ -130,7 +131,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Checkup:
     """What the controls of a sweep say.
 
     Attributes
@@ -180,7 +181,7 @@ class Summary:
         if count:
             return (
                 f"No conclusion is drawn: {count} control{'s' * (count != 1)} of the instrument failed. "
-                f"{'; '.join(self.failed[:3])}{f'; and {count - 3} more' if count > 3 else ''}. What stands below "
+                f"{first_few(self.failed)}. What stands below "
                 "describes numbers that cannot be trusted."
             )
         passed = sum(c.state is State.PASSED for c in self.controls)

@@ -34,7 +34,7 @@ from drift.reading.wording import numbers
 __all__ = ["response"]
 
 
-def response(found: controls.Summary) -> Figure | None:
+def response(found: controls.Checkup) -> Figure | None:
     """Draw drift against the size of the noise that was put in, one panel per model, with the floor of each precision.
 
     Hollow markers are sizes that the slope leaves out.

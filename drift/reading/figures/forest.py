@@ -186,7 +186,7 @@ def _reach(effect: Effect, findings: Sequence[model.Finding], setting: model.Set
 def _forest(
     ax: Axes,
     effect: Effect,
-    s: model.Summary,
+    s: model.ClaimSummary,
     names: Sequence[str],
     limits: tuple[float, float],
     setting: model.Setting,

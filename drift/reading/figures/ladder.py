@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from drift.reading import ladder
+from drift.reading.figures.captions import several_rungs
 from drift.reading.figures.style import (
     COLUMNS,
     CONSTANT,
@@ -179,7 +180,8 @@ def _slopes(ax: Axes, mine: Sequence[ladder.Ladder]) -> None:
 def _levels_title(chosen: Sequence[ladder.Ladder]) -> str:
     by: dict[str, list[str]] = {}
     for protocol in dict.fromkeys(one.labels["protocol"] for one in chosen):
-        kinds = {one.slope.verdict for one in chosen if one.labels["protocol"] == protocol}
+        mine = [one.slope for one in chosen if one.labels["protocol"] == protocol]
+        kinds = {slope.verdict for slope in several_rungs(mine)}
         kind = kinds.pop().value if len(kinds) == 1 else "models differ"
         by.setdefault(kind, []).append(str(protocol))
     said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in by.items())

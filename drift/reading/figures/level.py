@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.ticker import NullLocator
 from drift.dataset.sweep import Sweep
 from drift.reading import ladder, summary
 from drift.reading.amplitudes import DISTANCES, amplitude_power
-from drift.reading.figures.captions import late_of
+from drift.reading.figures.captions import late_of, several_rungs
 from drift.reading.figures.style import (
     CONSTANT,
     MARKERS,
@@ -42,7 +43,7 @@ from drift.reading.figures.style import (
     say_empty,
     set_style,
 )
-from drift.reading.statistics.slope import Reason, Slope
+from drift.reading.statistics.slope import Slope
 from drift.reading.wording import numbers
 
 __all__ = ["level_vs_chunk_size", "level_vs_roundoff"]
@@ -64,7 +65,7 @@ def level_vs_roundoff(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int |
         figure, axes = make_grid(1, len(protocols), height=3.4, sharex=True, sharey=True)
         for ax, protocol in zip(axes[0], protocols, strict=True):
             _rung_levels(ax, data[data["protocol"] == protocol], models, power)
-            ax.set_title(_verdict_title(protocol, found.get(protocol, ())), fontsize=10)
+            ax.set_title(_verdict_title(protocol, found.get(protocol, ())), fontsize=9.5)
             name_x(ax, "unit roundoff of the precision [1]")
         good = data[data["level"] > 0]
         if len(good):
@@ -86,16 +87,16 @@ def _slopes(sweep: Sweep, measure: str, layer: int | str) -> dict[str, list[Slop
     found: dict[str, list[Slope]] = {}
     for one in ladder.ladders(sweep, measure, layer):
         found.setdefault(str(one.labels["protocol"]), []).append(one.slope)
-    # What was run at one precision takes nothing from what was run at several.
-    return {p: [s for s in mine if s.reason is not Reason.ONE_RUNG] or mine for p, mine in found.items()}
+    return {protocol: several_rungs(mine) for protocol, mine in found.items()}
 
 
 def _verdict_title(protocol: str, mine: Sequence[Slope]) -> str:
     """Name the protocol, and what its ladders are: each verdict once, with the reasons of those without one."""
     kinds = dict.fromkeys(s.verdict.value for s in mine)
     reasons = dict.fromkeys(s.reason.value for s in mine if s.reason)
-    lines = [f"{protocol}: {' or '.join(kinds)}" if kinds else protocol]
-    return "\n".join([*lines, *(f"({reason})" for reason in reasons)])
+    named = f"{protocol}: {' or '.join(kinds)}" if kinds else protocol
+    lines = [named, *(f"({reason})" for reason in reasons)]
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, 38))
 
 
 def _rung_levels(ax: Axes, here: pd.DataFrame, models: Sequence[str], power: float) -> None:

@@ -92,8 +92,8 @@ def logits_per_step(sweep: Sweep, chunk_size: int | None = None) -> Figure:
             count_steps(ax, max(ds.sizes["step"] for ds in drawn))
         caption = (
             "Lines: mean over documents (KL: geometric); bands: smallest to largest document. Full attention: the NLL "
-            f"of the coarsest precision. In the title: means {late_of(ds.sizes['step'] for ds in drawn)}. "
-            f"{chosen_size(chunk_size)}"
+            "of the coarsest precision, along the longest chain. In the title: means "
+            f"{late_of(ds.sizes['step'] for ds in drawn)}. {chosen_size(chunk_size)}"
         )
         return finish_figure(figure, _title(drawn), caption, _legends(dtypes, protocols))
 

@@ -71,7 +71,7 @@ def plateau_fit(
     need_cells(sweep)
     setting = setting or claims_model.Setting()
     part = sweep.sel(protocol=protocol or sweep.values("protocol")[0])
-    believed = controls.evaluate(sweep).ok
+    believed = controls.gate(sweep).is_open
     chains = list(saturation.verdicts(part, measure, layer, setting))
     found = {(ds["model"].item(), ds["dtype"].item()): (ds, p) for ds, _, p in chains}
     models, dtypes = part.values("model"), dtypes_of(part)

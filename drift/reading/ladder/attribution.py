@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +64,10 @@ class Attribution:
     shares: dict[str, Interval] = field(default_factory=dict)
     believed: bool = True
 
+    def without_verdict(self, failed: Sequence[str]) -> Attribution:
+        """Return the shares alone: which is the largest is then not said."""
+        return replace(self, believed=False)
+
     @property
     def largest(self) -> str:
         """The part with the largest share."""
@@ -109,7 +114,7 @@ def attributions(sweep: Sweep, layer: int | str = "last") -> list[Attribution]:
     DatasetError
         If the shares of a cell do not add to 1.
     """
-    found, believed = [], controls.evaluate(sweep).ok
+    found, gate = [], controls.gate(sweep)
     for ds in sweep:
         if any(f"hidden_{kind}_{part}" not in ds.data_vars for part in PARTS for kind in ("rel_l2", "share")):
             continue
@@ -126,14 +131,12 @@ def attributions(sweep: Sweep, layer: int | str = "last") -> list[Attribution]:
         def level(name: str, ds: xr.Dataset = ds, unknown: bool = unknown) -> float:
             return math.nan if unknown else levels.geometric_mean(levels.level(dataset.curve(ds, name, layer)))
 
-        found.append(
-            Attribution(
-                {n: ds[n].item() for n in SCALARS} | {"layer": layer},
-                ds.sizes["document"],
-                level("hidden_rel_l2"),
-                {part: level(f"hidden_rel_l2_{part}") for part in PARTS},
-                shares,
-                believed,
-            )
+        one = Attribution(
+            {n: ds[n].item() for n in SCALARS} | {"layer": layer},
+            ds.sizes["document"],
+            level("hidden_rel_l2"),
+            {part: level(f"hidden_rel_l2_{part}") for part in PARTS},
+            shares,
         )
+        found.append(gate.let(one))
     return found

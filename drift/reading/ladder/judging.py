@@ -12,11 +12,11 @@ import xarray as xr
 
 from drift import dataset
 from drift.reading import controls
-from drift.reading.amplitudes import BOUNDED, UNRELATED, amplitude
+from drift.reading.amplitudes import BOUNDED, NEAR, UNRELATED, amplitude, holding
 from drift.reading.cells import grouped_cells
 from drift.reading.statistics import levels
 from drift.reading.statistics.arrays import Float
-from drift.reading.statistics.slope import Reason, Slope, Verdict, slope
+from drift.reading.statistics.slope import Slope, slope
 from drift.reading.statistics.windows import DOCUMENTS
 from drift.reading.wording.numbers import plain
 
@@ -101,13 +101,11 @@ def ladders(
         withheld where the sweep's controls failed.
     """
     part = dataset.keep(sweep, lambda ds: dataset.is_fold(ds, reference, generating=True))
-    withheld = not controls.evaluate(sweep).ok
-    found = _ladders(part, measure, layer, withheld)
+    found = _ladders(holding(part, measure), measure, layer, controls.gate(sweep))
     return sorted(found, key=lambda one: tuple(one.labels[n] for n in ("protocol", "model", "chunk_size")))
 
 
-def _ladders(sweep: Sweep, measure: str, layer: int | str, withheld: bool) -> Iterator[Ladder]:
-
+def _ladders(sweep: Sweep, measure: str, layer: int | str, gate: controls.Gate) -> Iterator[Ladder]:
     for axes, cells in grouped_cells(sweep, "protocol", "model", "chunk_size"):
         kept = sorted(
             {ds["dtype"].item(): ds for ds in cells}.values(), key=lambda ds: (-ds["unit_roundoff"].item(), _dtype(ds))
@@ -118,9 +116,9 @@ def _ladders(sweep: Sweep, measure: str, layer: int | str, withheld: bool) -> It
             values = values[:, :, 1:]  # the first step has no previous one
         if measure.startswith("logit") and np.isnan(values).all():
             continue
-        overall = _withhold(slope(u, values), withheld)
+        overall = gate.let(slope(u, values))
         pairs = [
-            Pair(_dtype(kept[i]), _dtype(kept[j]), _withhold(slope([u[i], u[j]], values[[i, j]]), withheld))
+            Pair(_dtype(kept[i]), _dtype(kept[j]), gate.let(slope([u[i], u[j]], values[[i, j]])))
             for i, j in itertools.combinations(range(len(u)), 2)
             if u[j] < u[i] and not any(u[j] < other < u[i] for other in u)
         ]
@@ -140,15 +138,6 @@ def _dtype(ds: xr.Dataset) -> str:
     return str(ds["dtype"].item())
 
 
-def _withhold(found: Slope, withheld: bool) -> Slope:
-    if not withheld:
-        return found
-    return Slope(
-        found.interval, found.by_document, found.misfit, found.zeros, found.points, Verdict.UNDETERMINED,
-        Reason.CONTROLS,
-    )  # fmt: skip
-
-
 def _caveats(found: Slope, documents: int, level: Float | None, unrelated: float) -> Iterator[str]:
 
     if documents == 1:
@@ -159,7 +148,7 @@ def _caveats(found: Slope, documents: int, level: Float | None, unrelated: float
         yield f"{found.zeros} of {found.points} late steps left out: exactly zero at some precision"
     if found.misfit > 2:
         yield f"a rung lies {found.misfit:.2g}-fold off the line: see the pairs"
-    if level is not None and level.size and level.max() > 0.5 * unrelated:
+    if level is not None and level.size and level.max() > NEAR * unrelated:
         yield f"near the distance of unrelated states ({unrelated:.2g}): a slope near 0 means little there"
 
 

@@ -10,6 +10,7 @@ from drift.reading.ladder.judging import Ladder
 from drift.reading.ladder.wording import amplitude_name, attribution_sentences
 from drift.reading.statistics.intervals import ALPHA
 from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, fixed_number, interval_words
+from drift.reading.wording.numbers import coverage
 
 __all__ = ["terminal"]
 
@@ -39,7 +40,7 @@ def terminal(found: Sequence[Ladder], parts: Sequence[Attribution]) -> str:
         lines += [f"Note ({'; '.join(n[:3])}{'; ...' * (len(n) > 3)}): {c}." for c, n in list(notes.items())[:12]]
         lines.append("")
     lines.append(
-        f"Rounding: the {100 * (1 - 2 * ALPHA):g} % interval lies within 1 ± {ROUNDING_MARGIN:g}. Structural: within "
+        f"Rounding: the {coverage(ALPHA)} interval lies within 1 ± {ROUNDING_MARGIN:g}. Structural: within "
         f"± {STRUCTURAL_MARGIN:g}. Both: between the two."
     )
     lines.append("")

@@ -15,8 +15,9 @@ from drift.reading.amplitudes import LADDER_MEASURES, amplitude_power
 from drift.reading.ladder.attribution import PARTS, Attribution
 from drift.reading.ladder.judging import Ladder, ladders
 from drift.reading.statistics.intervals import ALPHA
-from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Verdict, fixed_number
-from drift.reading.wording.numbers import number
+from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Scaling, fixed_number
+from drift.reading.wording.numbers import coverage, number
+from drift.reading.wording.windows import late_words
 
 if TYPE_CHECKING:
     from drift.dataset.sweep import Sweep
@@ -27,8 +28,8 @@ __all__ = [
     "attribution_sentences",
     "by_measure",
     "departure",
-    "frame",
     "headlines",
+    "ladder_frame",
     "method",
     "shown",
 ]
@@ -37,7 +38,7 @@ __all__ = [
 DEPARTURE = 0.05
 
 
-def frame(found: Sequence[Ladder]) -> pd.DataFrame:
+def ladder_frame(found: Sequence[Ladder]) -> pd.DataFrame:
     """One row per ladder (``rungs`` all of them) and per adjacent pair of rungs."""
     rows = []
     for one in found:
@@ -73,7 +74,7 @@ _MIXED = "16-bit rungs accumulate in fp32, which lowers their constant"
 
 def shown(found: Sequence[Ladder]) -> pd.DataFrame:
     """Write the table of slopes for reading."""
-    table = frame(found)
+    table = ladder_frame(found)
     if table.empty:
         return table
     extra = [c for c in ("attn_implementation", "device", "tokens", "documents") if table[c].nunique() > 1]
@@ -87,7 +88,7 @@ def shown(found: Sequence[Ladder]) -> pd.DataFrame:
             "precisions": table["dtypes"],
             "slope": table["slope"].map(fixed_number),
             "standard error": table["standard_error"].map(fixed_number),
-            f"{100 * (1 - 2 * ALPHA):g} % interval": [
+            f"{coverage(ALPHA)} interval": [
                 "–" if math.isnan(a) else f"{fixed_number(a)} to {fixed_number(b)}"
                 for a, b in zip(table["low"], table["high"], strict=True)
             ],
@@ -112,10 +113,10 @@ def by_measure(sweep: Sweep, layer: int | str = "last", measures: Sequence[str] 
 
 def method() -> str:
     """Say in a paragraph how slopes are estimated and judged."""
-    cover = f"{100 * (1 - 2 * ALPHA):g} %"
+    cover = coverage(ALPHA)
     return (
         "Slopes are least squares on the logarithms of drift and unit roundoff, for every document over the same text "
-        f"and steps at every precision, past the first quarter of the chain. Intervals ({cover}) are "
+        f"and steps at every precision, {late_words()} of the chain. Intervals ({cover}) are "
         "Student's t over documents; with one document they are over the steps of its chain. **Rounding**: the whole "
         f"interval lies within 1 ± {ROUNDING_MARGIN:g}. **Structural**: within ± {STRUCTURAL_MARGIN:g}. **Both**: "
         f"between {STRUCTURAL_MARGIN:g} and {1 - ROUNDING_MARGIN:g}. Anything else is undetermined, with the reason."
@@ -124,7 +125,7 @@ def method() -> str:
 
 def departure(found: Sequence[Ladder]) -> str:
     """Say how many unit roundoffs rounding makes on each rung, and so why its slope is not exactly 1; or nothing."""
-    rounding = [one for one in found if one.slope.verdict is Verdict.ROUNDING]
+    rounding = [one for one in found if one.slope.verdict is Scaling.ROUNDING]
     constants: dict[tuple[float, str], list[float]] = {}
     most = max((len(one.dtypes) for one in rounding), default=0)
     for one in (one for one in rounding if len(one.dtypes) == most):  # the same ladders for every rung
@@ -163,7 +164,7 @@ def headlines(found: Sequence[Ladder]) -> dict[str, str]:
         kinds = [s.verdict for s in mine]
         if len(set(kinds)) == 1:
             words = str(kinds[0]) + (f", in all {len(mine)} ladders" if len(mine) > 1 else "")
-            words = words if kinds[0] is not Verdict.UNDETERMINED else Verdict.UNDETERMINED.value
+            words = words if kinds[0] is not Scaling.UNDETERMINED else Scaling.UNDETERMINED.value
         else:
             words = ", ".join(f"{kinds.count(k)} {k.value}" for k in dict.fromkeys(kinds)) + f" of {len(mine)} ladders"
         reasons = dict.fromkeys(s.reason.value for s in mine if s.reason)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from drift.dataset.contract import SCALARS, VARIABLES
 from drift.dataset.sweep import Sweep
-from drift.reading.amplitudes import DISTANCES, measure_values
+from drift.reading.amplitudes import DISTANCES, has_measure, holding, measure_values
+from drift.reading.controls.gating import Gate
 from drift.reading.plateau.deciding import plateaus
 from drift.reading.plateau.model import Plateau
 
-__all__ = ["Curve", "frame", "from_cell", "from_sweep", "judge"]
+__all__ = ["Curve", "from_cell", "from_sweep", "judge", "plateau_frame"]
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,13 @@ def from_cell(
     ----------
     ds : xarray.Dataset
     measures : sequence of str
-        Keys of :data:`MEASURES`; ``["all"]`` takes every one.
+        Keys of :data:`~drift.reading.amplitudes.DISTANCES`; ``["all"]`` takes every one that the cell has.
     layer : int, "last" or "all"
         For measures that have layers (or blocks).
     """
-    for measure in DISTANCES if list(measures) == ["all"] else measures:
+    if list(measures) == ["all"]:
+        measures = [measure for measure in DISTANCES if has_measure(ds, measure)]
+    for measure in measures:
         for one in _layers(ds, measure, layer):
             values = measure_values(ds, measure, one)
             labels = {name: ds[name].item() for name in SCALARS} | {"measure": measure, "layer": one}
@@ -82,18 +85,40 @@ def from_cell(
 def from_sweep(
     sweep: Sweep, measures: Sequence[str] = ("hidden_rel_l2",), layer: int | str = "last"
 ) -> Iterator[Curve]:
-    """Yield the curves of every cell, in the sweep's order; arguments as for :func:`from_cell`."""
+    """Yield the curves of every cell, in the sweep's order; arguments as for :func:`from_cell`.
+
+    A cell that has not every measure that was asked for is judged by those that it has.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such measure or layer, or no cell has a measure.
+    """
+    if list(measures) == ["all"]:
+        measures = [measure for measure in DISTANCES if any(has_measure(ds, measure) for ds in sweep)]
+    for measure in measures:
+        if measure in DISTANCES:
+            holding(sweep, measure)  # says so where none has it
     for ds in sweep:
-        yield from from_cell(ds, measures, layer)
+        yield from from_cell(ds, [m for m in measures if m not in DISTANCES or has_measure(ds, m)], layer)
 
 
-def judge(curves: Sequence[Curve], **options: Any) -> list[Plateau]:
-    """Decide for each curve; options as for :func:`drift.reading.plateau.deciding.plateaus`."""
+def judge(curves: Sequence[Curve], gate: Gate, **options: Any) -> list[Plateau]:
+    """Decide for each curve.
+
+    Parameters
+    ----------
+    curves : sequence of Curve
+    gate : Gate
+        Of the sweep that they come from, or :data:`~drift.reading.controls.gating.NO_CONTROLS`.
+    **options
+        As for :func:`drift.reading.plateau.deciding.plateaus`.
+    """
     found = plateaus([curve.values for curve in curves], **options)
-    return [replace(p, caveats=(*c.caveats, *p.caveats)) for c, p in zip(curves, found, strict=True)]
+    return [gate.let(replace(p, caveats=(*c.caveats, *p.caveats))) for c, p in zip(curves, found, strict=True)]
 
 
-def frame(curves: Sequence[Curve], found: Sequence[Plateau]) -> pd.DataFrame:
+def plateau_frame(curves: Sequence[Curve], found: Sequence[Plateau]) -> pd.DataFrame:
     """One row per curve: its name and labels, then the fields of :class:`Plateau` as plain values."""
     rows = [{"curve": c.name, **c.labels, **p.as_dict()} for c, p in zip(curves, found, strict=True)]
     return pd.DataFrame(rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
-from drift.reading.wording.numbers import plain
+from drift.reading.wording.numbers import coverage, percent, plain
+from drift.reading.wording.tables import first_few
 
 __all__ = ["Plateau", "Reason", "Verdict", "exp_or_inf", "expm1_or_inf"]
 
@@ -52,6 +54,7 @@ class Reason(Enum):
     TOO_FEW = "too few documents"
     BORDERLINE = "growth too near the margin"
     TOO_NOISY = "too noisy"
+    CONTROLS = "controls of the instrument failed"
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,11 @@ class Plateau:
     documents, steps : int
         Size of the curve. A chain of ``steps`` steps has ``steps - 1`` transitions.
     growth_per_doubling : float
-        On the judging window, the last three quarters of the chain.
+        On the judging window: see :func:`drift.reading.statistics.windows.late_start`.
     growth_interval : tuple of float
-        Its interval, of coverage 1 - 2 alpha (90 %).
+        Its interval, of coverage 1 - 2 alpha.
     certified_growth, certified_interval : float, tuple of float
-        The same on the window with the smallest equivalence p-value, of coverage 1 - 2 alpha / windows (96.7 %): a
+        The same on the window with the smallest equivalence p-value, of coverage 1 - 2 alpha / windows: a
         plateau has this interval within the margin.
     certified_from : int
         First step, counted from 1, of that window.
@@ -84,7 +87,8 @@ class Plateau:
     p_growth, p_decay : float
         Of "does not grow beyond the margin", "does not decay beyond the margin".
     level, level_interval : float, tuple of float
-        Geometric mean over documents and steps of the judging window; coverage 95 %.
+        Geometric mean over documents and steps of the judging window; coverage 1 - 2
+        :data:`~drift.reading.statistics.intervals.LEVEL_ALPHA`.
     onset_step, onset_range : float, tuple of float
         Step, counted from 1, by which drift has come to its level: median, smallest and largest document.
     rise_factor, rise_interval : float, tuple of float
@@ -150,6 +154,34 @@ class Plateau:
 
     def __str__(self) -> str:
         return self.explanation
+
+    @property
+    def growth_words(self) -> str:
+        """The growth with its interval, in words."""
+        low, high = self.growth_interval
+        return (
+            f"growth per doubling of depth {percent(self.growth_per_doubling)} "
+            f"({coverage(self.alpha)} interval {percent(low)} to {percent(high)})"
+        )
+
+    def without_verdict(self, failed: Sequence[str]) -> Plateau:
+        """Return the estimates alone, controls of the instrument having failed.
+
+        Parameters
+        ----------
+        failed : sequence of str
+            The controls that failed, in words.
+        """
+        undetermined, reason = Verdict.UNDETERMINED, Reason.CONTROLS
+        return replace(
+            self,
+            verdict=undetermined,
+            reason=reason,
+            explanation=f"{undetermined.value} ({reason.value}): {first_few(failed)}; estimated all the same: "
+            f"{self.growth_words}.",
+            documents_needed=math.nan,  # no amount of data decides with an instrument that reads wrong
+            steps_needed=math.nan,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: names for enumerations, ``None`` for what is not a number or not finite."""

@@ -11,14 +11,16 @@ from drift.errors import DatasetError
 from drift.reading import controls
 from drift.reading.plateau import csv_files
 from drift.reading.plateau.curves import Curve, from_sweep
-from drift.reading.plateau.model import Plateau
+from drift.reading.plateau.model import Plateau, Reason
 from drift.reading.plateau.wording import certificate
-from drift.reading.wording.numbers import percent
+from drift.reading.statistics.intervals import LEVEL_ALPHA
+from drift.reading.wording.numbers import coverage, percent
+from drift.reading.wording.tables import first_few
 
 __all__ = ["curves_of", "table"]
 
 
-def table(curves: Sequence[Curve], found: Sequence[Plateau]) -> str:
+def table(curves: Sequence[Curve], found: Sequence[Plateau], gate: controls.Gate) -> str:
     """Lay verdicts out as text: one line per curve, then what the verdicts mean and what to know about them."""
     rows = [("curve", "verdict", "growth per doubling", "level", "documents x steps")]
     for curve, p in zip(curves, found, strict=True):
@@ -37,9 +39,11 @@ def table(curves: Sequence[Curve], found: Sequence[Plateau]) -> str:
         lines.append(
             f"Plateau: growth per doubling of chain depth within {percent(found[0].margin).lstrip('+')} "
             f"(two one-sided tests, level {found[0].alpha:g}). "
-            f"Intervals of growth: {100 * (1 - 2 * found[0].alpha):g} %, of the level: 95 %."
+            f"Intervals of growth: {coverage(found[0].alpha)}, of the level: {coverage(LEVEL_ALPHA)}."
         )
-    undecided = [(c, p) for c, p in zip(curves, found, strict=True) if p.reason]
+    if any(p.reason is Reason.CONTROLS for p in found):
+        lines.append(f"No verdict is drawn, because controls of the instrument failed: {first_few(gate.failed)}.")
+    undecided = [(c, p) for c, p in zip(curves, found, strict=True) if p.reason not in (None, Reason.CONTROLS)]
     lines += [f"{c.name}: {p.explanation}" for c, p in undecided[:20]]
     if len(undecided) > 20:
         lines.append(f"... and {len(undecided) - 20} more undetermined (--json has all)")
@@ -54,7 +58,9 @@ def table(curves: Sequence[Curve], found: Sequence[Plateau]) -> str:
     return "\n".join(lines)
 
 
-def curves_of(source: str, measures: Sequence[str], layer: int | str, report: Callable[[str], None]) -> list[Curve]:
+def curves_of(
+    source: str, measures: Sequence[str], layer: int | str, report: Callable[[str], None]
+) -> tuple[list[Curve], controls.Gate]:
     """Read the curves of a sweep's folder, or of a CSV file.
 
     Parameters
@@ -68,6 +74,12 @@ def curves_of(source: str, measures: Sequence[str], layer: int | str, report: Ca
     report : callable
         Is told in a line what was left out, and what the controls say where one failed.
 
+    Returns
+    -------
+    list of Curve
+    Gate
+        That their verdicts go through.
+
     Raises
     ------
     DatasetError
@@ -75,7 +87,7 @@ def curves_of(source: str, measures: Sequence[str], layer: int | str, report: Ca
     """
     path = Path(source)
     if not path.is_dir():
-        return csv_files.from_csv(path)
+        return csv_files.from_csv(path), controls.NO_CONTROLS
     sweep = open_sweep(path)
     for name, problem in sweep.problems.items():
         report(f"{name} was left out: {problem}")
@@ -84,4 +96,4 @@ def curves_of(source: str, measures: Sequence[str], layer: int | str, report: Ca
     checked = controls.evaluate(sweep)
     if not checked.ok:
         report(checked.banner)
-    return list(from_sweep(sweep, measures, layer))
+    return list(from_sweep(sweep, measures, layer)), controls.gate(sweep)

@@ -9,8 +9,10 @@ from typing import Any
 from drift.reading.plateau.model import Plateau, Verdict, expm1_or_inf
 from drift.reading.statistics.analysis import Code
 from drift.reading.statistics.models import AICC_LEAD
+from drift.reading.statistics.noise import DESIGN_EFFECT
 from drift.reading.statistics.windows import DOCUMENTS, FEW_STEPS, ZEROS, least_steps, windows
 from drift.reading.wording.numbers import percent
+from drift.reading.wording.windows import last_words, late_step_words
 
 __all__ = ["caveats", "certificate", "explain"]
 
@@ -19,20 +21,12 @@ def caveats(a: dict[str, Any], documents: int, steps: int) -> Iterator[str]:
     """Yield what to know about the verdict on a curve."""
     if documents < DOCUMENTS:
         yield f"within these documents only: {documents} support no claim about others ({DOCUMENTS} or more do)"
-    if a["design_effect"] > 1.5 and documents > 1:
+    if a["design_effect"] > DESIGN_EFFECT and documents > 1:
         yield f"documents share part of their noise (design effect {a['design_effect']:.1f} of {documents})"
     if a["zeros"]:
         yield f"{a['zeros']} values are exactly zero"
     if a["nonfinite"]:
         yield f"{a['nonfinite']} values are NaN or Inf"
-
-
-def _growth(result: Plateau) -> str:
-    low, high = result.growth_interval
-    return (
-        f"growth per doubling of depth {percent(result.growth_per_doubling)} "
-        f"({100 * (1 - 2 * result.alpha):g} % interval {percent(low)} to {percent(high)})"
-    )
 
 
 def certificate(result: Plateau) -> str:
@@ -55,10 +49,10 @@ def explain(result: Plateau, code: Code, a: dict[str, Any]) -> str:
     within = " (within these documents only)" if result.documents < DOCUMENTS else ""
     if result.verdict is not Verdict.UNDETERMINED:
         certified = certificate(result)
-        return f"{result.verdict}; {_growth(result)}{'; ' * bool(certified)}{certified}, {margin}, {depth}{within}."
-    growth = _growth(result) if math.isfinite(result.growth_per_doubling) else ""
-    late = f"{percent(expm1_or_inf(a['late_slope']))} per doubling over the last half"
-    late += f"; {percent(expm1_or_inf(a['late_step']))} in the last fifth" if math.isfinite(a["late_step"]) else ""
+        return f"{result.verdict}; {result.growth_words}{'; ' * bool(certified)}{certified}, {margin}, {depth}{within}."
+    growth = result.growth_words if math.isfinite(result.growth_per_doubling) else ""
+    late = f"{percent(expm1_or_inf(a['late_slope']))} per doubling over {last_words(result.steps)}"
+    late += f"; {percent(expm1_or_inf(a['late_step']))} in {late_step_words()}" if math.isfinite(a["late_step"]) else ""
     if result.model_lead > AICC_LEAD:
         late += f"; the model '{result.best_model}' beats every flat one by {result.model_lead:.0f} in AICc"
     few = "by the noise model" if result.steps < least_steps() else f"for fewer than {DOCUMENTS} documents"

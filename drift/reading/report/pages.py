@@ -165,7 +165,7 @@ def contents_list(body: str) -> str:
     return f'<ul class="contents" aria-label="contents">{rows}</ul>' if rows else ""
 
 
-def controls_banner(found: controls.Summary) -> str:
+def controls_banner(found: controls.Checkup) -> str:
     """What the controls of the instrument say, for the top of every page; an alert where one failed."""
     looks = 'class="controls"' if found.ok else 'class="controls failed" role="alert"'
     return f"<aside {looks}>{escape(found.banner)}</aside>"

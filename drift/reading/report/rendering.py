@@ -106,37 +106,28 @@ def render(
     NotebookFailure
         If a notebook stopped with an error (the others are rendered all the same).
     """
-    source = Path(folder)
-    sweep = _open(source)
+    sweep = _open(source := Path(folder))
     checked = controls.evaluate(sweep)
     _warn(sweep, checked, report)
     paths = _find(notebooks)
     shares = share_out(paths, parameters or {})
     target = Path(out) if out is not None else Path("reports") / "local" / source.resolve().name
     inputs, made_of = _inputs(sweep, source, shares), target / INPUTS
-    expected = [target / "index.html", *(target / f"{path.stem}.html" for path in paths)]
-    there = made_of.is_file() and all(page.is_file() for page in expected)
-    if unless_current and there and made_of.read_text(encoding="utf-8").strip() == inputs:
-        report(f"report: {expected[0].resolve()} (current; --force renders it again)")
-        return expected[0]
+    index = target / "index.html"
+    if unless_current and _is_current(made_of, inputs, [index, *(target / f"{path.stem}.html" for path in paths)]):
+        report(f"report: {index.resolve()} (current; --force renders it again)")
+        return index
     made_of.unlink(missing_ok=True)
-    try:
-        (target / FIGURES).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReportError(f"{target}: cannot be made ({error.strerror or error}). Choose another --out.") from error
-
+    _make_room(target)
     given = {path: {**shares[path], "sweep": str(source.resolve())} for path in paths}
     executed, failed = _execute(given, target, f"{len(sweep)} cells", report)
-    links = [("index.html", "Overview"), *((f"{path.stem}.html", page_title(n, path.stem)) for path, n in executed)]
-    banner = controls_banner(checked)
-    pages = [_write_page(path.stem, notebook, target, links, banner, report) for path, notebook in executed]
     title = f"Drift report: {sweep.plan.get('name') or source.resolve().name}"
-    write_index(sweep, pages, target, links, title, banner)
+    _write_pages(sweep, executed, target, title, controls_banner(checked), report)
     if failed:
         raise NotebookFailure("\n".join(str(error) for error in failed))
-    made_of.write_text(inputs + "\n", encoding="utf-8")
-    report(f"report: {expected[0].resolve()}")
-    return expected[0]
+    made_of.write_text(f"{inputs}\n", encoding="utf-8")
+    report(f"report: {index.resolve()}")
+    return index
 
 
 def _open(source: Path) -> Sweep:
@@ -150,7 +141,7 @@ def _open(source: Path) -> Sweep:
     return sweep
 
 
-def _warn(sweep: Sweep, checked: controls.Summary, report: Callable[[str], None]) -> None:
+def _warn(sweep: Sweep, checked: controls.Checkup, report: Callable[[str], None]) -> None:
     """Say what a reader of the pages must know before they are there."""
     if not checked.ok:
         report("warning: controls of the instrument failed: the pages say so and draw no conclusion")
@@ -164,6 +155,19 @@ def _find(notebooks: Sequence[str]) -> list[Path]:
     if len({p.stem for p in paths}) < len(paths):
         raise ReportError("two notebooks of the same name would overwrite each other's page")
     return paths
+
+
+def _is_current(made_of: Path, inputs: str, pages: Sequence[Path]) -> bool:
+    """Whether all pages are there and were made of the same inputs."""
+    there = made_of.is_file() and all(page.is_file() for page in pages)
+    return there and made_of.read_text(encoding="utf-8").strip() == inputs
+
+
+def _make_room(target: Path) -> None:
+    try:
+        (target / FIGURES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"{target}: cannot be made ({error.strerror or error}). Choose another --out.") from error
 
 
 def _execute(
@@ -186,6 +190,20 @@ def _execute(
                 continue
             report(f"{path.stem}: done in {time.monotonic() - started:.0f} s")
     return executed, failed
+
+
+def _write_pages(
+    sweep: Sweep,
+    executed: Sequence[tuple[Path, Any]],
+    target: Path,
+    title: str,
+    banner: str,
+    report: Callable[[str], None],
+) -> None:
+    """Write a page per executed notebook, and the one that links them."""
+    links = [("index.html", "Overview"), *((f"{path.stem}.html", page_title(n, path.stem)) for path, n in executed)]
+    pages = [_write_page(path.stem, notebook, target, links, banner, report) for path, notebook in executed]
+    write_index(sweep, pages, target, links, title, banner)
 
 
 def _write_page(

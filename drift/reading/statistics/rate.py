@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -12,8 +13,9 @@ from scipy.special import stdtrit
 
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import ALPHA, Interval, mean_interval
+from drift.reading.statistics.windows import WINDOWS
 
-__all__ = ["NEUTRAL", "Rate", "Reason", "Verdict", "rate"]
+__all__ = ["NEUTRAL", "Rate", "Trend", "TrendReason", "rate"]
 
 #: A gain that changes by less than this factor over the steps that were measured is called neutral.
 NEUTRAL = 2.0
@@ -21,7 +23,7 @@ NEUTRAL = 2.0
 LEAST_STEPS = 4
 
 
-class Verdict(Enum):
+class Trend(Enum):
     """What the chain does to a disturbance. The value is the name used in JSON; ``str()`` is a sentence."""
 
     CONTRACTION = "contraction"
@@ -34,14 +36,14 @@ class Verdict(Enum):
 
 
 _SENTENCES = {
-    Verdict.CONTRACTION: "contraction: a disturbance decays along the chain",
-    Verdict.NEUTRAL: "neutral: a disturbance is carried along, neither amplified nor forgotten",
-    Verdict.GROWTH: "growth: a disturbance is amplified along the chain",
-    Verdict.UNDETERMINED: "undetermined: these data do not decide",
+    Trend.CONTRACTION: "contraction: a disturbance decays along the chain",
+    Trend.NEUTRAL: "neutral: a disturbance is carried along, neither amplified nor forgotten",
+    Trend.GROWTH: "growth: a disturbance is amplified along the chain",
+    Trend.UNDETERMINED: "undetermined: these data do not decide",
 }
 
 
-class Reason(Enum):
+class TrendReason(Enum):
     """Why a rate is undetermined. The value is what tables and JSON show."""
 
     SILENT = "the first step that can differ does not"
@@ -65,16 +67,20 @@ class Rate:
         Steps after the first affected one that were left out as burn-in.
     zeros : int
         Values past the burn-in that are exactly zero: the two lanes were the same bits again.
-    verdict : Verdict
-    reason : Reason or None
+    verdict : Trend
+    reason : TrendReason or None
     """
 
     interval: Interval
     margin: float
     first: int
     zeros: int
-    verdict: Verdict
-    reason: Reason | None = None
+    verdict: Trend
+    reason: TrendReason | None = None
+
+    def without_verdict(self, failed: Sequence[str]) -> Rate:
+        """Return the estimate alone, controls of the instrument having failed."""
+        return replace(self, verdict=Trend.UNDETERMINED, reason=TrendReason.CONTROLS)
 
 
 def rate(gain: ArrayLike, alpha: float = ALPHA) -> Rate:
@@ -91,27 +97,27 @@ def rate(gain: ArrayLike, alpha: float = ALPHA) -> Rate:
     if values.ndim != 2 or not values.size:
         raise ValueError(f"a gain is [document, k], not of shape {values.shape}")
     steps = values.shape[1]
-    first = max(1, math.ceil(steps / 4))
+    first = max(1, math.ceil(WINDOWS[-1] * steps))
     late = values[:, first:]
     margin = math.log(NEUTRAL) / max(late.shape[1] - 1, 1)
     nothing = mean_interval([])
     zeros = int((late == 0).sum())
 
-    def undetermined(reason: Reason, interval: Interval = nothing) -> Rate:
-        return Rate(interval, margin, first, zeros, Verdict.UNDETERMINED, reason)
+    def undetermined(reason: TrendReason, interval: Interval = nothing) -> Rate:
+        return Rate(interval, margin, first, zeros, Trend.UNDETERMINED, reason)
 
     if not np.isfinite(values[:, 0]).all():
-        return undetermined(Reason.SILENT)
+        return undetermined(TrendReason.SILENT)
     if not np.isfinite(values).all():
-        return undetermined(Reason.NONFINITE)
+        return undetermined(TrendReason.NONFINITE)
     if late.shape[1] < LEAST_STEPS:
-        return undetermined(Reason.TOO_SHORT)
+        return undetermined(TrendReason.TOO_SHORT)
     k = np.arange(first, steps, dtype=float)
     kept = late > 0
     if (late[:, -LEAST_STEPS:] == 0).all():
-        return Rate(nothing, margin, first, zeros, Verdict.CONTRACTION)  # forgotten to the last bit
+        return Rate(nothing, margin, first, zeros, Trend.CONTRACTION)  # forgotten to the last bit
     if (kept.sum(axis=1) < LEAST_STEPS).any():
-        return undetermined(Reason.TOO_SHORT)
+        return undetermined(TrendReason.TOO_SHORT)
     slopes, errors = [], []
     for row, there in zip(late, kept, strict=True):
         slope, error, df = _line(k[there], np.log(row[there]))
@@ -124,12 +130,12 @@ def rate(gain: ArrayLike, alpha: float = ALPHA) -> Rate:
         interval = Interval(slopes[0], error, df, slopes[0] - half, slopes[0] + half)
     low, high = interval.pair
     if -margin <= low and high <= margin:
-        return Rate(interval, margin, first, zeros, Verdict.NEUTRAL)
+        return Rate(interval, margin, first, zeros, Trend.NEUTRAL)
     if high < 0:
-        return Rate(interval, margin, first, zeros, Verdict.CONTRACTION)
+        return Rate(interval, margin, first, zeros, Trend.CONTRACTION)
     if low > 0:
-        return Rate(interval, margin, first, zeros, Verdict.GROWTH)
-    return undetermined(Reason.WIDE, interval)
+        return Rate(interval, margin, first, zeros, Trend.GROWTH)
+    return undetermined(TrendReason.WIDE, interval)
 
 
 def _line(x: Float, y: Float) -> tuple[float, float, float]:

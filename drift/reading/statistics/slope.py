@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -18,12 +19,14 @@ from drift.reading.statistics.windows import ZEROS, late_part
 __all__ = [
     "ROUNDING_MARGIN",
     "STRUCTURAL_MARGIN",
-    "Reason",
+    "Scaling",
+    "ScalingReason",
     "Slope",
-    "Verdict",
     "fixed_number",
     "interval_words",
     "judge",
+    "least_squares",
+    "log_log",
     "slope",
 ]
 
@@ -35,7 +38,7 @@ STRUCTURAL_MARGIN = 0.05
 WINDOWS = 8
 
 
-class Verdict(Enum):
+class Scaling(Enum):
     """How drift goes with the precision. The value is the name used in JSON; ``str()`` is a sentence."""
 
     ROUNDING = "rounding"
@@ -48,14 +51,14 @@ class Verdict(Enum):
 
 
 _SENTENCES = {
-    Verdict.ROUNDING: "rounding: drift is proportional to the unit roundoff",
-    Verdict.STRUCTURAL: "structural: drift does not depend on the precision",
-    Verdict.BOTH: "both: drift shrinks with the unit roundoff, but less than in proportion",
-    Verdict.UNDETERMINED: "undetermined: these data do not decide",
+    Scaling.ROUNDING: "rounding: drift is proportional to the unit roundoff",
+    Scaling.STRUCTURAL: "structural: drift does not depend on the precision",
+    Scaling.BOTH: "both: drift shrinks with the unit roundoff, but less than in proportion",
+    Scaling.UNDETERMINED: "undetermined: these data do not decide",
 }
 
 
-class Reason(Enum):
+class ScalingReason(Enum):
     """Why a slope is undetermined. The value is what tables and JSON show."""
 
     ONE_RUNG = "one precision only"
@@ -68,22 +71,22 @@ class Reason(Enum):
     CONTROLS = "controls of the instrument failed"
 
 
-def judge(interval: Interval) -> tuple[Verdict, Reason | None]:
+def judge(interval: Interval) -> tuple[Scaling, ScalingReason | None]:
     """Decide what a slope says; the whole interval must lie where the verdict says that it does."""
     low, high = interval.pair
     if math.isnan(low):
-        return Verdict.UNDETERMINED, Reason.NO_INTERVAL
+        return Scaling.UNDETERMINED, ScalingReason.NO_INTERVAL
     if low >= 1 - ROUNDING_MARGIN and high <= 1 + ROUNDING_MARGIN:
-        return Verdict.ROUNDING, None
+        return Scaling.ROUNDING, None
     if low >= -STRUCTURAL_MARGIN and high <= STRUCTURAL_MARGIN:
-        return Verdict.STRUCTURAL, None
+        return Scaling.STRUCTURAL, None
     if low > STRUCTURAL_MARGIN and high < 1 - ROUNDING_MARGIN:
-        return Verdict.BOTH, None
+        return Scaling.BOTH, None
     if low > 1 + ROUNDING_MARGIN:
-        return Verdict.UNDETERMINED, Reason.STEEP
+        return Scaling.UNDETERMINED, ScalingReason.STEEP
     if high < -STRUCTURAL_MARGIN:
-        return Verdict.UNDETERMINED, Reason.REVERSED
-    return Verdict.UNDETERMINED, Reason.WIDE
+        return Scaling.UNDETERMINED, ScalingReason.REVERSED
+    return Scaling.UNDETERMINED, ScalingReason.WIDE
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ class Slope:
         Pairs of document and late step that were left out because drift is exactly zero in some rung.
     points : int
         All pairs of document and late step.
-    verdict : Verdict
-    reason : Reason or None
+    verdict : Scaling
+    reason : ScalingReason or None
     """
 
     interval: Interval
@@ -111,12 +114,16 @@ class Slope:
     misfit: float
     zeros: int
     points: int
-    verdict: Verdict
-    reason: Reason | None = None
+    verdict: Scaling
+    reason: ScalingReason | None = None
+
+    def without_verdict(self, failed: Sequence[str]) -> Slope:
+        """Return the estimate alone, controls of the instrument having failed."""
+        return replace(self, verdict=Scaling.UNDETERMINED, reason=ScalingReason.CONTROLS)
 
     def __str__(self) -> str:
         if math.isnan(self.interval.value):
-            return f"{Verdict.UNDETERMINED.value} ({self.reason.value if self.reason else ''})"
+            return f"{Scaling.UNDETERMINED.value} ({self.reason.value if self.reason else ''})"
         text = f"{self.verdict.value}" + (f" ({self.reason.value})" if self.reason else "")
         return f"slope {fixed_number(self.interval.value)} {interval_words(self.interval)}: {text}"
 
@@ -131,6 +138,56 @@ def interval_words(interval: Interval, digits: int = 3) -> str:
     if math.isnan(interval.low):
         return "(no interval)"
     return f"({fixed_number(interval.low, digits)} to {fixed_number(interval.high, digits)})"
+
+
+def least_squares(x: ArrayLike, y: ArrayLike) -> Float:
+    """Slope of every series on x by least squares: of logarithms on logarithms, the log-log slope.
+
+    Parameters
+    ----------
+    x : array_like [point]
+    y : array_like [point, ...]
+
+    Returns
+    -------
+    ndarray [...]
+    """
+    points = np.asarray(x, dtype=float)
+    centred = points - points.mean()
+    return np.asarray(np.tensordot(centred / (centred @ centred), np.asarray(y, dtype=float), axes=1))
+
+
+def log_log(x: ArrayLike, y: ArrayLike, alpha: float = ALPHA) -> Interval:
+    """Log-log slope with Student's t interval: over documents; over points where there is one series only.
+
+    Parameters
+    ----------
+    x : array_like [point]
+        Above 0.
+    y : array_like [point, document]
+        A document that is exactly zero somewhere has no logarithm there, and is left out.
+    alpha : float
+        The interval has coverage 1 - 2 `alpha`.
+
+    Returns
+    -------
+    Interval
+        NaN with fewer than two points; the slope alone with two points of one series.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_x, log_y = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))
+        if len(log_x) < 2 or not log_y.size:
+            return NO_INTERVAL
+        slopes = least_squares(log_x, log_y)
+    df = len(log_x) - 2
+    if len(slopes) > 1 or df < 1:
+        return mean_interval(slopes, alpha)
+    value = float(slopes[0])
+    z = log_x - log_x.mean()
+    rest = log_y[:, 0] - log_y[:, 0].mean() - value * z
+    error = math.sqrt(float(rest @ rest) / df / float(z @ z))
+    half = float(stdtrit(df, 1 - alpha)) * error
+    return Interval(value, error, float(df), value - half, value + half)
 
 
 def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> Slope:
@@ -159,20 +216,20 @@ def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> 
     late = late_part(drift)
     points = late[0].size
 
-    def nothing(reason: Reason, zeros: int = 0) -> Slope:
-        return Slope(NO_INTERVAL, (), math.nan, zeros, points, Verdict.UNDETERMINED, reason)
+    def nothing(reason: ScalingReason, zeros: int = 0) -> Slope:
+        return Slope(NO_INTERVAL, (), math.nan, zeros, points, Scaling.UNDETERMINED, reason)
 
     if len(np.unique(u)) < 2:
-        return nothing(Reason.ONE_RUNG)
+        return nothing(ScalingReason.ONE_RUNG)
     if not np.isfinite(late).all():
-        return nothing(Reason.NONFINITE)
+        return nothing(ScalingReason.NONFINITE)
     positive = np.asarray((late > 0).all(axis=0))  # [document, step]
     zeros = int((~positive).sum())
     if zeros > ZEROS * points or not positive.any(axis=1).all():
-        return nothing(Reason.ZEROS, zeros)
+        return nothing(ScalingReason.ZEROS, zeros)
     x = np.log(u) - np.log(u).mean()
     logs = np.log(np.where(positive, late, 1.0))
-    series = np.tensordot(x / (x @ x), logs, axes=1)
+    series = least_squares(np.log(u), logs)  # [document, step]
     by_document = np.array([row[there].mean() for row, there in zip(series, positive, strict=True)])
     if len(by_document) > 1:
         interval = mean_interval(by_document, alpha)

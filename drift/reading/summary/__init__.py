@@ -1,16 +1,13 @@
 """What a sweep holds and shows, in tables and sentences."""
 
 from drift.reading.summary.describing import (
-    ROUNDING_SLOPE,
-    STRUCTURAL_SLOPE,
     chunk_sentences,
+    curve_sentences,
     depth_sentences,
     headline,
     logit_sentences,
-    sentences,
     thresholds,
     token_sentences,
-    verdict,
 )
 from drift.reading.summary.inventory import contents, failures, nonfinite, problems, provenance
 from drift.reading.summary.levels import Figures, curves, depth, figures, slopes, table, tokens
@@ -18,11 +15,10 @@ from drift.reading.summary.reproducing import reproduce
 from drift.reading.summary.tables import shown, shown_slopes
 
 __all__ = [
-    "ROUNDING_SLOPE",
-    "STRUCTURAL_SLOPE",
     "Figures",
     "chunk_sentences",
     "contents",
+    "curve_sentences",
     "curves",
     "depth",
     "depth_sentences",
@@ -34,7 +30,6 @@ __all__ = [
     "problems",
     "provenance",
     "reproduce",
-    "sentences",
     "shown",
     "shown_slopes",
     "slopes",
@@ -42,5 +37,4 @@ __all__ = [
     "thresholds",
     "token_sentences",
     "tokens",
-    "verdict",
 ]

@@ -20,82 +20,60 @@ from drift import dataset
 from drift.dataset.contract import VARIABLES
 from drift.dataset.sweep import Sweep
 from drift.reading import amplitudes, ladder
-from drift.reading.amplitudes import measure_name
+from drift.reading.amplitudes import amplitude_power, measure_name
 from drift.reading.cells import after_layer, cell_identity, layer_words
+from drift.reading.controls.gating import WITHHELD, gate
+from drift.reading.statistics import intervals
 from drift.reading.statistics import slope as statistics_slope
 from drift.reading.statistics.levels import geometric_mean, level
+from drift.reading.statistics.slope import Scaling
 from drift.reading.summary.levels import (
     EXTRA_COLUMNS,
-    WITHHELD,
     depth,
-    is_believed,
     late_mean,
     late_nonfinite,
     slopes,
     table,
 )
-from drift.reading.wording.numbers import chunk_words, number, percent, range_words, signed_number
+from drift.reading.wording.numbers import chunk_words, coverage, number, percent, range_words, signed_number
+from drift.reading.wording.windows import late_rule, late_words
 
 __all__ = [
-    "ROUNDING_SLOPE",
-    "STRUCTURAL_SLOPE",
     "chunk_sentences",
+    "curve_sentences",
     "depth_sentences",
     "headline",
     "logit_sentences",
     "lost_words",
-    "sentences",
     "thresholds",
     "token_sentences",
-    "verdict",
 ]
 
-#: Log-log slope of level against unit roundoff above which drift is said to scale with rounding ...
-ROUNDING_SLOPE = 1 - statistics_slope.ROUNDING_MARGIN
-#: ... and the absolute value below which it is said not to.
-STRUCTURAL_SLOPE = statistics_slope.STRUCTURAL_MARGIN
+
+#: Keys and values that differ by less are called alike.
+ALIKE = 0.1
+#: Quantiles over tokens that are described: the middle, two high ones, and the worst token.
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
 def thresholds() -> str:
     """Say by which thresholds the sentences choose their words."""
+    cover = coverage(intervals.ALPHA)
     return (
-        "How the words are chosen: the level is the geometric mean past the first quarter of the chain. Its log-log "
-        "slope against the unit roundoff is 1 for pure rounding and 0 for an error that rounding did not make. It is "
-        f"rounding where the slope's 90 % interval lies within 1 ± {statistics_slope.ROUNDING_MARGIN:g}, structural "
-        f"where it lies within ± {STRUCTURAL_SLOPE:g} of 0; sentences on single levels describe the slope itself "
-        "by the same bounds. What a curve does along the chain is a verdict: two one-sided tests, growth per "
-        "doubling of depth with its 90 % interval."
+        f"How the words are chosen: the level is the geometric mean {late_rule()}. Its log-log slope against the unit "
+        "roundoff is 1 for pure rounding and 0 for an error that rounding did not make. It is rounding where the "
+        f"slope's {cover} interval lies within 1 ± {statistics_slope.ROUNDING_MARGIN:g}, structural where it lies "
+        f"within ± {statistics_slope.STRUCTURAL_MARGIN:g} of 0, both where it lies between the two; a slope without an "
+        "interval has no verdict. What a curve does along the chain is a verdict, too: two one-sided tests, growth per "
+        f"doubling of depth with its {cover} interval."
     )
 
 
-def verdict(found: Sequence[float]) -> tuple[str, str]:
-    """Choose the words for a set of slopes against unit roundoff.
-
-    Returns
-    -------
-    kind : {"rounding", "structural", "reversed", "between", "unknown"}
-    words : str
-    """
-    good = [s for s in found if math.isfinite(s)]
-    slope = range_words(good, write=lambda v: f"{v:z.2f}")
-    if not good:
-        return "unknown", "whether it scales with the unit roundoff cannot be said"
-    if min(good) > ROUNDING_SLOPE:
-        return "rounding", f"it scales with rounding (log-log slope {slope}, above {ROUNDING_SLOPE})"
-    if max(abs(s) for s in good) < STRUCTURAL_SLOPE:
-        words = "it does not scale with the unit roundoff, so it is structural"
-        return "structural", f"{words} (log-log slope {slope}, within ±{STRUCTURAL_SLOPE})"
-    if max(good) < -STRUCTURAL_SLOPE:
-        return "reversed", f"it is larger at finer precision, which rounding does not do (log-log slope {slope})"
-    words = f"it is neither plainly rounding (log-log slope above {ROUNDING_SLOPE}) nor plainly structural"
-    return "between", f"{words} (within ±{STRUCTURAL_SLOPE}): slope {slope}"
-
-
 _HEADLINES = {
-    "rounding": "drift scales with the unit roundoff: it is rounding",
-    "structural": "drift does not depend on the precision: it is structural",
-    "both": "drift shrinks with the unit roundoff, but less than in proportion: rounding and more",
-    "undetermined": "whether drift depends on the precision cannot be said from these cells",
+    Scaling.ROUNDING: "drift scales with the unit roundoff: it is rounding",
+    Scaling.STRUCTURAL: "drift does not depend on the precision: it is structural",
+    Scaling.BOTH: "drift shrinks with the unit roundoff, but less than in proportion: rounding and more",
+    Scaling.UNDETERMINED: "whether drift depends on the precision cannot be said from these cells",
 }
 
 
@@ -107,24 +85,24 @@ def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     dict of str to str
         Protocol to sentence.
     """
-    if not is_believed(sweep):
+    if not gate(sweep).is_open:
         return {str(p): f"{p}: {WITHHELD}" for p in sweep.values("protocol")}
-    for ds in sweep:
+    for ds in amplitudes.holding(sweep, measure):
         dataset.curve(ds, measure, layer)  # says what is wrong with a measure or layer
     ladders = ladder.ladders(sweep, measure, layer) if measure in amplitudes.DISTANCES else []
     found: dict[str, str] = {}
     for protocol in map(str, sweep.values("protocol")):
         mine = [one for one in ladders if one.labels["protocol"] == protocol]
         # What was run at one precision takes nothing from what was run at several.
-        mine = [one for one in mine if one.slope.reason is not statistics_slope.Reason.ONE_RUNG] or mine
-        per_model: dict[str, list[str]] = {}
+        mine = [one for one in mine if one.slope.reason is not statistics_slope.ScalingReason.ONE_RUNG] or mine
+        per_model: dict[str, list[Scaling]] = {}
         for one in mine:
             kinds = per_model.setdefault(one.labels["model"], [])
-            kinds += [one.slope.verdict.value] if one.slope.verdict.value not in kinds else []
+            kinds += [one.slope.verdict] if one.slope.verdict not in kinds else []
         alike = {tuple(kinds) for kinds in per_model.values()}
-        if alike == {("undetermined",)} or not alike:
+        if alike == {(Scaling.UNDETERMINED,)} or not alike:
             reasons = dict.fromkeys(one.slope.reason.value for one in mine if one.slope.reason is not None)
-            text = _HEADLINES["undetermined"] + (f" ({'; '.join(reasons)})" if reasons else "")
+            text = _HEADLINES[Scaling.UNDETERMINED] + (f" ({'; '.join(reasons)})" if reasons else "")
         elif len(alike) == 1 and len(next(iter(alike))) == 1:
             text = _HEADLINES[next(iter(alike))[0]]
             text += f", in all {len(per_model)} models" if len(per_model) > 1 else ""
@@ -147,7 +125,7 @@ def _groups(levels: pd.DataFrame, keys: Sequence[str]) -> Iterable[tuple[str, pd
         yield label, group
 
 
-def sentences(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> list[str]:
+def curve_sentences(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> list[str]:
     """Say what the curves look like, from the numbers.
 
     One sentence per protocol and model (and per value of any further axis that varies) on the level and how it goes
@@ -156,16 +134,17 @@ def sentences(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "
     levels = table(sweep, measure, layer)
     if levels.empty:
         return ["There are no cells to describe."]
-    if not is_believed(sweep):
+    if not gate(sweep).is_open:
         return [f"All protocols: {WITHHELD}."]
     said = []
+    found = ladder.ladders(sweep, measure, layer) if measure in amplitudes.DISTANCES else []
     for label, group in _groups(levels, ("protocol", "model")):
-        said.append(f"{label}: {_level_sentence(group, measure, layer)}")
+        said.append(f"{label}: {_level_sentence(group, measure, layer, _ladders_of(group, found))}")
         said.append(f"{label}: {_chain_sentence(group)}")
     return said
 
 
-def _level_sentence(group: pd.DataFrame, measure: str, layer: int | str) -> str:
+def _level_sentence(group: pd.DataFrame, measure: str, layer: int | str, ladders: Sequence[ladder.Ladder]) -> str:
     group = group.sort_values("unit_roundoff", ascending=False)
     parts = []
     for dtype, rows in group.groupby("dtype", sort=False):
@@ -176,16 +155,55 @@ def _level_sentence(group: pd.DataFrame, measure: str, layer: int | str) -> str:
     )
     text += f" ({chunk_words(group['chunk_size'])})"
     by_chunk = slopes(group)
-    kind, words = verdict(by_chunk["slope"].tolist())
+    words = _scaling_words(ladders, by_chunk["slope"].dropna().tolist(), amplitude_power(measure) != 1)
     ends = by_chunk[(by_chunk["coarsest"] != by_chunk["finest"]) & (by_chunk["level_finest"] > 0)]
-    if kind != "unknown" and len(ends):
+    if by_chunk["slope"].notna().any() and len(ends):
         ratio = range_words((ends["level_coarsest"] / ends["level_finest"]).tolist())
         text += f", a ratio of {ratio} for a {number(ends['fold_roundoff'].iloc[0], 5)}-fold change in unit roundoff"
     if group["unit_roundoff"].nunique() < 2:
-        text += f"; with one precision only ({', '.join(group['dtype'].unique())}), {words}"
+        dtypes = ", ".join(group["dtype"].unique())
+        text += f"; with one precision only ({dtypes}), whether it scales with the unit roundoff cannot be said"
     else:
         text += f": {words}"
     return text + "." + _caveats(group)
+
+
+_SCALING = {
+    Scaling.ROUNDING: "it scales with rounding",
+    Scaling.STRUCTURAL: "it does not scale with the unit roundoff, so it is structural",
+    Scaling.BOTH: "it shrinks with the unit roundoff, but less than in proportion: rounding and more",
+    Scaling.UNDETERMINED: "whether it scales with rounding is undetermined",
+}
+
+
+def _scaling_words(ladders: Sequence[ladder.Ladder], points: Sequence[float], squared: bool) -> str:
+    """Say how a level goes with the unit roundoff, by the verdicts on its ladders; `points` are slopes without any."""
+    root = "log-log slope of its square root" if squared else "log-log slope"
+    if not ladders:
+        if not points:
+            return "whether it scales with the unit roundoff cannot be said"
+        return f"its log-log slope is {_fixed(points)}, of points and without an interval: no verdict"
+    kinds = [one.slope.verdict for one in ladders]
+    if len(set(kinds)) == 1:
+        text = _SCALING[kinds[0]]
+    else:
+        text = ", ".join(f"{kinds.count(k)} {k.value}" for k in dict.fromkeys(kinds)) + f" of {len(kinds)} ladders"
+    reasons = dict.fromkeys(one.slope.reason.value for one in ladders if one.slope.reason)
+    estimates = [one.slope.interval.value for one in ladders if math.isfinite(one.slope.interval.value)]
+    said = [*reasons, *([f"{root} {_fixed(estimates)}"] if estimates else [])]
+    return text + (f" ({'; '.join(said)})" if said else "")
+
+
+def _fixed(values: Sequence[float]) -> str:
+    return range_words(values, write=lambda v: f"{v:z.2f}")
+
+
+def _ladders_of(group: pd.DataFrame, found: Sequence[ladder.Ladder]) -> list[ladder.Ladder]:
+    """Ladders of the cells of a group, those of one precision left out."""
+    axes = ("model", "protocol", "chunk_size", *EXTRA_COLUMNS)
+    there = set(group[list(axes)].itertuples(index=False, name=None))
+    several = [one for one in found if one.slope.reason is not statistics_slope.ScalingReason.ONE_RUNG]
+    return [one for one in several if tuple(one.labels[n] for n in axes) in there]
 
 
 def _caveats(group: pd.DataFrame) -> str:
@@ -195,7 +213,7 @@ def _caveats(group: pd.DataFrame) -> str:
         text += f" In {', '.join(zero)} the level is exactly 0 in some cell, which has no place on a log scale."
     lost = group[group["level"].isna()]["dtype"].unique()
     if len(lost):
-        text += f" In {', '.join(lost)} no value past the first quarter of some chain is finite."
+        text += f" In {', '.join(lost)} no value {late_words()} of some chain is finite."
     if group["nonfinite"].sum():
         text += f" {group['nonfinite'].sum():,} of {group['points'].sum():,} values are NaN or Inf and were left out."
     partly = group[(group["level"] > 0) & (group["zeros"] > 0)]["zeros"].sum()
@@ -218,16 +236,16 @@ def _chain_sentence(group: pd.DataFrame) -> str:
 
 def _growth_words(row: pd.Series) -> str:
     if math.isnan(row["level"]):
-        return "no finite value past the first quarter"
+        return f"no finite value {late_words()}"
     if row["level"] == 0:
-        return "exactly 0 past the first quarter"
+        return f"exactly 0 {late_words()}"
     if math.isfinite(row["ratio"]):
-        start = f"from {number(row['first'])} at the first step to {number(row['level'])} past the first quarter"
+        start = f"from {number(row['first'])} at the first step to {number(row['level'])} {late_words()}"
     else:
         start = f"first step {number(row['first'])}, level {number(row['level'])}"
     said = row["verdict"].replace("_", " ") + (f" ({row['reason']})" if row["reason"] else "")
     if math.isfinite(row["growth"]):
-        said += f", {percent(row['growth'])} per doubling of depth (90 % interval "
+        said += f", {percent(row['growth'])} per doubling of depth ({coverage(intervals.ALPHA)} interval "
         said += f"{percent(row['growth_low'])} to {percent(row['growth_high'])})"
     return f"{start}: {said}"
 
@@ -263,7 +281,7 @@ def logit_sentences(sweep: Sweep) -> list[str]:
         return ["There are no cells to describe."]
     for label, group in _groups(pd.DataFrame(rows), ("protocol", "model", "dtype")):
         if group[["kl", "top", "gap"]].isna().all(axis=None):
-            said.append(f"{label}: no logits are finite past the first quarter of the chain.")
+            said.append(f"{label}: no logits are finite {late_words()} of the chain.")
             continue
         said.append(
             f"{label}: KL(full ‖ fold) {range_words(group['kl'])} nat per token, another most likely token for "
@@ -316,31 +334,31 @@ def depth_sentences(sweep: Sweep) -> list[str]:
 
 def _compare(key: float, value: float) -> str:
     ratio = value / key
-    if 1 / 1.1 <= ratio <= 1.1:
-        return ": keys and values alike (within 10 %)"
+    if 1 / (1 + ALIKE) <= ratio <= 1 + ALIKE:
+        return f": keys and values alike (within {100 * ALIKE:g} %)"
     return f": {'values' if ratio > 1 else 'keys'} drift {number(max(ratio, 1 / ratio))} times as much"
 
 
 def token_sentences(sweep: Sweep) -> list[str]:
     """Say how far the worst tokens are from the middle one, after the final norm, late in the chain."""
     said = []
+    median, high, higher, worst = QUANTILES
     for ds in sweep:
         label = "{protocol}, {model}, {dtype}, chunk {chunk_size}".format(**cell_identity(ds))
-        by_quantile = {
-            q: geometric_mean(level(dataset.curve(ds, "hidden_rel_l2_token", "last", q))) for q in (0.5, 0.9, 0.99, 1.0)
-        }
-        middle = by_quantile[0.5]
+        by_quantile = {q: geometric_mean(level(dataset.curve(ds, "hidden_rel_l2_token", "last", q))) for q in QUANTILES}
+        middle = by_quantile[median]
         if not middle > 0:
             said.append(f"{label}: the drift of the median token is {number(middle)}.")
             continue
-        worst = dataset.curve(ds, "hidden_rel_l2_token", "last", 1.0)
-        finite = np.where(np.isfinite(worst), worst, -1)
-        place = np.unravel_index(int(finite.argmax()), worst.shape)
+        tokens = dataset.curve(ds, "hidden_rel_l2_token", "last", worst)
+        finite = np.where(np.isfinite(tokens), tokens, -1)
+        place = np.unravel_index(int(finite.argmax()), tokens.shape)
         start, stop = (int(ds[n].values[place[1]]) for n in ("token_start", "token_stop"))
         said.append(
-            f"{label}: median token {number(middle)}; the 90 % quantile is {number(by_quantile[0.9] / middle)} times "
-            f"that, the 99 % quantile {number(by_quantile[0.99] / middle)} times, a chunk's worst token "
-            f"{number(by_quantile[1.0] / middle)} times. The worst of all ({number(finite.max())}) is among tokens "
+            f"{label}: median token {number(middle)}; the {100 * high:g} % quantile is "
+            f"{number(by_quantile[high] / middle)} times that, the {100 * higher:g} % quantile "
+            f"{number(by_quantile[higher] / middle)} times, a chunk's worst token "
+            f"{number(by_quantile[worst] / middle)} times. The worst of all ({number(finite.max())}) is among tokens "
             f"{start} to {stop - 1} of document {place[0]} (chain step {place[1] + 1})."
         )
     return said or ["There are no cells to describe."]

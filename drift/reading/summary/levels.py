@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -14,19 +15,20 @@ from drift.dataset.contract import SCALARS
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import controls
+from drift.reading.amplitudes import holding
 from drift.reading.cells import cell_identity
 from drift.reading.plateau.deciding import plateau
+from drift.reading.statistics.intervals import ALPHA
 from drift.reading.statistics.levels import collapse_documents, geometric_mean, level
+from drift.reading.statistics.slope import log_log
 from drift.reading.statistics.windows import late_part
 
 __all__ = [
     "EXTRA_COLUMNS",
-    "WITHHELD",
     "Figures",
     "curves",
     "depth",
     "figures",
-    "is_believed",
     "late_mean",
     "late_nonfinite",
     "slopes",
@@ -80,6 +82,10 @@ class Figures:
     nonfinite: int
     points: int
 
+    def without_verdict(self, failed: Sequence[str]) -> Figures:
+        """Return the description alone, controls of the instrument having failed."""
+        return replace(self, verdict="not drawn", reason="controls failed")
+
 
 def figures(values: np.ndarray) -> Figures:
     """Describe one curve.
@@ -96,7 +102,7 @@ def figures(values: np.ndarray) -> Figures:
     usable = by_document[np.isfinite(by_document)]
     first, late = geometric_mean(values[:, 0]), geometric_mean(by_document)
     # The contract lets divergences and cosine distances of equal states round to a hair below zero.
-    judged = plateau(np.where(values < 0, 0.0, values))
+    judged = plateau(np.where(values < 0, 0.0, values), alpha=ALPHA)
     finite = np.isfinite(values)
     return Figures(
         documents=values.shape[0],
@@ -118,14 +124,6 @@ def figures(values: np.ndarray) -> Figures:
 
 
 # ---------------------------------------------------------------------------------------------- from cells
-def is_believed(sweep: Sweep) -> bool:
-    """Whether no control of the sweep failed: else nothing may be concluded from it."""
-    return controls.evaluate(sweep).ok
-
-
-WITHHELD = "no conclusion is drawn, because controls of the instrument failed"
-
-
 def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> pd.DataFrame:
     """Describe the curve of every cell, one row each.
 
@@ -136,11 +134,9 @@ def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last
         the unit roundoff.
     """
     rows = []
-    believed = is_believed(sweep)
-    for ds in sweep:
-        found = figures(dataset.curve(ds, measure, layer))
-        if not believed:
-            found = replace(found, verdict="not drawn", reason="controls failed")
+    gate = controls.gate(sweep)
+    for ds in holding(sweep, measure):
+        found = gate.let(figures(dataset.curve(ds, measure, layer)))
         rows.append({**cell_identity(ds), **asdict(found), "roundoffs": found.level / ds["unit_roundoff"].item()})
     columns = [*SCALARS, "tokens", *Figures.__dataclass_fields__, "roundoffs"]
     return pd.DataFrame(rows, columns=columns)
@@ -148,6 +144,8 @@ def table(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last
 
 def slopes(levels: pd.DataFrame) -> pd.DataFrame:
     """Slope of level against unit roundoff, per model, protocol and chunk size.
+
+    These are slopes of points, without an interval: no verdict. :mod:`drift.reading.ladder` judges.
 
     Parameters
     ----------
@@ -168,7 +166,7 @@ def slopes(levels: pd.DataFrame) -> pd.DataFrame:
         good = group[np.isfinite(group["level"]) & (group["level"] > 0)]
         slope = math.nan
         if good["unit_roundoff"].nunique() >= 2:
-            slope = float(np.polyfit(np.log(good["unit_roundoff"]), np.log(good["level"]), 1)[0])
+            slope = log_log(good["unit_roundoff"], good[["level"]]).value
         rows.append(
             {
                 **dict(zip(keys, key, strict=True)),
@@ -196,7 +194,7 @@ def curves(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "las
         what is positive and finite), ``zeros``, ``nonfinite``.
     """
     frames = []
-    for ds in sweep:
+    for ds in holding(sweep, measure):
         frame = collapse_documents(dataset.curve(ds, measure, layer))
         frame.insert(0, "step", ds["step"].values)
         frame.insert(1, "token", ds["token_stop"].values)

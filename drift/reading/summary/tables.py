@@ -6,7 +6,8 @@ import math
 
 import pandas as pd
 
-from drift.reading.wording.numbers import number, percent
+from drift.reading.statistics.intervals import ALPHA
+from drift.reading.wording.numbers import coverage, number, percent
 
 __all__ = ["shown", "shown_slopes"]
 
@@ -29,7 +30,7 @@ def shown(levels: pd.DataFrame) -> pd.DataFrame:
         "level / unit roundoff": levels["roundoffs"].map(lambda v: number(v, 3)),
         "verdict": levels["verdict"].str.replace("_", " "),
         "growth per doubling": levels["growth"].map(lambda v: "–" if math.isnan(v) else percent(v)),
-        "90 % interval": [
+        f"{coverage(ALPHA)} interval": [
             "–" if math.isnan(a) else f"{percent(a)} to {percent(b)}"
             for a, b in zip(levels["growth_low"], levels["growth_high"], strict=True)
         ],

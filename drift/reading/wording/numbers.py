@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
-__all__ = ["chunk_words", "coverage", "number", "percent", "plain", "range_words", "signed_number"]
+__all__ = ["chunk_words", "count", "coverage", "number", "percent", "plain", "range_words", "signed_number"]
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -78,6 +78,17 @@ def percent(x: float) -> str:
     if math.isnan(x):
         return "n/a"
     return f"{round(100 * x, 1) + 0.0:+.1f} %" if abs(x) < 10 else f"{100 * x:+.2g} %"
+
+
+_COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def count(value: float) -> str:
+    """Write a number that people count with: ``nine`` (also for 8.997), ``16``, ``1.6``."""
+    whole = round(value)
+    if abs(value - whole) > 0.005:
+        return f"{value:.3g}"
+    return _COUNTS[whole] if 0 <= whole < len(_COUNTS) else str(whole)
 
 
 def coverage(alpha: float) -> str:

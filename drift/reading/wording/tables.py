@@ -9,13 +9,19 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["absent", "bullets", "html"]
+__all__ = ["absent", "bullets", "first_few", "html"]
 
 
 def bullets(lines: Sequence[str]) -> str:
     """Write sentences as a Markdown list; what stands before the first colon is what the sentence is about."""
     marked = [re.sub(r"^([^:(*]{1,90}): ", r"**\1:** ", escape(line, quote=False)) for line in lines]
     return "\n".join(f"- {line}" for line in marked) or "_Nothing to say: there are no such cells._"
+
+
+def first_few(items: Sequence[str], most: int = 3) -> str:
+    """Write the first of many remarks in one sentence, and say how many more there are."""
+    more = len(items) - most
+    return "; ".join(items[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
 def absent(what: str, command: str) -> str:

@@ -47,5 +47,5 @@ def last_words(steps: int) -> str:
 
 
 def late_step_words() -> str:
-    """Name the end of the judging window that is held against the rest of it: ``the last fifth of that window``."""
-    return f"the last {share_name(windows.LATE_STEP)} of that window"
+    """Name the end of the judging window, held against the rest of it: ``the last fifth of the judging window``."""
+    return f"the last {share_name(windows.LATE_STEP)} of the judging window"

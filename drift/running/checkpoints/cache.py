@@ -57,8 +57,12 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that no space is left."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
-    # safetensors writes from Rust and reports the same thing as text
-    return type(error).__name__ == "SafetensorError" and any(f"os error {code})" in str(error) for code in _FULL)
+    try:
+        from safetensors import SafetensorError  # absent while the downloader runs before anything is installed
+    except ImportError:
+        return False
+    # safetensors writes from Rust: what the system said is in the error's text only, as a number
+    return isinstance(error, SafetensorError) and any(f"os error {code})" in str(error) for code in _FULL)
 
 
 @contextlib.contextmanager

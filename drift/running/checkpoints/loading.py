@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drift.dataset.rungs import Rung
 from drift.dataset.rungs import rung as rung_named
 from drift.errors import CheckpointError, ConfigError
 from drift.running.checkpoints.families import family_of
@@ -15,6 +16,7 @@ from drift.running.checkpoints.fetching import fetch
 from drift.running.checkpoints.gguf import quiet_transformers
 from drift.running.checkpoints.headers import read_config, tensor_headers
 from drift.running.checkpoints.identity import identity
+from drift.running.checkpoints.names import Checkpoint
 from drift.running.checkpoints.resolving import resolve
 from drift.running.descent.taps import blocks_of, check_supported
 from drift.running.model.weights import Streamed, skeleton
@@ -112,21 +114,9 @@ def load(
     published, others = _published(folder)
     device = _device(name, device)
     model, tokenizer = _from_folder(folder, config, published, attn_implementation, streamed=weights == "streamed")
-    if weights == "streamed":
-        check_supported(model)
-        widened = Streamed(folder, model, blocks_of, device, rung).record
-    else:
-        widened = widen(model, rung)
-        model.to(device)
-        model.eval()
-        model.requires_grad_(False)
+    widened = _widened(folder, model, rung, device, streamed=weights == "streamed")
     record = {
-        "name": name,
-        "source": checkpoint.source,
-        "family": family_of(str(config.get("model_type", checkpoint.family))),
-        "label": checkpoint.label,
-        "identity": identity(name),
-        "folder": str(folder),
+        **_origin(checkpoint, folder, config),
         "dtype": rung.name,
         "device": device,
         "attn_implementation": attn_implementation,
@@ -153,7 +143,7 @@ def _device(name: str, device: str) -> str:
 def _from_folder(
     folder: Path, config: Mapping[str, Any], published: str, attn_implementation: str, *, streamed: bool
 ) -> tuple[Any, Any]:
-    """Have transformers make the model, or its skeleton, and the tokenizer of a folder; words where it cannot."""
+    """Have transformers make the model, or its skeleton, and the tokenizer of a folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -178,6 +168,30 @@ def _from_folder(
             + f"Its model type is {config.get('model_type')!r}; transformers is "
             f"{importlib.metadata.version('transformers')}."
         ) from error
+
+
+def _widened(folder: Path, model: Any, rung: Rung, device: str, *, streamed: bool) -> dict[str, Any]:
+    """Put a model onto its rung and device, and return what there is to say of that."""
+    if streamed:
+        check_supported(model)
+        return Streamed(folder, model, blocks_of, device, rung).record
+    record = widen(model, rung)
+    model.to(device)
+    model.eval()
+    model.requires_grad_(False)
+    return record
+
+
+def _origin(checkpoint: Checkpoint, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Which checkpoint a record is of."""
+    return {
+        "name": checkpoint.name,
+        "source": checkpoint.source,
+        "family": family_of(str(config.get("model_type", checkpoint.family))),
+        "label": checkpoint.label,
+        "identity": identity(checkpoint.name),
+        "folder": str(folder),
+    }
 
 
 def load_model(

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drift.running.descent.blocks import DescendingLane
-from drift.running.descent.lanes import LOGIT_ROWS, Recorder
+from drift.running.descent.lanes import Recorder
 from drift.running.descent.taps import blocks_of, replaced_forwards
+from drift.running.limits import LOGIT_ROWS
 from drift.running.model.weights import weights_of
 
 __all__ = ["PieceStream", "compare_logits", "lane_pieces", "open_head"]

@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from drift.running.limits import LOGIT_ROWS
 from drift.running.protocols.base import Chunk, Protocol
 
-__all__ = ["LOGIT_ROWS", "Lane", "Limits", "Recorder"]
-
-LOGIT_ROWS = 1024
-"""Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB).
-
-Up to this many rows a chunk's logits are bitwise those of a plain forward; a longer chunk's are computed in several
-products with the output embedding, which may round differently from one.
-"""
+__all__ = ["Lane", "Limits", "Recorder"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from drift.running.limits import WIDENED_WEIGHTS
+
 if TYPE_CHECKING:
     import torch
 
@@ -57,8 +59,6 @@ def accumulate_in_float32() -> Any:
         functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm,
         torch.mm, torch.Tensor.mm, torch.baddbmm, torch.addmm, torch.einsum, functional.scaled_dot_product_attention,
     }  # fmt: skip
-    # One layer's weights and the output embedding: enough for every chunk of every lane to find its weights widened.
-    capacity = 16
     widened: OrderedDict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = OrderedDict()
 
     def widen_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def accumulate_in_float32() -> Any:
             # that is used again finds nothing.
             forget = weakref.ref(weight, lambda _: widened.pop(key, None))
             widened[key] = (forget, weight.detach().to(torch.float32))
-            if len(widened) > capacity:
+            if len(widened) > WIDENED_WEIGHTS:
                 widened.popitem(last=False)
         widened.move_to_end(key)
         return widened[key][1]

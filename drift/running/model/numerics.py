@@ -20,7 +20,7 @@ from drift.running.model.modes import accumulate_in_float32, keep_float64
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HALF_MATMUL", "default_half_matmul", "held_back", "numerics", "rung_of"]
+__all__ = ["HALF_MATMUL", "default_half_matmul", "numerics", "rung_of"]
 
 HALF_MATMUL = ("native", "float32")
 """How 16-bit matrix products can be computed on a CPU, see :func:`numerics`."""
@@ -50,22 +50,6 @@ def _flags() -> set[str]:
         return set(text.split("flags", 1)[1].split("\n")[0].split())
     except (OSError, IndexError):
         return set()
-
-
-def held_back() -> str:
-    """Say what is set that makes torch's own 16-bit attention refuse, and what to do; empty where nothing is.
-
-    On a CPU with AMX that attention lays keys out for AMX, whatever ``ATEN_CPU_CAPABILITY`` says (``could_pack`` in
-    ATen/native/CPUBlas.cpp asks oneDNN alone), and only the AVX-512 build of its kernels can. Needs no torch.
-    """
-    asked = os.environ.get("ATEN_CPU_CAPABILITY", "")
-    if asked not in ("default", "avx2") or "amx_tile" not in _flags():
-        return ""
-    return (
-        f"ATEN_CPU_CAPABILITY={asked} is set, and torch's 16-bit attention cannot run like that on a CPU with AMX. If "
-        "it is what failed: unset that, or set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 too, or take "
-        "attn_implementation: eager"
-    )
 
 
 def default_half_matmul(device: str, dtype: str = "bf16") -> str:

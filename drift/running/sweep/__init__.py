@@ -6,10 +6,12 @@
     which cells that makes, which of them share a descent, what they will cost. No torch.
 ``state``
     the folder: what it holds, the lock, ``sweep.json``.
-``running``, ``progress``, ``outcome``
-    carrying it out, what a person sees meanwhile, and how it ended.
+``running``, ``ledger``, ``progress``, ``outcome``
+    carrying it out, what is done and what failed, what a person sees meanwhile, and how it ended.
+``computing``
+    one group in this process. Torch.
 ``engines``
-    groups in processes of this machine, and as tasks of Dask.
+    groups in this process, in others of this machine, and as tasks of Dask.
 ``checking``
     is a folder what it should be (``--check``). No torch.
 """

@@ -22,6 +22,12 @@ class Group:
     cells: tuple[Cell, ...]
 
     @property
+    def subject(self) -> str:
+        """What descends, and where."""
+        cell = self.cells[0]
+        return f"{cell.label} {cell.dtype} on {cell.device} ({cell.attn_implementation})"
+
+    @property
     def title(self) -> str:
         """One line for progress reports."""
         cell = self.cells[0]
@@ -29,7 +35,7 @@ class Group:
         if all(c.control for c in self.cells):
             folds = "controls"
         size = f"{cell.documents} x {cell.tokens} tokens of {cell.corpus}"
-        return f"{cell.label} {cell.dtype} on {cell.device} ({cell.attn_implementation}), {size}: {folds}"
+        return f"{self.subject}, {size}: {folds}"
 
     def way(self, budget: float | None = None) -> tuple[Footprint, bool] | None:
         """How to run the descent within a budget [bytes], and whether it fits; None where the shape is not known.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from drift.errors import ConfigError
+from drift.running.limits import COMPARED_AT_ONCE, LOGIT_ROWS, WIDENED_WEIGHTS
 
 __all__ = [
     "ITEM_BYTES",
@@ -36,10 +37,8 @@ ITEM_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}
 RUNTIME_BYTES = 0.56e9
 """Interpreter, libraries, tokenizer and text: between 0.5 (a tiny tokenizer) and 0.65 GB were measured."""
 _PUBLISHED_BYTES = 2  # checkpoints are published in 16 bits
-_LOGIT_ROWS = 1024  # drift.descent.LOGIT_ROWS, which needs torch
 _FEWEST_LOGIT_ROWS = 128
-_COMPARED = 1 << 17  # elements that measures take at once; about sixteen copies of them in float64
-_WIDENED_WEIGHTS = 16  # as many 16-bit weights are kept widened to float32
+_COPIED = 16 * 8  # bytes: about sixteen copies in float64 of what measures take at once
 _MATRICES = 7  # weight matrices of a block
 
 
@@ -99,7 +98,7 @@ def footprint(
     logit_stride: int = 1,
     weights: str = "resident",
     keeps_calls: bool = True,
-    logit_rows: int = _LOGIT_ROWS,
+    logit_rows: int = LOGIT_ROWS,
 ) -> Footprint:
     """Work out the peak memory of a descent.
 
@@ -118,61 +117,19 @@ def footprint(
     weights, keeps_calls, logit_rows
         See :class:`Footprint`.
     """
-    n, item = tokens, ITEM_BYTES[dtype]
-    widened = device == "cpu" and half_matmul == "float32" and item == 2
-    embedding = float(shape.vocab_size * shape.hidden_size)
-    block = max(shape.parameters - embedding * (1 if shape.tied else 2), 1.0) / shape.layers
-    lanes = [tokens, *folds]
-    streamed = weights == "streamed"
-    published = _PUBLISHED_BYTES if item > _PUBLISHED_BYTES else 0
-    # Weights. The files that resident weights are loaded from are mapped until the last weight is widened.
-    one = max(block / 3, 1.0)  # the largest matrix of a block: its published pages stand beside the copy
-    if streamed:
-        held = 2 * block * item + one * _PUBLISHED_BYTES
-        loading = embedding * (item + _PUBLISHED_BYTES)
-    else:
-        held = shape.parameters * item
-        loading = shape.parameters * (item + published)
-    copies = min(_WIDENED_WEIGHTS / _MATRICES, shape.layers) if not streamed else 1.0
-    if widened:
-        held += 4 * copies * block
-    states = float(len(lanes) * n * shape.hidden_size * item)
-    # Masks: none for a single chunk with sdpa, which is told that it is causal.
-    mask = 1 if attn_implementation == "sdpa" else item
-    tables = len(lanes) * 2.0 * n * shape.head_dim * item
-    masks = sum((n * (n + size) / 2.0 if size < n or mask > 1 else 0.0) * mask for size in lanes)
-    largest = max((float(size * n * mask) for size in lanes if size < n or mask > 1), default=0.0)
-    calls = tables + masks if keeps_calls else largest
-    # A block at work. Full attention takes the whole text at once: its feed-forward part is the widest.
-    cache = 2.0 * n * shape.kv_heads * shape.head_dim * item
-    wide, narrow = float(n * shape.intermediate_size), float(n * shape.hidden_size)
-    heads = float(n * shape.heads * shape.head_dim)
-    if widened:
-        feeding = wide * (2 + 4 + 2) + narrow * (4 + 2 * item)
-        attending = heads * (3 * item + 4 * 2 + item) + cache * (4 / item + 2)
-    else:
-        feeding = 3 * wide * item + 2 * narrow * item
-        attending = 4 * heads * item + 2 * cache
-    if attn_implementation == "eager":
-        attending += float(shape.heads) * n * n * (4 + 2 * item)
-    full = cache + max(feeding, attending)
-    # A fold repeats the heads of its cache for the queries that share them.
-    repeated = 2 * heads * (item + (4 if widened else 0)) if shape.heads > shape.kv_heads else 0.0
-    at_work = max(full, len(lanes) * cache + repeated)
-    comparing = max(2 * len(lanes) * cache, len(folds) * narrow * item) + 128 * min(_COMPARED, narrow)
-    # Logits: full attention holds a slice, and each fold what of it has been compared last.
-    rows = min(logit_rows, n)
-    piece = [min(size, rows) if logit_stride == 1 else rows for size in folds]
-    held_rows = (rows + sum(piece)) / logit_stride
-    logits = held_rows * shape.vocab_size * item + 128 * min(_COMPARED, held_rows * shape.vocab_size)
-    # A product stands beside what was compared before; one that was computed in float32, beside its rounding.
-    logits += rows / logit_stride * shape.vocab_size * (4 if widened else item)
-    outputs = embedding * (4 if widened else 0)
-    if streamed:
-        outputs += embedding * item
-        held_then = 0.0
-    else:
-        held_then = held
+    item = ITEM_BYTES[dtype]
+    descent = _Descent(
+        shape=shape,
+        item=item,
+        widened=device == "cpu" and half_matmul == "float32" and item == 2,
+        eager=attn_implementation == "eager",
+        mask_item=1 if attn_implementation == "sdpa" else item,
+        streamed=weights == "streamed",
+        tokens=tokens,
+        folds=folds,
+        logit_stride=logit_stride,
+    )
+    held, loading = descent.weights()
     return Footprint(
         weights,
         keeps_calls,
@@ -180,22 +137,125 @@ def footprint(
         {
             "runtime": RUNTIME_BYTES if device == "cpu" else 0.0,
             "weights": held,
-            "states": states,
-            "calls": calls,
-            "loading": loading if device == "cpu" or streamed else held,
-            "block": at_work,
-            "comparing": comparing,
-            "logits": held_then + states + outputs + logits,
+            "states": descent.states(),
+            "calls": descent.calls(keeps_calls),
+            "loading": loading if device == "cpu" or descent.streamed else held,
+            "block": descent.block_at_work(),
+            "comparing": descent.comparing(),
+            "logits": (0.0 if descent.streamed else held) + descent.logits(logit_rows),
         },
     )
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """What a descent holds, in bytes, by what takes them."""
+
+    shape: Sized
+    item: int
+    widened: bool  # 16-bit products are computed in float32
+    eager: bool
+    mask_item: int
+    streamed: bool
+    tokens: int
+    folds: Sequence[int]
+    logit_stride: int
+
+    @property
+    def _lanes(self) -> list[int]:
+        return [self.tokens, *self.folds]
+
+    @property
+    def _embedding(self) -> float:
+        return float(self.shape.vocab_size * self.shape.hidden_size)
+
+    @property
+    def _narrow(self) -> float:
+        return float(self.tokens * self.shape.hidden_size)
+
+    @property
+    def _cache(self) -> float:
+        """Keys and values of one lane."""
+        return 2.0 * self.tokens * self.shape.kv_heads * self.shape.head_dim * self.item
+
+    def weights(self) -> tuple[float, float]:
+        """What is held throughout, and what is held while loading."""
+        shape, item, embedding = self.shape, self.item, self._embedding
+        block = max(shape.parameters - embedding * (1 if shape.tied else 2), 1.0) / shape.layers
+        if self.streamed:
+            one = max(block / 3, 1.0)  # the largest matrix of a block: its published pages stand beside the copy
+            held = 2 * block * item + one * _PUBLISHED_BYTES
+            loading = embedding * (item + _PUBLISHED_BYTES)
+        else:
+            # The files that resident weights are loaded from are mapped until the last weight is widened.
+            published = _PUBLISHED_BYTES if item > _PUBLISHED_BYTES else 0
+            held = shape.parameters * item
+            loading = shape.parameters * (item + published)
+        if self.widened:
+            copies = min(WIDENED_WEIGHTS / _MATRICES, shape.layers) if not self.streamed else 1.0
+            held += 4 * copies * block
+        return held, loading
+
+    def states(self) -> float:
+        """Hidden states of all lanes."""
+        return float(len(self._lanes) * self.tokens * self.shape.hidden_size * self.item)
+
+    def calls(self, kept: bool) -> float:
+        """Masks and rotary tables: all of them, or the largest mask where they are made again for every block."""
+        n, mask = self.tokens, self.mask_item
+        # No mask for a single chunk with sdpa, which is told that it is causal.
+        masked = [size for size in self._lanes if size < n or mask > 1]
+        if not kept:
+            return max((float(size * n * mask) for size in masked), default=0.0)
+        tables = len(self._lanes) * 2.0 * n * self.shape.head_dim * self.item
+        return tables + sum(n * (n + size) / 2.0 * mask for size in masked)
+
+    def block_at_work(self) -> float:
+        """A block at work. Full attention takes the whole text at once: its feed-forward part is the widest."""
+        n, item, shape = self.tokens, self.item, self.shape
+        cache, narrow = self._cache, self._narrow
+        wide = float(n * shape.intermediate_size)
+        heads = float(n * shape.heads * shape.head_dim)
+        if self.widened:
+            feeding = wide * (2 + 4 + 2) + narrow * (4 + 2 * item)
+            attending = heads * (3 * item + 4 * 2 + item) + cache * (4 / item + 2)
+        else:
+            feeding = 3 * wide * item + 2 * narrow * item
+            attending = 4 * heads * item + 2 * cache
+        if self.eager:
+            attending += float(shape.heads) * n * n * (4 + 2 * item)
+        full = cache + max(feeding, attending)
+        # A fold repeats the heads of its cache for the queries that share them.
+        repeated = 2 * heads * (item + (4 if self.widened else 0)) if shape.heads > shape.kv_heads else 0.0
+        return max(full, len(self._lanes) * cache + repeated)
+
+    def comparing(self) -> float:
+        """A recorder that compares caches or hidden states."""
+        narrow = self._narrow
+        held = max(2 * len(self._lanes) * self._cache, len(self.folds) * narrow * self.item)
+        return held + _COPIED * min(COMPARED_AT_ONCE, narrow)
+
+    def logits(self, most_rows: int) -> float:
+        """Logits, beside the states: full attention holds a slice, each fold what of it has been compared last."""
+        item, stride, vocabulary = self.item, self.logit_stride, self.shape.vocab_size
+        rows = min(most_rows, self.tokens)
+        piece = [min(size, rows) if stride == 1 else rows for size in self.folds]
+        held_rows = (rows + sum(piece)) / stride
+        logits = held_rows * vocabulary * item + _COPIED * min(COMPARED_AT_ONCE, held_rows * vocabulary)
+        # A product stands beside what was compared before; one that was computed in float32, beside its rounding.
+        logits += rows / stride * vocabulary * (4 if self.widened else item)
+        outputs = self._embedding * (4 if self.widened else 0)
+        if self.streamed:
+            outputs += self._embedding * item
+        return self.states() + outputs + logits
 
 
 def _ways(weights: str) -> Iterator[tuple[str, bool, int]]:
     """Ways of running a descent, those that cost least time first."""
     for kept in ("resident", "streamed") if weights == "auto" else (weights,):
-        yield kept, True, _LOGIT_ROWS
-        yield kept, False, _LOGIT_ROWS
-        rows = _LOGIT_ROWS // 2
+        yield kept, True, LOGIT_ROWS
+        yield kept, False, LOGIT_ROWS
+        rows = LOGIT_ROWS // 2
         while rows >= _FEWEST_LOGIT_ROWS:
             yield kept, False, rows
             rows //= 2

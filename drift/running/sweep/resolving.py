@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any, TypeVar
 
@@ -76,58 +76,18 @@ def resolve_grid(grid: Grid, config: Config, problems: Problems, dry_run: bool) 
         ("torch", _installed("torch")),
         ("transformers", _installed("transformers")),
     )
-    models: dict[str, tuple[Any, str]] = {}
-    for name in grid.model:
-        place = grid.origin("model", name)
-        checkpoint = problems.attempt(place, lambda name=name: resolving.resolve(name))  # type: ignore[misc]
-        if checkpoint is not None:
-            identity = problems.attempt(place, lambda found=checkpoint: checkpoints_identity.identity(found.name))  # type: ignore[misc]
-            if identity is not None:
-                models[name] = (checkpoint, identity)
-    texts = {}
-    for name in grid.corpus:
-        identity = problems.attempt(grid.origin("corpus", name), lambda name=name: corpus.identity(name, config.seed))  # type: ignore[misc]
-        if identity is not None:
-            texts[name] = identity
-    readings = {}
-    for name in grid.protocol:
-        reading = problems.attempt(grid.origin("protocol", name), lambda name=name: protocols.parse(name))  # type: ignore[misc]
-        if reading is not None:
-            readings[name] = reading
+    models: dict[str, tuple[Any, str]] = _each(grid, "model", problems, _known)
+    texts: dict[str, str] = _each(grid, "corpus", problems, lambda name: corpus.identity(name, config.seed))
+    readings: dict[str, Any] = _each(grid, "protocol", problems, protocols.parse)
     compared = [
         (label, name)
         for label, reading in readings.items()
         for name in grid.reference
         if problems.attempt(grid.origin("reference", name), lambda r=reading, n=name: r.check_reference(n) or True)  # type: ignore[misc]
     ]
-    devices = {}
-    for name in grid.device:
-        devices[name] = ("cpu" if cuda_problem() else "cuda") if name == "auto" else name
-        # A dry run may be made on a laptop for a machine that has the device.
-        if name == "cuda" and cuda_problem() and not dry_run:
-            problems.add(grid.origin("device", name), f"cuda cannot be used: {cuda_problem()}. Use device: cpu or auto")
-    rungs = {}
-    for name in grid.dtype:
-        rung = problems.attempt(grid.origin("dtype", name), lambda name=name: _rung(name))  # type: ignore[misc]
-        if rung is None:
-            continue
-        rungs[name] = rung
-        if rung.needs_gpu and "cpu" in devices.values():
-            why = cuda_problem() if "auto" in devices else "this grid runs on the CPU"
-            others = ", ".join(n for n, r in dataset.RUNGS.items() if not r.needs_gpu)
-            problems.add(grid.origin("dtype", name), f"{name} needs a GPU ({why}). On a CPU: {others}")
-    for tokens, size in product(grid.tokens, grid.chunk_size):
-        if size > tokens:
-            problems.add(
-                grid.origin("chunk_size", size),
-                f"chunk size {size} is larger than the text of {tokens} tokens "
-                f"({grid.origin('tokens', tokens)}); make it {tokens} at most, or put it into a grid of its own",
-            )
-    for checkpoint, identity in models.values():
-        shape = shape_of(checkpoint.name, identity)
-        if shape is not None and shape.max_positions and not grid.allow_beyond_context:
-            for label, reading in readings.items():
-                _check_context(grid, checkpoint.name, shape.max_positions, label, reading, problems)
+    devices = _devices(grid, problems, dry_run)
+    rungs = _rungs(grid, devices, problems)
+    _check_sizes(grid, models, readings, problems)
     for name, dtype, device in product(models, rungs, devices):
         checkpoint, identity = models[name]
         half = "native"
@@ -161,6 +121,62 @@ def resolve_grid(grid: Grid, config: Config, problems: Problems, dry_run: bool) 
             yield cell
             if grid.controls:
                 yield from _controls(cell, rungs[dtype].unit_roundoff)
+
+
+def _each(grid: Grid, axis: str, problems: Problems, resolve: Callable[[str], _T]) -> dict[str, _T]:
+    """What every value of an axis stands for; those that stand for nothing are noted and left out."""
+    found = {}
+    for name in getattr(grid, axis):
+        value = problems.attempt(grid.origin(axis, name), partial(resolve, name))
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _known(model: str) -> tuple[Any, str]:
+    """A model's checkpoint and its identity."""
+    checkpoint = resolving.resolve(model)
+    return checkpoint, checkpoints_identity.identity(checkpoint.name)
+
+
+def _devices(grid: Grid, problems: Problems, dry_run: bool) -> dict[str, str]:
+    """``cpu`` or ``cuda`` for every device that was named, ``auto`` among them."""
+    devices = {}
+    for name in grid.device:
+        devices[name] = ("cpu" if cuda_problem() else "cuda") if name == "auto" else name
+        # A dry run may be made on a laptop for a machine that has the device.
+        if name == "cuda" and cuda_problem() and not dry_run:
+            problems.add(grid.origin("device", name), f"cuda cannot be used: {cuda_problem()}. Use device: cpu or auto")
+    return devices
+
+
+def _rungs(grid: Grid, devices: Mapping[str, str], problems: Problems) -> dict[str, Any]:
+    """The rungs that were named, and a problem for those that the devices cannot do."""
+    rungs: dict[str, Any] = _each(grid, "dtype", problems, _rung)
+    for name, rung in rungs.items():
+        if rung.needs_gpu and "cpu" in devices.values():
+            why = cuda_problem() if "auto" in devices else "this grid runs on the CPU"
+            others = ", ".join(n for n, r in dataset.RUNGS.items() if not r.needs_gpu)
+            problems.add(grid.origin("dtype", name), f"{name} needs a GPU ({why}). On a CPU: {others}")
+    return rungs
+
+
+def _check_sizes(
+    grid: Grid, models: Mapping[str, tuple[Any, str]], readings: Mapping[str, Any], problems: Problems
+) -> None:
+    """Chunks must fit into texts, and texts into what a model has seen."""
+    for tokens, size in product(grid.tokens, grid.chunk_size):
+        if size > tokens:
+            problems.add(
+                grid.origin("chunk_size", size),
+                f"chunk size {size} is larger than the text of {tokens} tokens "
+                f"({grid.origin('tokens', tokens)}); make it {tokens} at most, or put it into a grid of its own",
+            )
+    for checkpoint, identity in models.values():
+        shape = shape_of(checkpoint.name, identity)
+        if shape is not None and shape.max_positions and not grid.allow_beyond_context:
+            for label, reading in readings.items():
+                _check_context(grid, checkpoint.name, shape.max_positions, label, reading, problems)
 
 
 def _controls(cell: Cell, unit_roundoff: float) -> Iterator[Cell]:

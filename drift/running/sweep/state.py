@@ -42,6 +42,9 @@ class Survey:
         Cells of no plan, or of another one. They are left alone.
     checked : dict of str to list of int
         Size, mtime in ns and inode of every file in `done` when it was found sound.
+    again : dict of str to list of int
+        Files of the plan that are sound and that a run with ``--force`` was to compute again, and did not get to: as in
+        `checked`. Such a cell is not done until its file is another.
     failures : dict of str to dict
         By file of the plan: what ``sweep.json`` says about a failed cell.
     timings : list of dict
@@ -56,6 +59,7 @@ class Survey:
     broken: dict[str, str] = field(default_factory=dict)
     strangers: list[str] = field(default_factory=list)
     checked: dict[str, list[int]] = field(default_factory=dict)
+    again: dict[str, list[int]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
     timings: list[dict[str, Any]] = field(default_factory=list)
     cut_off: str = ""
@@ -111,11 +115,14 @@ class Folder:
         present = {path.name for path in self.path.glob("*.nc")}
         found.strangers = sorted(present - expected.keys())
         record = self._record(found)
-        before = {e.get("file"): e.get("checked") for e in record.get("cells", []) if isinstance(e, dict)}
+        entries = {str(e.get("file")): e for e in record.get("cells", []) if isinstance(e, dict)}
         for file in sorted(present & expected.keys()):
-            now = self.fingerprint(file)
+            now, entry = self.fingerprint(file), entries.get(file, {})
+            if now and now == entry.get("again"):
+                found.again[file] = now
+                continue
             # Reading a cell takes a tenth of a second: one found sound and not touched since is not read again.
-            reason = "" if now and now == before.get(file) else self._fault(file, expected[file])
+            reason = "" if now and now == entry.get("checked") else self._fault(file, expected[file])
             if reason:
                 found.broken[file] = reason
             else:

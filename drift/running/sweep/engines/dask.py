@@ -16,14 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drift.errors import ConfigError
 from drift.running.sweep.cost import cores
-from drift.running.sweep.engines.engine import Outcome, Sparingly
+from drift.running.sweep.engines.engine import Sparingly, computer
 from drift.running.sweep.engines.receipts import Receipt, difference, settle, sha256_or_nothing
+from drift.running.sweep.outcome import Outcome
 from drift.running.sweep.state import Folder, Survey
 
 if TYPE_CHECKING:
@@ -92,13 +94,8 @@ def compute(
         if missing:
             receipt.stopped = difference(missing[0])
             if not receipt.stopped:
-                import torch
-
-                from drift.running.sweep.running import compute_group
-
-                if threads is not None:
-                    torch.set_num_threads(threads)
-                outcome = compute_group(todo, replace(group, cells=missing), fail_fast=fail_fast, fraction=fraction)
+                left = replace(group, cells=missing)
+                outcome = computer(threads).compute(todo, left, fail_fast=fail_fast, fraction=fraction)
                 written, receipt.failures, receipt.stopped = outcome.files, outcome.failures, outcome.stopped
                 receipt.computing = 0.0 if there else outcome.computing
         receipt.cells = [
@@ -141,6 +138,96 @@ def resources(group: Group) -> dict[str, float]:
     return {"GPU": 1} if group.cells[0].device == "cuda" else {}
 
 
+class _What(Enum):
+    """What can be heard of a task."""
+
+    BEGUN = auto()
+    UNDER_WAY = auto()
+    ENDED = auto()
+
+
+class _Event(NamedTuple):
+    what: _What
+    number: int
+    done: float
+
+
+class _Tasks:
+    """The tasks of one run, by the number of their group, and what is heard of them.
+
+    Attributes
+    ----------
+    left : dict of int to Future
+        Those that have not ended.
+    began : dict of int to float
+        When each was begun, the last time that it was.
+    """
+
+    def __init__(self, client: Client, folder: Folder, groups: Sequence[Group]) -> None:
+        self.folder = folder
+        self.left: dict[int, Future] = {}
+        self.began: dict[int, float] = {}
+        self._client = client
+        self._groups = groups
+        self._topic = f"drift-{secrets.token_hex(8)}"
+        self._events: SimpleQueue[_Event] = SimpleQueue()
+        client.subscribe_topic(self._topic, self._heard)
+
+    def _heard(self, event: tuple[float, tuple[int, float]]) -> None:
+        number, done = event[1]
+        self._events.put(_Event(_What.UNDER_WAY if done else _What.BEGUN, number, done))
+
+    def submit(self, todo: Plan, fail_fast: bool, threads: int | None) -> None:
+        """Have all groups computed, the first of them first."""
+        # What is there already, sound, and to be computed all the same.
+        there = todo.survey.done | todo.survey.again.keys()
+        # Only what a task needs travels: a plan of a thousand cells would, a thousand times.
+        slim = replace(todo, folder=self.folder, cells=(), survey=Survey())
+        for number, group in enumerate(self._groups):
+            stale = {
+                cell.file: sha256_or_nothing(self.folder.cell(cell.file)) for cell in group.cells if cell.file in there
+            }
+            self.left[number] = self._client.submit(
+                _task,
+                slim,
+                group,
+                self._topic,
+                number,
+                threads=threads,
+                stale=stale,
+                fail_fast=fail_fast,
+                here=os.getcwd(),
+                key=(self._topic, number),
+                resources=resources(group) or None,
+                priority=-number,
+                pure=False,
+            )
+            self.left[number].add_done_callback(
+                lambda _, number=number: self._events.put(_Event(_What.ENDED, number, 1.0))
+            )
+
+    def next_event(self) -> _Event | None:
+        """What is heard next of a task that is left; None where nothing is for a second."""
+        while True:
+            try:
+                event = self._events.get(timeout=1.0)
+            except Empty:
+                return None
+            if event.number in self.left:
+                return event
+
+    def noted(self, event: _Event) -> float:
+        """Take note of when a task was begun; returns the seconds since then."""
+        if event.what is _What.BEGUN or event.number not in self.began:
+            self.began[event.number] = time.monotonic()
+        return time.monotonic() - self.began[event.number]
+
+    def cancel(self, *, idle_only: bool = False) -> None:
+        """Give up what is left, or what of it has not begun."""
+        numbers = [number for number in self.left if not (idle_only and number in self.began)]
+        self._client.cancel([self.left.pop(number) for number in numbers], force=True)
+
+
 @dataclass
 class Dask:
     """The engine: computes groups as Dask tasks.
@@ -179,82 +266,42 @@ class Dask:
         go_on: Callable[[], bool],
     ) -> Generator[tuple[Group, Outcome], None, None]:
         """See :class:`~drift.running.sweep.engines.engine.Engine`."""
-        folder = Folder(todo.folder.path.absolute())
-        stale = {
-            cell.file: sha256_or_nothing(folder.cell(cell.file))
-            for group in groups
-            for cell in group.cells
-            if cell.file in todo.survey.done
-        }
-        # Only what a task needs travels: a plan of a thousand cells would, a thousand times.
-        slim = replace(todo, folder=folder, cells=(), survey=Survey())
         gpu = any(resources(group) for group in groups)
         if gpu and not self.scheduler and self.jobs > 1:
             raise ConfigError(
                 "--engine dask without --scheduler does not spread jobs over GPUs: use --jobs N alone, which does, or "
                 "start one worker for each GPU (docs/many_machines.md)"
             )
-        topic = f"drift-{secrets.token_hex(8)}"
-        events: SimpleQueue[tuple[str, int, float]] = SimpleQueue()
-
-        def heard(event: tuple[float, tuple[int, float]]) -> None:
-            number, done = event[1]
-            events.put(("under way" if done else "begun", number, done))
-
-        began: dict[int, float] = {}
         with self._client(gpu) as client:
-            client.subscribe_topic(topic, heard)
-            left: dict[int, Future] = {}
+            tasks = _Tasks(client, Folder(todo.folder.path.absolute()), groups)
             try:
-                for number, group in enumerate(groups):
-                    left[number] = client.submit(
-                        _task,
-                        slim,
-                        group,
-                        topic,
-                        number,
-                        threads=None if self.scheduler else max(1, cores() // self.jobs),
-                        stale={cell.file: stale[cell.file] for cell in group.cells if cell.file in stale},
-                        fail_fast=fail_fast,
-                        here=os.getcwd(),
-                        key=(topic, number),
-                        resources=resources(group) or None,
-                        priority=-number,
-                        pure=False,
-                    )
-                    left[number].add_done_callback(lambda _, number=number: events.put(("ended", number, 1.0)))
+                tasks.submit(todo, fail_fast, None if self.scheduler else max(1, cores() // self.jobs))
                 asked, wondered = time.monotonic(), False
-                while left:
-                    try:
-                        what, number, done = events.get(timeout=1.0)
-                    except Empty:
-                        if not (began or wondered) and time.monotonic() > asked + _WONDER_SECONDS:
+                while tasks.left:
+                    event = tasks.next_event()
+                    if event is None:
+                        if not (tasks.began or wondered) and time.monotonic() > asked + _WONDER_SECONDS:
                             wondered = True
                             self._wonder(client, gpu)
                         continue
-                    if number not in left:
-                        continue
-                    group = groups[number]
-                    if number not in began:
+                    group = groups[event.number]
+                    if event.number not in tasks.began:
                         begin(group)
-                    elif what == "begun":
-                        self.say(f"    {group.title.split(',')[0]}: begun again: its worker was lost")
-                    if what == "begun" or number not in began:
-                        began[number] = time.monotonic()
-                    if what == "under way":
-                        fraction(group, done)
-                    if what != "ended":
-                        continue
-                    outcome = self._outcome(left.pop(number), folder, group)
-                    outcome.seconds = time.monotonic() - began[number]
-                    yield group, outcome
-                    if not go_on():
-                        idle = [left.pop(waiting) for waiting in list(left) if waiting not in began]
-                        client.cancel(idle, force=True)
+                    elif event.what is _What.BEGUN:
+                        self.say(f"    {group.subject}: begun again: its worker was lost")
+                    seconds = tasks.noted(event)
+                    if event.what is _What.UNDER_WAY:
+                        fraction(group, event.done)
+                    elif event.what is _What.ENDED:
+                        outcome = self._outcome(tasks.left.pop(event.number), tasks.folder, group)
+                        outcome.seconds = seconds
+                        yield group, outcome
+                        if not go_on():
+                            tasks.cancel(idle_only=True)
             finally:
                 # Nobody answers once the scheduler is gone; the folder says what was done.
                 with contextlib.suppress(Exception):
-                    client.cancel(list(left.values()), force=True)
+                    tasks.cancel()
 
     def _outcome(self, future: Future, folder: Folder, group: Group) -> Outcome:
         from distributed import KilledWorker

@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from drift.running.sweep.outcome import Outcome
 
 if TYPE_CHECKING:
+    from drift.running.sweep.computing import Computer
     from drift.running.sweep.groups import Group
     from drift.running.sweep.planning import Plan
 
-__all__ = ["Engine", "Outcome"]
+__all__ = ["Engine", "Sparingly", "Turns", "computer"]
 
 
-@dataclass
-class Outcome:
-    """What became of one group.
+def computer(threads: int | None = None) -> Computer:
+    """What computes groups in this process.
 
-    Attributes
+    Torch is imported here and no earlier: the process that only hands groups out, or shows a plan, does without.
+
+    Parameters
     ----------
-    files : list of str
-        Cells that were written.
-    checked : dict
-        Their fingerprints.
-    failures : dict
-        File to failure record, of the cells that could not be computed.
-    stopped : str
-        Why the run must end, or empty.
-    computing, seconds : float
-        Seconds spent on passes, and in all.
-    died : str
-        What killed the worker, or empty.
+    threads : int, optional
+        Threads for torch; its own choice by default.
     """
+    from drift.running.sweep.computing import Computer
 
-    files: list[str] = field(default_factory=list)
-    checked: dict[str, list[int]] = field(default_factory=dict)
-    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    stopped: str = ""
-    computing: float = 0.0
-    seconds: float = 0.0
-    died: str = ""
+    return Computer(threads)
 
 
 class Engine(Protocol):

@@ -14,7 +14,7 @@ from drift.dataset.contract import SCHEMA_VERSION
 from drift.errors import DriftError
 from drift.running import corpus
 from drift.running.checkpoints import fetching, identity
-from drift.running.sweep.engines.engine import Outcome
+from drift.running.sweep.outcome import Outcome
 from drift.running.sweep.state import Folder
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Receipt:
     cells : list of (str, str)
         Path and sha256 of every file of the group that is there now.
     failures : dict
-        As in :class:`~drift.running.sweep.engines.engine.Outcome`.
+        As in :class:`~drift.running.sweep.outcome.Outcome`.
     stopped : str
         Why the run must end, or empty.
     broke : str
