@@ -65,16 +65,17 @@ def survives_the_suite(name: str) -> bool:
 def summary(codes: dict[str, int | None], suite: dict[str, bool]) -> dict[str, Any]:
     """Count what became of a sample."""
     killed = sum(code in KILLED for code in codes.values())
+    left = {name for name, code in codes.items() if code not in KILLED}
     later = sum(not alive for alive in suite.values())
-    untested = sorted(name for name, code in codes.items() if code in NO_TESTS and name not in suite)
-    survivors = sorted([name for name, alive in suite.items() if alive])
+    survivors = sorted(name for name in left if suite.get(name, True))
     return {
         "sample": len(codes),
         "killed_by_the_nearest_tests": killed,
         "killed_by_the_rest_of_the_suite": later,
         "killed_share": (killed + later) / len(codes) if codes else None,
         "survivors": survivors,
-        "not_put_to_the_suite": untested,
+        "not_put_to_the_suite": sorted(left - suite.keys()),
+        "reached_by_no_test_nearby": sorted(name for name, code in codes.items() if code in NO_TESTS),
         "exit_codes": dict(Counter(map(str, codes.values()))),
     }
 
