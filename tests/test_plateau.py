@@ -27,8 +27,6 @@ from drift.reading.plateau.model import Plateau, Reason, Verdict
 from drift.reading.plateau.wording import certificate
 from drift.reading.statistics import plateau as statistics_plateau
 
-pytestmark = pytest.mark.numerical
-
 T = np.arange(1, 64.0)
 PLATEAUS = {Verdict.SATURATED_PLATEAU, Verdict.FLAT, Verdict.PLATEAU_RISE_UNRESOLVED}
 
@@ -80,6 +78,7 @@ def strict(text):
         (1 - 0.9 * np.exp(-(T - 1) / 1.5), Verdict.SATURATED_PLATEAU, None),
     ],
 )
+@pytest.mark.numerical
 def test_curves_without_noise(curve, verdict, growth, documents):
     found = plateau(tiled(curve, documents))
     assert found.verdict is verdict
@@ -98,6 +97,7 @@ def test_curves_without_noise(curve, verdict, growth, documents):
     assert "62 transitions" in str(found)  # between 63 steps
 
 
+@pytest.mark.numerical
 def test_onset_is_where_the_rise_ends():
     # The median over five steps may move a corner by one.
     for end in (4, 8, 14):
@@ -113,6 +113,7 @@ def test_onset_is_where_the_rise_ends():
     assert 4 <= plateau(values).onset_step <= 9  # 5 % is left after 1 + 2 ln 18 = 6.8 steps
 
 
+@pytest.mark.numerical
 def test_models_say_what_kind_of_curve_it_is():
     names = {
         "power law": T**0.5,
@@ -195,6 +196,7 @@ def test_few_documents_speak_of_themselves_only():
     assert plateau(noisy(T**0.03, 0.4, 2)).reason is Reason.TOO_FEW
 
 
+@pytest.mark.numerical
 def test_documents_that_share_their_noise_are_no_replicates():
     shared = noisy(0 * T + 1, 0.1, 1, seed=5)
     own = noisy(0 * T + 1, 0.02, 8, seed=6)
@@ -240,6 +242,7 @@ def test_shapes():
     assert plateau(list(range(1, 41))).verdict is Verdict.GROWING
 
 
+@pytest.mark.numerical
 def test_many_curves_of_many_shapes_are_judged_in_order():
     inputs = [tiled(T), np.ones(40), tiled(0 * T + 1), T**-0.5, np.zeros((2, 63)), tiled(T, 2)]
     found = plateaus(inputs)
@@ -249,6 +252,7 @@ def test_many_curves_of_many_shapes_are_judged_in_order():
     assert [p.verdict for p in plateaus(np.stack([tiled(T), tiled(0 * T + 1)]))] == [Verdict.GROWING, Verdict.FLAT]
 
 
+@pytest.mark.numerical
 def test_margin_alpha_rise_and_floor_are_heeded():
     curve = tiled(T ** math.log2(1.08))
     assert plateau(curve, margin=0.05).verdict is Verdict.GROWING
@@ -309,6 +313,7 @@ def test_names_of_figures_are_not_those_of_a_cells_coordinates():
 
 
 # ------------------------------------------------------------------------------------------ how much data it takes
+@pytest.mark.numerical
 def test_more_noise_needs_more_documents():
     needed = [
         np.nanmedian([p.documents_needed for p in plateaus([noisy(0 * T + 1, sd, seed=s) for s in range(12)])])
@@ -324,6 +329,7 @@ def test_more_noise_needs_more_documents():
 
 
 @pytest.mark.parametrize(("sd", "rho"), [(0.25, 0.0), (0.12, 0.6)])
+@pytest.mark.numerical
 def test_the_documents_asked_for_decide(sd, rho):
     curve = 1 - 0.8 * np.exp(-(T - 1) / 1.2)
     asked = [plateau(noisy(curve, sd, 4, rho, seed)).documents_needed for seed in range(30)]
@@ -358,6 +364,7 @@ NOISE = [
 
 
 @pytest.mark.parametrize("kind", HELD_OUT)
+@pytest.mark.numerical
 def test_no_curve_that_moves_is_called_a_plateau(kind):
     runs, wrong = 15, []
     for place, (sd, rho, steps, documents) in enumerate(NOISE):
@@ -371,6 +378,7 @@ def test_no_curve_that_moves_is_called_a_plateau(kind):
 
 
 @pytest.mark.parametrize("kind", ["8 % per doubling", "slow saturation", "slow decay", "decay to a floor"])
+@pytest.mark.numerical
 def test_a_curve_that_moves_is_said_to_where_the_data_resolve_it(kind):
     curve = HELD_OUT[kind](np.arange(1, 96.0))
     wanted = Verdict.DECAYING if "decay" in kind else Verdict.GROWING
@@ -388,6 +396,7 @@ def test_a_curve_that_moves_is_said_to_where_the_data_resolve_it(kind):
     ],
     ids=["rise", "constant", "from zero", "rise over some steps"],
 )
+@pytest.mark.numerical
 def test_a_plateau_is_certified_where_the_data_resolve_it(curve, verdict):
     # The other half of the promise: a procedure that never says plateau would pass every test above.
     found = []
@@ -399,6 +408,7 @@ def test_a_plateau_is_certified_where_the_data_resolve_it(curve, verdict):
     assert all(p.p_equivalence < 0.05 for p in found if p.verdict.is_plateau)
 
 
+@pytest.mark.numerical
 def test_what_certifies_a_plateau_lies_within_the_margin_and_is_said_where_the_judging_window_does_not():
     """The interval that is reported decides: equivalence is its lying within the margin, on every curve."""
     rng = np.random.default_rng(5)
@@ -731,6 +741,7 @@ def test_sweeps_judge_their_cells(sweep_folder):
         sweep.drift.plateau("top1_agreement")
 
 
+@pytest.mark.numerical
 def test_derived_measures_are_distances(sweep_folder):
     cell = open_sweep(sweep_folder).cells[0]
     gap = amplitudes.measure_values(cell, "nll_gap")

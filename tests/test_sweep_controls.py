@@ -24,8 +24,6 @@ from drift.running.sweep.control_cells import SIZES, controls
 from drift.running.sweep.planning import plan
 from drift.running.sweep.running import run
 
-pytestmark = pytest.mark.numerical
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -91,6 +89,7 @@ def sweep(home: Path) -> dataset.Sweep:
     return dataset.open_sweep(home / "out")
 
 
+@pytest.mark.numerical
 def test_controls_are_kept_apart_from_what_was_asked_for(sweep: dataset.Sweep) -> None:
     assert {(c.dtype.item(), c.reference.item()) for c in sweep} == {
         (dtype, reference) for dtype in ("bf16", "fp32", "fp64") for reference in ("full", "gold")
@@ -116,6 +115,7 @@ def alone(home: Path, control: xr.Dataset, folds: list[tuple[str, str]]) -> list
     return [cell.isel(document=0, layer=-1) for cell in cells]
 
 
+@pytest.mark.numerical
 def test_what_must_not_fire_reads_exactly_zero_and_what_must_fire_does(home: Path, sweep: dataset.Sweep) -> None:
     for cell in sweep.controls:
         found = cell.hidden_rel_l2.isel(document=0, layer=-1).values
@@ -180,6 +180,7 @@ def test_a_wrong_reference_is_said_before_anything_is_computed(home: Path, tmp_p
         plan(load_config(made), tmp_path / "w")
 
 
+@pytest.mark.numerical
 def test_a_gold_cell_adds_up(sweep: dataset.Sweep) -> None:
     for cell in sweep.sel(reference="gold", dtype="bf16"):
         shares = sum(cell[f"hidden_share_{part}"] for part in ("structural", "full_rounding", "fold_rounding"))
