@@ -15,6 +15,7 @@ from rounding import linear
 from drift.dataset.sweep import Sweep
 from drift.reading import figures, gain
 from drift.reading.statistics.rate import Trend, TrendReason, rate
+from drift.reading.wording.verdicts import TREND_WORDS
 
 pytestmark = pytest.mark.numerical
 
@@ -38,7 +39,7 @@ def test_rates_and_signs(r: float, verdict: Trend, documents: int) -> None:
     if documents > 1:
         ends = scipy.stats.ttest_1samp(slopes, 0).confidence_interval(0.9)
         assert found.interval.pair == pytest.approx((ends.low, ends.high))
-    assert str(verdict).startswith(verdict.value)
+    assert TREND_WORDS[verdict].startswith(verdict.value)
 
 
 def test_what_cannot_be_decided() -> None:

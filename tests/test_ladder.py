@@ -36,6 +36,7 @@ from drift.reading.statistics.slope import (
     log_log,
     slope,
 )
+from drift.reading.wording.verdicts import SCALING_WORDS
 
 pytestmark = pytest.mark.numerical
 
@@ -171,7 +172,7 @@ def test_zeros_are_left_out_of_every_rung_and_counted() -> None:
 )
 def test_every_verdict_is_reached(low: float, high: float, verdict: Scaling, reason: ScalingReason | None) -> None:
     assert judge(Interval((low + high) / 2, 0.1, 3, low, high)) == (verdict, reason)
-    assert str(verdict).split(":")[0] == verdict.value
+    assert SCALING_WORDS[verdict].split(":")[0] == verdict.value
 
 
 # ---------------------------------------------------------------------------------------------- sweeps

@@ -30,6 +30,7 @@ from drift.reading.statistics.intervals import ALPHA, mean_interval
 from drift.reading.statistics.rate import Rate, TrendReason, rate
 from drift.reading.statistics.slope import log_log
 from drift.reading.wording.numbers import coverage
+from drift.reading.wording.verdicts import TREND_WORDS
 
 __all__ = ["GAIN_COMMAND", "Gain", "by_layer", "by_step", "gain_frame", "gain_sentences", "gains"]
 
@@ -201,7 +202,7 @@ def gain_sentences(found: Sequence[Gain]) -> list[str]:
         mine = [g for g in found if (g.labels["fold"], g.labels["dtype"]) == (fold, dtype)]
         kinds = [g.rate.verdict for g in mine]
         if len(set(kinds)) == 1:
-            words = str(kinds[0]) + (f", in all {len(mine)} cells" if len(mine) > 1 else "")
+            words = TREND_WORDS[kinds[0]] + (f", in all {len(mine)} cells" if len(mine) > 1 else "")
         else:
             words = ", ".join(f"{kinds.count(k)} {k.value}" for k in dict.fromkeys(kinds)) + f" of {len(mine)} cells"
         rates = sorted(g.rate.interval.value for g in mine if math.isfinite(g.rate.interval.value))

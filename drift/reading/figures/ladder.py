@@ -103,7 +103,10 @@ def _not_drawn(one: ladder.Ladder) -> tuple[int, int]:
 def _panel_title(protocol: str, mine: Sequence[ladder.Ladder], models: Sequence[str]) -> str:
     """Name the protocol, and the slope of each model by its marker."""
     marker = cycle_styles(models, MARKERS)
-    said = [(one.labels["model"], str(one.slope) if len(one.dtypes) > 1 else "one precision only") for one in mine]
+    said = [
+        (one.labels["model"], ladder.slope_words(one.slope) if len(one.dtypes) > 1 else "one precision only")
+        for one in mine
+    ]
     return "\n".join([*textwrap.wrap(protocol, 46), *(f"{GLYPHS[marker[model]]} {words}" for model, words in said)])
 
 

@@ -9,7 +9,7 @@ Cells against full attention in float64 (reference ``gold``) also carry the erro
 :func:`attributions` summarises them. The attribution needs no second rung: it takes one error apart; the ladder needs
 no float64: it compares errors. They are independent evidence.
 
-:mod:`drift.reading.ladder` is the command line.
+``python -m drift.ladder`` is the command line.
 """
 
 from drift.reading.amplitudes import LADDER_MEASURES
@@ -24,6 +24,7 @@ from drift.reading.ladder.wording import (
     ladder_frame,
     method,
     shown,
+    slope_words,
 )
 
 __all__ = [
@@ -45,4 +46,5 @@ __all__ = [
     "ladders",
     "method",
     "shown",
+    "slope_words",
 ]

@@ -9,8 +9,8 @@ from drift.reading.ladder.attribution import PARTS_COMMAND, Attribution
 from drift.reading.ladder.judging import Ladder
 from drift.reading.ladder.wording import amplitude_name, attribution_sentences
 from drift.reading.statistics.intervals import ALPHA
-from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, fixed_number, interval_words
-from drift.reading.wording.numbers import coverage
+from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN
+from drift.reading.wording.numbers import coverage, fixed_number, interval_words
 
 __all__ = ["terminal"]
 

@@ -15,8 +15,9 @@ from drift.reading.amplitudes import LADDER_MEASURES, amplitude_power
 from drift.reading.ladder.attribution import PARTS, Attribution
 from drift.reading.ladder.judging import Ladder, ladders
 from drift.reading.statistics.intervals import ALPHA
-from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Scaling, fixed_number
-from drift.reading.wording.numbers import coverage, number
+from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Scaling, Slope
+from drift.reading.wording.numbers import coverage, fixed_number, interval_words, number
+from drift.reading.wording.verdicts import SCALING_WORDS
 from drift.reading.wording.windows import late_words
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "ladder_frame",
     "method",
     "shown",
+    "slope_words",
 ]
 
 #: How far below 1 a slope is before it is asked why.
@@ -67,6 +69,15 @@ def ladder_frame(found: Sequence[Ladder]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def slope_words(found: Slope) -> str:
+    """Write a slope with its interval and what it says."""
+    reason = f" ({found.reason.value})" if found.reason else ""
+    if math.isnan(found.interval.value):
+        return f"{Scaling.UNDETERMINED.value}{reason}"
+    interval = f"{fixed_number(found.interval.value)} {interval_words(found.interval)}"
+    return f"slope {interval}: {found.verdict.value}{reason}"
 
 
 _MIXED = "16-bit rungs accumulate in fp32, which lowers their constant"
@@ -107,7 +118,7 @@ def by_measure(sweep: Sweep, layer: int | str = "last", measures: Sequence[str] 
             first = {n: one.labels[n] for n in ("protocol", "model", "chunk_size")}
             names = {"chunk_size": "chunk size"}
             row = rows.setdefault(key, {names.get(n, n): v for n, v in first.items()})
-            row[amplitude_name(measure)] = str(one.slope)
+            row[amplitude_name(measure)] = slope_words(one.slope)
     return pd.DataFrame(list(rows.values()))
 
 
@@ -163,7 +174,7 @@ def headlines(found: Sequence[Ladder]) -> dict[str, str]:
         mine = [one.slope for one in found if one.labels["protocol"] == protocol]
         kinds = [s.verdict for s in mine]
         if len(set(kinds)) == 1:
-            words = str(kinds[0]) + (f", in all {len(mine)} ladders" if len(mine) > 1 else "")
+            words = SCALING_WORDS[kinds[0]] + (f", in all {len(mine)} ladders" if len(mine) > 1 else "")
             words = words if kinds[0] is not Scaling.UNDETERMINED else Scaling.UNDETERMINED.value
         else:
             words = ", ".join(f"{kinds.count(k)} {k.value}" for k in dict.fromkeys(kinds)) + f" of {len(mine)} ladders"

@@ -24,23 +24,12 @@ LEAST_STEPS = 4
 
 
 class Trend(Enum):
-    """What the chain does to a disturbance. The value is the name used in JSON; ``str()`` is a sentence."""
+    """What the chain does to a disturbance. The value is the name used in JSON."""
 
     CONTRACTION = "contraction"
     NEUTRAL = "neutral"
     GROWTH = "growth"
     UNDETERMINED = "undetermined"
-
-    def __str__(self) -> str:
-        return _SENTENCES[self]
-
-
-_SENTENCES = {
-    Trend.CONTRACTION: "contraction: a disturbance decays along the chain",
-    Trend.NEUTRAL: "neutral: a disturbance is carried along, neither amplified nor forgotten",
-    Trend.GROWTH: "growth: a disturbance is amplified along the chain",
-    Trend.UNDETERMINED: "undetermined: these data do not decide",
-}
 
 
 class TrendReason(Enum):

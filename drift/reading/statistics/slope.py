@@ -22,8 +22,6 @@ __all__ = [
     "Scaling",
     "ScalingReason",
     "Slope",
-    "fixed_number",
-    "interval_words",
     "judge",
     "least_squares",
     "log_log",
@@ -39,23 +37,16 @@ WINDOWS = 8
 
 
 class Scaling(Enum):
-    """How drift goes with the precision. The value is the name used in JSON; ``str()`` is a sentence."""
+    """How drift goes with the precision. The value is the name used in JSON.
+
+    Rounding is proportional to the unit roundoff, structural drift does not depend on it, both shrinks with it but less
+    than in proportion.
+    """
 
     ROUNDING = "rounding"
     STRUCTURAL = "structural"
     BOTH = "both"
     UNDETERMINED = "undetermined"
-
-    def __str__(self) -> str:
-        return _SENTENCES[self]
-
-
-_SENTENCES = {
-    Scaling.ROUNDING: "rounding: drift is proportional to the unit roundoff",
-    Scaling.STRUCTURAL: "structural: drift does not depend on the precision",
-    Scaling.BOTH: "both: drift shrinks with the unit roundoff, but less than in proportion",
-    Scaling.UNDETERMINED: "undetermined: these data do not decide",
-}
 
 
 class ScalingReason(Enum):
@@ -120,24 +111,6 @@ class Slope:
     def without_verdict(self, failed: Sequence[str]) -> Slope:
         """Return the estimate alone, controls of the instrument having failed."""
         return replace(self, verdict=Scaling.UNDETERMINED, reason=ScalingReason.CONTROLS)
-
-    def __str__(self) -> str:
-        if math.isnan(self.interval.value):
-            return f"{Scaling.UNDETERMINED.value} ({self.reason.value if self.reason else ''})"
-        text = f"{self.verdict.value}" + (f" ({self.reason.value})" if self.reason else "")
-        return f"slope {fixed_number(self.interval.value)} {interval_words(self.interval)}: {text}"
-
-
-def fixed_number(x: float, digits: int = 3) -> str:
-    """Write a number with a fixed number of decimals; a dash for NaN."""
-    return "–" if math.isnan(x) else f"{x:z.{digits}f}"
-
-
-def interval_words(interval: Interval, digits: int = 3) -> str:
-    """Write an interval in parentheses."""
-    if math.isnan(interval.low):
-        return "(no interval)"
-    return f"({fixed_number(interval.low, digits)} to {fixed_number(interval.high, digits)})"
 
 
 def least_squares(x: ArrayLike, y: ArrayLike) -> Float:

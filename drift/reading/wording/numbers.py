@@ -7,10 +7,22 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
-__all__ = ["chunk_words", "count", "coverage", "number", "percent", "plain", "range_words", "signed_number"]
+from drift.reading.statistics.intervals import Interval
+
+__all__ = [
+    "chunk_words",
+    "count",
+    "coverage",
+    "fixed_number",
+    "interval_words",
+    "number",
+    "percent",
+    "plain",
+    "range_words",
+    "signed_number",
+]
 
 
-# ---------------------------------------------------------------------------------------------- words
 def number(value: float, digits: int = 2) -> str:
     """Write a number as people say it: ``1.3e-2``, ``0.67``, ``16,000``, ``exactly 0``."""
     if math.isnan(value):
@@ -94,3 +106,15 @@ def count(value: float) -> str:
 def coverage(alpha: float) -> str:
     """Write the coverage of intervals whose ends are each left out at level `alpha`: ``90 %`` at 0.05."""
     return f"{100 * (1 - 2 * alpha):.4g} %"
+
+
+def fixed_number(x: float, digits: int = 3) -> str:
+    """Write a number with a fixed number of decimals; a dash for NaN."""
+    return "–" if math.isnan(x) else f"{x:z.{digits}f}"
+
+
+def interval_words(interval: Interval, digits: int = 3) -> str:
+    """Write an interval in parentheses."""
+    if math.isnan(interval.low):
+        return "(no interval)"
+    return f"({fixed_number(interval.low, digits)} to {fixed_number(interval.high, digits)})"
