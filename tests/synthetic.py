@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from drift import dataset
+from drift.dataset.contract import FLOORS
 
 ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "tf32": 2.0**-11, "fp32": 2.0**-24, "fp64": 2.0**-53}
 FAMILIES = {"smollm2-135m-instruct": "Llama", "qwen2.5-coder-0.5b-instruct": "Qwen", "gemma-3-270m": "Gemma"}
@@ -117,8 +118,10 @@ def cell(
     level: Curve | None = None,
     noise: float = 0.1,
     seed: int = 0,
+    floor: Curve | None = None,
+    draws: Sequence[int] = (1, 2),
 ) -> xr.Dataset:
-    """Return one cell. `level` maps steps (float array) to final-layer drift, before the noise."""
+    """Return one cell. `level` and `floor` map steps (float array) to final-layer drift and its floor, before the noise."""
     config = {"model": model, "dtype": dtype, "protocol": protocol, "chunk_size": chunk_size, "tokens": tokens}
     rng = np.random.default_rng([seed, zlib.crc32(dataset.canonical_json(config).encode())])
     start = np.arange(0, tokens, chunk_size)
@@ -128,8 +131,16 @@ def cell(
     sigma = np.where(base > 0.05, noise * 0.3, noise)
     drift = base * np.exp(sigma * rng.standard_normal((documents, len(start))))
     depth = layers or LAYERS.get(model, 4)
+    variables = arrays(drift, layers=depth, tokens=stop - start, dtype=dtype, rng=rng, noise=noise)
+    if floor is not None:
+        under = floor(np.arange(len(start), dtype=float))
+        spread = np.exp(noise * rng.standard_normal((len(draws), documents, len(start))))
+        drawn = [
+            arrays(under * s, layers=depth, tokens=stop - start, dtype=dtype, rng=rng, noise=noise) for s in spread
+        ]
+        variables |= {of: np.stack([one[name] for one in drawn], axis=-1) for name, of in FLOORS.items()}
     return dataset.build(
-        arrays(drift, layers=depth, tokens=stop - start, dtype=dtype, rng=rng, noise=noise),
+        variables,
         scalars={
             "model": model,
             "family": FAMILIES.get(model, "Llama"),
@@ -144,6 +155,7 @@ def cell(
         token_start=start,
         token_stop=stop,
         attrs=attrs(config, seed=seed),
+        draws=draws,
     )
 
 

@@ -22,6 +22,8 @@ from hypothesis.extra import numpy as hnp
 
 from drift import dataset
 from drift.dataset import building
+from drift.dataset.contract import FLOORS
+from drift.dataset.curves import floor_curves
 from drift.errors import DatasetError
 
 SMALL = {"model": "tiny", "layers": 2, "documents": 2, "tokens": 40, "chunk_size": 16}
@@ -242,6 +244,29 @@ def test_long_attributes_survive(small: xr.Dataset, tmp_path: Path) -> None:
     back = dataset.read(dataset.write(ds, tmp_path / "long.nc"))
     assert json.loads(back.attrs["config_json"]) == config
     assert back.attrs["driver"] == ""
+
+
+def test_a_rounding_floor_is_read_by_draw_and_asked_for_whole(tmp_path: Path) -> None:
+    made = synthetic.cell(tokens=256, chunk_size=64, layers=3, floor=lambda step: 1e-3 + 0 * step, draws=(4, 7, 9))
+    dataset.write(made, tmp_path / "cell.nc")
+    cell = dataset.read(tmp_path / "cell.nc")
+    assert cell["draw"].values.tolist() == [4, 7, 9]
+    for name, floor in FLOORS.items():
+        assert cell[floor].dims == (*dataset.VARIABLES[name].dims, "draw")
+        assert np.array_equal(cell[floor], made[floor])
+        assert floor_curves(cell, name, "last").shape == (3, 2, 4)
+    block = floor_curves(cell, "key_rel_l2", 2)
+    assert np.array_equal(block[1], cell["key_rel_l2_floor"].sel(block=2, draw=7))
+    with pytest.raises(DatasetError, match="has no rounding floor; measures that have: hidden_rel_l2"):
+        floor_curves(cell, "logit_js")
+    with pytest.raises(DatasetError, match="floor_draws=2"):
+        floor_curves(synthetic.cell(tokens=256, layers=3))
+    with pytest.raises(DatasetError, match="missing coordinates: draw"):
+        dataset.validate(cell.drop_vars("draw"))
+    with pytest.raises(DatasetError, match=r"logit_kl_floor is on .*, not \('document', 'step', 'draw'\)"):
+        dataset.validate(cell.assign(logit_kl_floor=cell["logit_kl"].assign_attrs(units="nat")))
+    with pytest.raises(DatasetError, match="there is no measure 'logit_kl_floor'"):
+        dataset.curve(cell, "logit_kl_floor")
 
 
 def test_hash_ignores_order_and_sees_values() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         VARIABLES,
         Variable,
     )
-    from drift.dataset.curves import curve
+    from drift.dataset.curves import curve, floor_curves
     from drift.dataset.files import TEMPORARY_SUFFIX, read, write
     from drift.dataset.hashing import canonical_json, content_hash
     from drift.dataset.labels import Label
@@ -37,7 +37,7 @@ _HOMES = {
     "contract": (
         "QUANTILES", "REFERENCES", "REQUIRED_ATTRS", "SCALARS", "SCHEMA_VERSION", "VARIABLES", "Variable",
     ),
-    "curves": ("curve",),
+    "curves": ("curve", "floor_curves"),
     "files": ("TEMPORARY_SUFFIX", "read", "write"),
     "choosing": ("DISTURBED", "folds", "is_fold", "keep", "left_out"),
     "hashing": ("canonical_json", "content_hash"),
@@ -69,6 +69,7 @@ __all__ = [
     "canonical_json",
     "content_hash",
     "curve",
+    "floor_curves",
     "folds",
     "is_fold",
     "keep",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def build(
     token_start: np.ndarray,
     token_stop: np.ndarray,
     attrs: Mapping[str, object],
+    draws: Sequence[int] = (),
 ) -> xr.Dataset:
     """Assemble one cell from plain arrays.
 
@@ -97,6 +98,8 @@ def build(
     attrs : mapping
         Provenance, see :data:`REQUIRED_ATTRS`. bool becomes int; None, dict and list become JSON.
         ``Conventions``, ``title``, ``schema_version`` and ``config_sha256`` are filled in where absent.
+    draws : sequence of int
+        Seeds of the draws of the rounding floor, where `variables` hold one: [draw].
 
     Returns
     -------
@@ -124,9 +127,12 @@ def build(
         "layer_kind": np.array(layer_kinds(layers), dtype=str),
         "block": np.arange(1, sizes["block"] + 1),
         "quantile": np.array(QUANTILES),
+        **({"draw": np.array(draws, dtype=np.int64)} if "draw" in sizes else {}),
     }
     coords = {}
     for name, c in COORDINATES.items():
+        if c.optional and name not in values:
+            continue
         array = np.asarray(values[name], dtype=str) if c.kind == "U" else _cast(name, values[name], DTYPES[c.kind])
         if array.ndim != len(c.dims):
             raise DatasetError(f"build: coordinate {name} has shape {array.shape}, but its axes are {c.dims}")

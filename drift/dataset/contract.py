@@ -27,7 +27,7 @@ A sweep is a folder of cells, and ``sweep.json`` beside them. Of that file this 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ import numpy as np
 __all__ = [
     "COORDINATES",
     "DTYPES",
+    "FLOORS",
     "QUANTILES",
     "REFERENCES",
     "REQUIRED_ATTRS",
@@ -198,6 +199,23 @@ VARIABLES: dict[str, Variable] = {
         distance=False,
     ),
 }
+#: Measures that cells also carry of full attention against itself, its embeddings disturbed by one unit roundoff (its
+#: rounding floor), and the row of each: the measure's dimensions and ``draw``. Cells without floor draws have none.
+FLOORS: dict[str, str] = {
+    name: f"{name}_floor"
+    for name in ("hidden_rel_l2", "key_rel_l2", "value_rel_l2", "logit_kl", "logit_rel_l2", "delta_p_rms")
+}
+VARIABLES |= {
+    floor: replace(
+        VARIABLES[name],
+        dims=(*VARIABLES[name].dims, "draw"),
+        long_name=f"rounding floor of full attention: {VARIABLES[name].long_name}",
+        optional=True,
+        distance=False,
+        since=2,
+    )
+    for name, floor in FLOORS.items()
+}
 #: Latest schema version; a new row of the table raises it.
 SCHEMA_VERSION = str(max(row.since for row in VARIABLES.values()))
 
@@ -219,6 +237,7 @@ class _Coordinate:
     kind: str  # "U" text, "i" int64, "f" float64
     units: str | None
     long_name: str
+    optional: bool = False
 
 
 COORDINATES: dict[str, _Coordinate] = {
@@ -239,6 +258,7 @@ COORDINATES: dict[str, _Coordinate] = {
     "layer_kind": _Coordinate(("layer",), "U", None, "what the layer is"),
     "block": _Coordinate(("block",), "i", "1", "transformer block"),
     "quantile": _Coordinate(("quantile",), "f", "1", "quantile over the chunk's tokens"),
+    "draw": _Coordinate(("draw",), "i", "1", "seed of the draw of the rounding floor", optional=True),
 }
 #: Scalar coordinates: the axes by which the cells of a sweep are told apart.
 SCALARS = tuple(name for name, c in COORDINATES.items() if not c.dims)

@@ -1,17 +1,16 @@
-"""A measure of a cell as curves [document, step]."""
+"""Measures of a cell, and their rounding floors, as curves over documents and steps."""
 
 from __future__ import annotations
 
 import numpy as np
 import xarray as xr
 
-from drift.dataset.contract import VARIABLES
+from drift.dataset.contract import FLOORS, VARIABLES
 from drift.errors import DatasetError
 
-__all__ = ["curve"]
+__all__ = ["curve", "floor_curves"]
 
 
-# ---------------------------------------------------------------------------------------------- sweeps
 def curve(
     ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | str = "last", quantile: float = 0.5
 ) -> np.ndarray:
@@ -33,8 +32,47 @@ def curve(
     -------
     ndarray [document, step]
     """
-    if measure not in VARIABLES:
-        raise DatasetError(f"there is no measure {measure!r}; known are {', '.join(VARIABLES)}")
+    known = [name for name, row in VARIABLES.items() if "draw" not in row.dims]
+    if measure not in known:
+        raise DatasetError(f"there is no measure {measure!r}; known are {', '.join(known)}")
+    array = _placed(ds, measure, layer)
+    if "quantile" in array.dims:
+        places = np.flatnonzero(np.isclose(ds["quantile"].values, quantile))
+        if not places.size:
+            raise DatasetError(f"there is no quantile {quantile!r}; there are {ds['quantile'].values.tolist()}")
+        array = array.isel(quantile=int(places[0]))
+    return np.asarray(array.transpose("document", "step").values, dtype=float)
+
+
+def floor_curves(ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | str = "last") -> np.ndarray:
+    """Take the rounding floor of a measure out of a cell.
+
+    Parameters
+    ----------
+    ds, measure, layer
+        As for :func:`curve`.
+
+    Returns
+    -------
+    ndarray [draw, document, step]
+
+    Raises
+    ------
+    DatasetError
+        If the measure has no floor, or the cell was made without.
+    """
+    if measure not in FLOORS:
+        raise DatasetError(f"{measure!r} has no rounding floor; measures that have: {', '.join(FLOORS)}")
+    if FLOORS[measure] not in ds.data_vars:
+        raise DatasetError(
+            "this cell has no rounding floor: it was made before there was one, or with floor_draws=0. Compute it "
+            "again with floor_draws=2 (python -m drift.sweep ... --set floor_draws=2)"
+        )
+    return np.asarray(_placed(ds, FLOORS[measure], layer).transpose("draw", "document", "step").values, dtype=float)
+
+
+def _placed(ds: xr.Dataset, measure: str, layer: int | str) -> xr.DataArray:
+    """A variable at one of its layers or blocks, if it has any."""
     if measure not in ds.data_vars:
         raise DatasetError(
             f"this cell has no {measure}: only some references or protocols do, and only cells of schema version "
@@ -52,9 +90,4 @@ def curve(
                 raise DatasetError(
                     f"{ds['model'].item()} has no {dim} {layer!r}; there are {labels[0]} to {labels[-1]}, or 'last'"
                 )
-    if "quantile" in array.dims:
-        places = np.flatnonzero(np.isclose(ds["quantile"].values, quantile))
-        if not places.size:
-            raise DatasetError(f"there is no quantile {quantile!r}; there are {ds['quantile'].values.tolist()}")
-        array = array.isel(quantile=int(places[0]))
-    return np.asarray(array.transpose("document", "step").values, dtype=float)
+    return array

@@ -79,7 +79,7 @@ def write(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
 def _clean(ds: xr.Dataset) -> xr.Dataset:
     """Copy `ds` in the contract's order and without encodings, so that equal datasets give equal bytes."""
     clean = ds.drop_encoding()[_names(ds)]
-    clean = clean.assign_coords({name: clean.coords[name] for name in COORDINATES})
+    clean = clean.assign_coords({name: clean.coords[name] for name in COORDINATES if name in clean.coords})
     others = sorted(str(name) for name in clean.coords if name not in COORDINATES)  # which only a newer contract knows
     if others:
         clean = clean.drop_vars(others).assign_coords({name: clean.coords[name] for name in others})

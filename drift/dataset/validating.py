@@ -90,7 +90,11 @@ def _hash_faults(ds: xr.Dataset) -> Iterator[str]:
 
 
 def _coordinate_faults(ds: xr.Dataset, newer: bool) -> Iterator[str]:
-    missing = [name for name in COORDINATES if name not in ds.coords]
+    missing = [
+        name
+        for name, c in COORDINATES.items()
+        if name not in ds.coords and (not c.optional or set(c.dims) <= set(ds.dims))
+    ]
     if missing:
         yield f"missing coordinates: {', '.join(missing)}"
     unknown = [str(name) for name in ds.coords if name not in COORDINATES]
