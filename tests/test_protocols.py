@@ -35,12 +35,15 @@ TABLE = [
     ("quantized(format=int4,axis=channel)", [0, 4, 8], [(), (), ()]),
     ("merge(budget=3)", [0, 4, 8], [(), (), ()]),
     ("perturbed(restart,step=1,size=0.001)", [0, 0, 0], [(), (), ()]),
+    ("one_step(reprime(token=9))", [0, 4, 9], [(), (9,), (9,)]),
+    ("random_walk(append,noise=3)", [0, 4, 8], [(), (), ()]),
     ("shifted(append,step=1)", [0, 5, 9], [(), (), ()]),
     ("shifted(reprime(token=9),step=2,by=3)", [0, 4, 12], [(), (9,), (9,)]),
 ]
 # One row per protocol whose passes are other stretches: label, (start, stop, chain step, measured) of its passes.
 PASSES = [
     ("full", [(0, 10, 0, True)]),
+    ("full(noise=0.01,seed=4)", [(0, 10, 0, True)]),
     (
         "isolated(probe=1)",
         [(0, 4, 0, True), (0, 4, 0, False), (4, 8, 1, True), (4, 8, 1, False), (8, 10, 2, True), (8, 10, 2, False)],
@@ -208,7 +211,7 @@ class Miscounting(Protocol):
 def carried(held: int, sliding: bool = False) -> Carried:
     """A cache of block 5 after chain step 7, which appended two slots."""
     keys, values = np.zeros((1, 1, held, 4)), np.zeros((1, 1, held, 4))
-    return Carried(keys, values, 7, 5, 2, sliding, None, lambda keys, shift: keys)  # type: ignore[arg-type]
+    return Carried(keys, values, 7, 5, 2, sliding, None, lambda keys, shift: keys, 2.0**-24)  # type: ignore[arg-type]
 
 
 def test_the_count_of_slots_is_held_against_what_carry_leaves() -> None:

@@ -56,7 +56,7 @@ def test_numbers_are_those_of_a_plain_loop(
     model, ids = tiny("qwen2", dtype), token_ids(2, 30)
     cell = drift.trace(model, ids, 8, protocol)
     validate(cell)
-    assert dict(cell.sizes) == {"document": 2, "layer": 5, "step": 4, "quantile": 9, "block": 3}
+    assert dict(cell.sizes) == {"document": 2, "layer": 5, "step": 4, "quantile": 9, "block": 3, "draw": 2}
     for document in range(2):
         full, fold = plain(model, ids[document], 30), plain(model, ids[document], 8, protocol == "restart")
         for step, start in enumerate(range(0, 30, 8)):

@@ -18,8 +18,8 @@ from drift.errors import DatasetError
 
 __all__ = ["DISTURBED", "folds", "is_fold", "keep", "left_out"]
 
-#: Protocols that test the instrument or disturb a fold on purpose; what they show is no drift of a fold.
-DISTURBED = ("full", "perturbed", "shifted")
+#: Protocols that test the instrument, disturb a fold on purpose or take its chain away; they show no drift of a fold.
+DISTURBED = ("full", "one_step", "perturbed", "random_walk", "shifted")
 #: Protocols whose chain is one of generated tokens, not of chunks of a text.
 GENERATING = ("decode",)
 _REFERENCES = {

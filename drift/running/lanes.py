@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from drift.dataset.rungs import rung
+from drift.dataset.contract import FLOORS
+from drift.dataset.rungs import Rung, rung
 from drift.running.descent.lanes import Lane
 from drift.running.model.numerics import numerics
 from drift.running.model.weights import weights_of
+from drift.running.noise import EmbeddingNoise
 from drift.running.protocols import parse
 from drift.running.protocols.base import Chunk, Protocol, Variation
 from drift.running.protocols.decode import Decode
+from drift.running.protocols.full import floor_draw
 from drift.running.recording import Comparison
 
 __all__ = ["FoldRequest", "LaneTable", "generated_continuation"]
@@ -66,25 +71,34 @@ def generated_continuation(model: PreTrainedModel, text: Tensor, protocol: Decod
 
 
 class LaneTable:
-    """The lanes that a set of comparisons needs, each of them once. Lane 0 is full attention."""
+    """The lanes that a set of comparisons needs, each of them once. Lane 0 is full attention.
 
-    def __init__(self, text: Tensor, model: PreTrainedModel, wide: PreTrainedModel) -> None:
+    Parameters
+    ----------
+    text : Tensor
+        int64 [token].
+    model, wide : PreTrainedModel
+        The model, and the same one in float64 where a lane needs it.
+    dtype : Rung
+        What `model` computes in.
+    """
+
+    def __init__(self, text: Tensor, model: PreTrainedModel, wide: PreTrainedModel, dtype: Rung) -> None:
         self._text = text
         self._wide = wide
+        self._dtype = dtype
         self._device = str(text.device)
-        self._own = model
         self.lanes: list[Lane] = []
         self._places: dict[object, int] = {}
 
     def comparison(self, fold: FoldRequest) -> Comparison:
         """Find or make the lanes of a comparison."""
-        n = len(self._text)
-        full = self._full(fold, False)
+        full = self._full(fold.bound, False)
         lane = self._fold(fold.bound, fold.size, False)
         reference: int | None = full
         parts = None
         if fold.reference == "gold":
-            reference = self._full(fold, True)
+            reference = self._full(fold.bound, True)
             parts = full, self._fold(fold.bound, fold.size, True)
         elif fold.reference == "fold64":
             reference = self._fold(fold.bound, fold.size, True)
@@ -94,24 +108,54 @@ class LaneTable:
             assert isinstance(fold.bound, Variation)
             reference = self._fold(fold.bound.protocol, fold.size, False)
         choose = fold.bound.choose if isinstance(fold.bound, Decode) else None
-        return Comparison(lane, reference, fold.bound.starts(n, fold.size), parts, choose)
+        return Comparison(lane, reference, self._starts(fold), parts, choose)
 
-    def _full(self, fold: FoldRequest, in_float64: bool) -> int:
-        chunks = fold.bound.reference_chunks(len(self._text))
-        return self._lane(("full", in_float64), in_float64, chunks, None)
+    def floor(self, fold: FoldRequest, seed: int) -> Comparison:
+        """Find or make the lanes of a draw of the rounding floor, over the steps of a fold.
+
+        Whatever the fold is compared with, its floor is that of full attention on the rung that the fold computes on.
+        """
+        full = self._full(fold.bound, False)
+        lane = self._lane(fold.bound.reference_chunks(len(self._text)), floor_draw(seed), False)
+        return Comparison(lane, full, self._starts(fold), only=frozenset(FLOORS))
+
+    def _starts(self, fold: FoldRequest) -> tuple[int, ...]:
+        return fold.bound.starts(len(self._text), fold.size)
+
+    def _full(self, bound: Protocol, in_float64: bool) -> int:
+        return self._lane(bound.reference_chunks(len(self._text)), None, in_float64)
 
     def _fold(self, bound: Protocol, size: int, in_float64: bool) -> int:
-        chunks = bound.chunks(len(self._text), size)
-        return self._lane((bound, size, in_float64), in_float64, chunks, bound)
+        source = self._full(bound, in_float64) if bound.takes_full_cache else None
+        return self._lane(bound.chunks(len(self._text), size), bound, in_float64, source)
 
-    def _lane(self, key: object, in_float64: bool, chunks: tuple[Chunk, ...], protocol: Protocol | None) -> int:
+    def _lane(
+        self, chunks: tuple[Chunk, ...], protocol: Protocol | None, in_float64: bool, source: int | None = None
+    ) -> int:
+        key = chunks, protocol, in_float64
         if key not in self._places:
             self._places[key] = len(self.lanes)
             batch = protocol.texts_at_once if protocol is not None else 1
             others = tuple(self._text.roll(-(len(self._text) * i // batch)) for i in range(1, batch))
-            lane = Lane(self._text, chunks, protocol, companions=others)
+            own = rung("fp64") if in_float64 else self._dtype
+            lane = Lane(
+                self._text,
+                chunks,
+                protocol,
+                companions=others,
+                noise=self._noise(protocol, own),
+                source=source,
+                unit_roundoff=own.unit_roundoff,
+            )
             if in_float64:
-                scope = partial(numerics, rung("fp64"), self._device)
-                lane = replace(lane, model=self._wide, scope=scope)
+                lane = replace(lane, model=self._wide, scope=partial(numerics, own, self._device))
             self.lanes.append(lane)
         return self._places[key]
+
+    def _noise(self, protocol: Protocol | None, dtype: Rung) -> EmbeddingNoise | None:
+        """The noise that a protocol puts on embeddings; documents of different tokens get different noise."""
+        if protocol is None or protocol.embedding_noise is None:
+            return None
+        size, seed = protocol.embedding_noise
+        digest = hashlib.sha256(self._text.cpu().numpy().astype("<i8").tobytes()).digest()
+        return EmbeddingNoise(size * dtype.unit_roundoff, (seed, *np.frombuffer(digest, dtype="<u4").tolist()))

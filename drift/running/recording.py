@@ -36,6 +36,8 @@ class Comparison:
         The lanes (full attention, the same fold in float64) that the error is taken apart with.
     choose : callable, optional
         The tokens [row] that logits [row, vocabulary] of the text's tokens [row] generate.
+    only : frozenset of str, optional
+        The variables that are wanted; all of them by default.
     """
 
     lane: int
@@ -43,6 +45,11 @@ class Comparison:
     starts: tuple[int, ...]
     parts: tuple[int, int] | None = None
     choose: Callable[[Tensor, Tensor], Tensor] | None = None
+    only: frozenset[str] | None = None
+
+    def wants(self, name: str) -> bool:
+        """Whether a variable is wanted."""
+        return self.only is None or name in self.only
 
 
 class DocumentRecorder(Recorder):
@@ -99,14 +106,17 @@ class DocumentRecorder(Recorder):
 
     def _compare(self, lanes: Sequence[Tensor]) -> list[_Compared]:
         """Compare each fold's states [token, feature] of all tokens with its reference's."""
-        rows: dict[int, measures.StateRows] = {}
+        rows: dict[tuple[int, int], measures.StateRows] = {}
         for reference in {fold.of.reference for fold in self._folds if fold.of.reference is not None}:
-            places = [place for place, fold in enumerate(self._folds) if fold.of.reference == reference]
-            others = [lanes[self._folds[place].of.lane] for place in places]
-            rows |= zip(places, measures.compare_states(lanes[reference], *others), strict=True)
+            # A lane may be compared in several ways of cutting the text into steps.
+            own = list(dict.fromkeys(fold.of.lane for fold in self._folds if fold.of.reference == reference))
+            compared = measures.compare_states(lanes[reference], *(lanes[lane] for lane in own))
+            rows |= {(lane, reference): one for lane, one in zip(own, compared, strict=True)}
         return [
-            fold.with_previous(lanes[fold.of.lane]) if fold.of.reference is None else fold.compared(rows[place])
-            for place, fold in enumerate(self._folds)
+            fold.with_previous(lanes[fold.of.lane])
+            if fold.of.reference is None
+            else fold.compared(rows[fold.of.lane, fold.of.reference])
+            for fold in self._folds
         ]
 
     def cache_bytes(self, block: int, sizes: Sequence[Sequence[int]]) -> None:
@@ -120,22 +130,37 @@ class DocumentRecorder(Recorder):
         """Keep a reference's stretch; compare the folds' pieces with it."""
         if lane in self._kept:
             self._states[lane] = rows, states
-        for fold in self._folds:
-            if fold.of.lane == lane:
-                fold.final_piece(rows, states, self._states)
+        mine = [fold for fold in self._folds if fold.of.lane == lane]
+        compared = {
+            reference: measures.compare_states(_within(self._states[reference], rows), states)
+            for reference in {fold.of.reference for fold in mine if fold.of.reference is not None}
+        }
+        for fold in mine:
+            if fold.of.reference is None:
+                fold.final_states.append(states)
+            else:
+                fold.final += compared[fold.of.reference]
+                fold.final_parts_piece(rows, states, self._states)
 
     def logits(self, lane: int, rows: Tensor, logits: Tensor) -> None:
         """Keep a reference's stretch; compare the folds' pieces with it."""
         if lane in self._kept:
             targets = self._targets[rows.to(self._targets.device)]
             self._logits[lane] = rows, measures.LogitReference(logits, targets)
-        for fold in self._folds:
-            if fold.of.lane == lane and fold.of.reference is not None:
-                fold.logit_piece(rows, logits, self._logits[fold.of.reference])
+        mine = [fold for fold in self._folds if fold.of.lane == lane and fold.of.reference is not None]
+        for reference in {fold.of.reference for fold in mine}:
+            assert reference is not None
+            first, held = self._logits[reference]
+            offset = int(torch.searchsorted(first, rows[0]))
+            within = held.rows(offset, offset + len(rows))
+            compared = measures.compare_logits(within, logits)
+            for fold in mine:
+                if fold.of.reference == reference:
+                    fold.logit_piece(rows, logits, within, compared)
 
-    def variables(self, comparison: int) -> Arrays:
-        """All variables of the data contract for one comparison, without the document axis."""
-        return self._folds[comparison].variables()
+    def variables(self, comparison: Comparison) -> Arrays:
+        """The variables of the data contract for one of the comparisons, without the document axis."""
+        return next(fold for fold in self._folds if fold.of == comparison).variables()
 
 
 def _within(held: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
@@ -165,18 +190,20 @@ class _Compared:
         empty = np.nan if later.dtype.kind == "f" else 0
         return np.concatenate([np.full((self.missing, *later.shape[1:]), empty, dtype=later.dtype), later])
 
-    def variables(self) -> Arrays:
-        """All variables of a layer."""
-        return {
-            "hidden_rel_l2": self.per_step(measures.StateRows.rel_l2),
-            "hidden_cosine_distance": self.per_step(measures.StateRows.cosine_distance),
-            "hidden_max_abs": self.per_step(measures.StateRows.step_max_abs),
-            "hidden_norm": self.per_step(measures.StateRows.norm),
-            "nonfinite_count": self.per_step(measures.StateRows.step_nonfinite),
-            "hidden_rel_l2_token": self.per_step(
-                lambda rows, starts: measures.step_quantiles(rows.rel_l2_token(), starts, QUANTILES)
-            ),
-        }
+    def variables(self, wanted: Callable[[str], bool]) -> Arrays:
+        """The wanted variables of a layer."""
+        return {name: self.per_step(reduce) for name, reduce in _OF_LAYERS.items() if wanted(name)}
+
+
+#: What is measured at every layer.
+_OF_LAYERS: dict[str, Callable[[measures.StateRows, list[int]], NDArray[Any]]] = {
+    "hidden_rel_l2": measures.StateRows.rel_l2,
+    "hidden_cosine_distance": measures.StateRows.cosine_distance,
+    "hidden_max_abs": measures.StateRows.step_max_abs,
+    "hidden_norm": measures.StateRows.norm,
+    "nonfinite_count": measures.StateRows.step_nonfinite,
+    "hidden_rel_l2_token": lambda rows, starts: measures.step_quantiles(rows.rel_l2_token(), starts, QUANTILES),
+}
 
 
 class _Fold:
@@ -191,9 +218,9 @@ class _Fold:
         self._starts = [start - self._first for start in comparison.starts]
         self._sampled = sampled
         self._n_tokens = n_tokens
-        self._final: list[measures.StateRows] = []
+        self.final: list[measures.StateRows] = []
+        self.final_states: list[Tensor] = []
         self._final_parts: list[measures.PartRows] = []
-        self._final_states: list[Tensor] = []
         self._logits: list[measures.LogitRows] = []
         self._agreement: list[NDArray[np.float64]] = []
 
@@ -211,28 +238,25 @@ class _Fold:
 
     def layer(self, states: Sequence[Tensor], compared: _Compared) -> None:
         """Note one layer."""
-        out = compared.variables()
+        out = compared.variables(self.of.wants)
         if self.of.parts is not None:
             assert self.of.reference is not None
             lanes = (self.of.reference, *self.of.parts, self.of.lane)
             out |= measures.compare_parts(*(states[lane][self._first :] for lane in lanes)).per_step(self._starts)
         self.layers.append(out)
 
-    def final_piece(self, rows: Tensor, states: Tensor, held: dict[int, tuple[Tensor, Tensor]]) -> None:
-        """Note a piece of the states after the final norm."""
-        if self.of.reference is None:
-            self._final_states.append(states)
-            return
-        reference = _within(held[self.of.reference], rows)
-        self._final += measures.compare_states(reference, states)
+    def final_parts_piece(self, rows: Tensor, states: Tensor, held: dict[int, tuple[Tensor, Tensor]]) -> None:
+        """Take the error of a piece of the states after the final norm apart, where that is asked for."""
         if self.of.parts is not None:
+            assert self.of.reference is not None
+            reference = _within(held[self.of.reference], rows)
             full, fold64 = (_within(held[lane], rows) for lane in self.of.parts)
             self._final_parts.append(measures.compare_parts(reference, full, fold64, states))
 
     def _final_layer(self) -> Arrays:
         if self.of.reference is None:
-            return self.with_previous(torch.cat(self._final_states)).variables()
-        out = self.compared(measures.StateRows.concatenate(self._final)).variables()
+            return self.with_previous(torch.cat(self.final_states)).variables(self.of.wants)
+        out = self.compared(measures.StateRows.concatenate(self.final)).variables(self.of.wants)
         if self._final_parts:
             # Sums run from each start to the next, so what lies before the first is left out by itself.
             out |= measures.PartRows.concatenate(self._final_parts).per_step(self.of.starts)
@@ -240,11 +264,11 @@ class _Fold:
 
     # ------------------------------------------------------------ logits
 
-    def logit_piece(self, rows: Tensor, logits: Tensor, reference: tuple[Tensor, measures.LogitReference]) -> None:
+    def logit_piece(
+        self, rows: Tensor, logits: Tensor, within: measures.LogitReference, compared: measures.LogitRows
+    ) -> None:
         """Note a piece of the logits."""
-        offset = int(torch.searchsorted(reference[0], rows[0]))
-        within = reference[1].rows(offset, offset + len(rows))
-        self._logits.append(measures.compare_logits(within, logits))
+        self._logits.append(compared)
         if self.of.choose is not None:
             same = self.of.choose(within.logits, rows) == self.of.choose(logits, rows)
             self._agreement.append(same.cpu().numpy().astype(np.float64))
@@ -254,7 +278,8 @@ class _Fold:
         layers = [*self.layers, self._final_layer()]
         out = {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
         out |= {name: np.stack([block[name] for block in self.blocks]) for name in self.blocks[0]}
-        out["cache_bytes"] = self.bytes
+        if self.of.wants("cache_bytes"):
+            out["cache_bytes"] = self.bytes
         if self._logits:
             return out | self._logit_variables()
         return out | self._uncompared(out)  # against the previous step, whose next tokens are others
@@ -298,20 +323,21 @@ class _Fold:
             with np.errstate(invalid="ignore", divide="ignore"):
                 return np.where(targets > 0, total / targets, np.nan)
 
-        out = {
-            "logit_kl": spread(measures.step_mean(rows.kl, starts)),
-            "logit_js": spread(measures.step_mean(rows.js, starts)),
-            "logit_rel_l2": spread(rows.rel_l2(starts)),
-            "logit_max_abs": spread(np.maximum.reduceat(rows.max_abs, starts)),
-            "top1_agreement": spread(measures.step_mean(rows.top1, starts)),
-            "delta_p_rms": np.sqrt(target_mean(rows.delta_p**2)),
-            "nll_full": target_mean(rows.nll_full),
-            "nll_fold": target_mean(rows.nll_fold),
-            "logit_nonfinite_count": count(rows.nonfinite),
-            "logit_count": count(np.ones(len(sampled), dtype=np.int64)),
-            "target_count": targets,
-            "logit_kl_token": spread(measures.step_quantiles(rows.kl, starts, QUANTILES)),
+        found: dict[str, Callable[[], NDArray[Any]]] = {
+            "logit_kl": lambda: spread(measures.step_mean(rows.kl, starts)),
+            "logit_js": lambda: spread(measures.step_mean(rows.js, starts)),
+            "logit_rel_l2": lambda: spread(rows.rel_l2(starts)),
+            "logit_max_abs": lambda: spread(np.maximum.reduceat(rows.max_abs, starts)),
+            "top1_agreement": lambda: spread(measures.step_mean(rows.top1, starts)),
+            "delta_p_rms": lambda: np.sqrt(target_mean(rows.delta_p**2)),
+            "nll_full": lambda: target_mean(rows.nll_full),
+            "nll_fold": lambda: target_mean(rows.nll_fold),
+            "logit_nonfinite_count": lambda: count(rows.nonfinite),
+            "logit_count": lambda: count(np.ones(len(sampled), dtype=np.int64)),
+            "target_count": lambda: targets,
+            "logit_kl_token": lambda: spread(measures.step_quantiles(rows.kl, starts, QUANTILES)),
         }
         if self._agreement:
-            out["token_agreement"] = spread(measures.step_mean(np.concatenate(self._agreement)[before:], starts))
-        return out
+            agreement = np.concatenate(self._agreement)[before:]
+            found["token_agreement"] = lambda: spread(measures.step_mean(agreement, starts))
+        return {name: reduce() for name, reduce in found.items() if self.of.wants(name)}

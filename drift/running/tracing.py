@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from xarray import Dataset
 
 from drift import dataset
-from drift.dataset.contract import REFERENCES
+from drift.dataset.contract import FLOORS, REFERENCES
 from drift.dataset.rungs import Rung, rung
 from drift.errors import ConfigError
 from drift.running.checkpoints.families import family_of
@@ -30,6 +31,7 @@ from drift.running.model.weights import weights_of
 from drift.running.protocols import parse
 from drift.running.protocols.base import Protocol
 from drift.running.protocols.decode import Decode
+from drift.running.protocols.full import FLOOR_DRAWS, floor_record, floor_seeds
 from drift.running.provenance import provenance
 from drift.running.recording import DocumentRecorder
 
@@ -95,6 +97,7 @@ def trace_folds(
     on_progress: Callable[[float], None] | None = None,
     allow_beyond_context: bool = False,
     limits: Limits | None = None,
+    floor_draws: int = FLOOR_DRAWS,
 ) -> list[Dataset]:
     """Run several folds beside full attention.
 
@@ -126,6 +129,9 @@ def trace_folds(
         Whether positions may run past the context length that the model declares.
     limits : Limits, optional
         What may be kept in memory; see :class:`drift.running.descent.lanes.Limits`.
+    floor_draws : int
+        Draws of the rounding floor: passes of full attention with disturbed embeddings, which all folds share. 0 does
+        without.
 
     Returns
     -------
@@ -146,6 +152,8 @@ def trace_folds(
         raise ConfigError("No fold was asked for: give at least one (chunk_size, protocol).")
     if logit_stride < 1:
         raise ConfigError(f"logit_stride is {logit_stride}; it must be at least 1.")
+    if floor_draws < 0:
+        raise ConfigError(f"floor_draws is {floor_draws}; it must be at least 0.")
     if fold_attrs is not None and len(fold_attrs) != len(folds):
         raise ConfigError(f"fold_attrs says something of {len(fold_attrs)} folds, but there are {len(folds)}.")
     ids = check_tokens(model, tokens)
@@ -155,7 +163,8 @@ def trace_folds(
     together = _together(asked)
     _check_lanes(text_config, asked, together, ids.shape[1], allow_beyond_context)
     named = _named(model, labels or {})
-    passes = _Passes(model, ids, asked, together, logit_stride, limits, on_progress or (lambda share: None))
+    seeds = floor_seeds(floor_draws)
+    passes = _Passes(model, ids, asked, together, logit_stride, seeds, limits, on_progress or (lambda share: None))
     started = time.perf_counter()
     variables, switches = passes.run(rung(named["dtype"]), half_matmul)
     device = weights_of(model).device
@@ -167,6 +176,7 @@ def trace_folds(
         "seed": -1,
         "bos_token_id": -1 if bos is None else int(bos),
         "logit_stride": logit_stride,
+        **({"floor_json": floor_record(floor_draws)} if floor_draws else {}),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_s": round(time.perf_counter() - started, 3),
         **(attrs or {}),
@@ -174,7 +184,7 @@ def trace_folds(
     named |= {"attn_implementation": str(model.config._attn_implementation), "device": device.type}
     given = fold_attrs or [{}] * len(asked)
     return [
-        _cell(fold, ids.shape[1], documents, named, {**common, **own})
+        _cell(fold, ids.shape[1], documents, named, {**common, **own}, seeds)
         for fold, documents, own in zip(asked, variables, given, strict=True)
     ]
 
@@ -225,6 +235,7 @@ class _Passes:
     asked: Sequence[FoldRequest]
     together: Mapping[Decode | None, Sequence[int]]
     logit_stride: int
+    floor_seeds: Sequence[int]
     limits: Limits | None
     tell: Callable[[float], None]
 
@@ -240,9 +251,11 @@ class _Passes:
                     wide = weights_of(model).beside(rung("fp64"))
                 for index, document in enumerate(self.ids):
                     for turn, (continued, places) in enumerate(self.together.items()):
-                        recorder = self._descend(document, continued, places, wide, index + turn / len(self.together))
-                        for number, place in enumerate(places):
-                            found[place].append(recorder.variables(number))
+                        measured = self._descend(
+                            document, continued, places, wide, dtype, index + turn / len(self.together)
+                        )
+                        for place, variables in zip(places, measured, strict=True):
+                            found[place].append(variables)
                     self.tell((index + 1) / len(self.ids))
         finally:
             model.train(training)
@@ -254,8 +267,9 @@ class _Passes:
         continued: Decode | None,
         places: Sequence[int],
         wide: PreTrainedModel,
+        dtype: Rung,
         done: float,
-    ) -> DocumentRecorder:
+    ) -> list[dict[str, NDArray[Any]]]:
         """Take the folds at some places down the network, over one document; `done` are those before it."""
 
         def on_block(block: int, blocks: int) -> None:
@@ -264,8 +278,13 @@ class _Passes:
         text = torch.from_numpy(document).to(weights_of(self.model).device)
         if continued is not None:
             text = generated_continuation(self.model, text, continued)
-        table = LaneTable(text, self.model, wide)
-        recorder = DocumentRecorder(text, [table.comparison(self.asked[p]) for p in places], self.logit_stride)
+        table = LaneTable(text, self.model, wide, dtype)
+        folds = [table.comparison(self.asked[p]) for p in places]
+        floors = [[table.floor(self.asked[p], seed) for seed in self.floor_seeds] for p in places]
+        # Folds that are cut into the same steps have the same floor.
+        recorder = DocumentRecorder(
+            text, list(dict.fromkeys([*folds, *itertools.chain.from_iterable(floors)])), self.logit_stride
+        )
         descend(
             self.model,
             table.lanes,
@@ -275,7 +294,15 @@ class _Passes:
             limits=self.limits,
             on_block=on_block,
         )
-        return recorder
+        return [
+            recorder.variables(fold) | _stacked([recorder.variables(draw) for draw in draws])
+            for fold, draws in zip(folds, floors, strict=True)
+        ]
+
+
+def _stacked(draws: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The floor variables of a cell: those of its draws side by side."""
+    return {FLOORS[name]: np.stack([draw[name] for draw in draws], axis=-1) for name in (draws[0] if draws else ())}
 
 
 def _cell(
@@ -284,6 +311,7 @@ def _cell(
     documents: Sequence[Mapping[str, NDArray[Any]]],
     named: Mapping[str, str],
     attrs: Mapping[str, object],
+    floor_seeds: Sequence[int],
 ) -> Dataset:
     """Make the dataset of one fold of texts of `count` tokens; `attrs` may say title and configuration themselves."""
     length = count + fold.bound.continuation()
@@ -311,4 +339,5 @@ def _cell(
         token_start=np.array(starts),
         token_stop=np.array((*starts[1:], length)),
         attrs={**own, **attrs},
+        draws=floor_seeds,
     )

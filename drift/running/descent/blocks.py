@@ -44,7 +44,12 @@ class DescendingLane:
     def tap(self, allowed: float) -> int:
         """Take the lane to its first block; keep its calls if ``allowed`` bytes hold them; return their bytes."""
         kept, held = list[list[Call]](), 0
-        for states, calls in tapped_calls(self.model, self.lane):
+        disturb = None if self.lane.noise is None else self.lane.noise.stream()
+        for chunk, (states, calls) in zip(self.lane.chunks, tapped_calls(self.model, self.lane), strict=True):
+            if disturb is not None:
+                first = len(chunk.prefix)
+                text = disturb(states[0, first:])
+                states = torch.cat([torch.cat([states[0, :first], text])[None], states[1:]])
             self.states.append(states)
             if held <= allowed:
                 held += call_memory(calls)
@@ -107,7 +112,10 @@ class DescendingLane:
 
 
 def run_block(
-    index: int, lane: DescendingLane, on_step: Callable[[int, Tensor, Tensor], None]
+    index: int,
+    lane: DescendingLane,
+    on_step: Callable[[int, Tensor, Tensor], None],
+    source: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Take one lane through one block.
 
@@ -119,6 +127,8 @@ def run_block(
         Its states are replaced by what the block puts out.
     on_step : callable
         Called with the chain step and what the cache then holds: keys and values [head, slot, feature].
+    source : tuple of Tensor, optional
+        Keys and values [head, token, feature] of the text that are carried on in place of the lane's own.
 
     Returns
     -------
@@ -136,7 +146,7 @@ def run_block(
     """
     protocol, chunks = lane.lane.protocol, lane.lane.chunks
     tape = TapeCache(text_config(lane.model), index, lane.slots)
-    whole = isinstance(tape.layers[index], RoomyLayer)
+    whole = isinstance(tape.layers[index], RoomyLayer) and source is None
     appended: list[tuple[Tensor, Tensor]] = []
     sizes: dict[int, int] = {}
     notes: dict[str, Any] = {}
@@ -149,6 +159,8 @@ def run_block(
                 appended.append(pair)
             del pair
             layer = tape.layers[index]
+            if chunk.kept and source is not None:
+                _take_over(index, lane, chunk, layer, source)
             if chunk.kept and protocol is not None and protocol.carries:
                 _carry(protocol, index, lane, chunk, layer, probabilities[-1] if probabilities else None, notes)
             held = [x for x in (layer.keys, layer.values) if isinstance(x, Tensor)]
@@ -187,6 +199,19 @@ def _take_chunk(index: int, lane: DescendingLane, place: int, call: Call, tape: 
     return keys, values
 
 
+def _take_over(index: int, lane: DescendingLane, chunk: Chunk, layer: Any, source: tuple[Tensor, Tensor]) -> None:
+    """Put another lane's keys and values of a chunk's text in place of those that the chunk has just appended."""
+    keys, values = _held(layer)
+    count = min(chunk.stop - chunk.start, keys.shape[-2])  # a sliding window may be shorter than the chunk
+    moved = chunk.first_position + len(chunk.prefix) - chunk.start
+    others, other_values = (x[None, :, chunk.stop - count : chunk.stop] for x in source)
+    if moved:
+        others = lane.rotate(index, others, torch.full((count,), moved, device=others.device))
+    # A layer of the cache has just made these for itself, or has room of its own for them.
+    keys[..., -count:, :] = others
+    values[..., -count:, :] = other_values
+
+
 def _carry(
     protocol: Protocol,
     index: int,
@@ -207,6 +232,7 @@ def _carry(
         sliding=bool(layer.is_sliding),
         attention=attention,
         rotate=lambda keys, shift: lane.rotate(index, keys, shift),
+        unit_roundoff=lane.lane.unit_roundoff,
         notes=notes,
     )
     protocol.carry(cache)

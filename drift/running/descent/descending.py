@@ -97,7 +97,8 @@ class _Descent:
             with weights_of(model).block(index):
                 for place, lane in self._lanes_of(key):
                     with lane.scope():
-                        cached[place] = run_block(index, lane, partial(recorder.cached, place, index + 1))
+                        source = None if lane.lane.source is None else cached[lane.lane.source][:2]
+                        cached[place] = run_block(index, lane, partial(recorder.cached, place, index + 1), source)
         keys, values, sizes = zip(*(cached[place] for place in range(len(self._lanes))), strict=True)
         recorder.cache(index + 1, keys, values)
         recorder.cache_bytes(index + 1, sizes)

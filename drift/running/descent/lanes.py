@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drift.running.limits import LOGIT_ROWS
+from drift.running.noise import EmbeddingNoise
 from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = ["Lane", "Limits", "Recorder"]
@@ -54,6 +55,13 @@ class Lane:
         Makes the context that the lane computes in: the numerical switches of its precision.
     companions : tuple of Tensor
         Other texts of the same length, computed in one batch with this one and not looked at.
+    noise : EmbeddingNoise, optional
+        What is put on the embeddings of the text.
+    source : int, optional
+        Place of an earlier lane of the same model whose keys and values take the place of those that this lane's
+        chunks append.
+    unit_roundoff : float
+        Of the precision that the lane computes in.
     """
 
     tokens: Tensor
@@ -62,6 +70,9 @@ class Lane:
     model: PreTrainedModel | None = None
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
     companions: tuple[Tensor, ...] = ()
+    noise: EmbeddingNoise | None = None
+    source: int | None = None
+    unit_roundoff: float = 0.0
 
     def token_ids(self, chunk: Chunk) -> Tensor:
         """int64 [text, token]: what the model is given for a chunk, prefix included."""

@@ -79,6 +79,8 @@ class Carried:
         [batch, query head, query, slot]: attention probabilities of this step, where the protocol asked for them.
     rotate : callable
         ``rotate(keys, shift)`` moves keys [..., slot, feature] by ``shift`` positions, int64 [slot].
+    unit_roundoff : float
+        Of the precision that the lane computes in.
     notes : dict
         The protocol's own memory of this block, empty at the first step.
     """
@@ -91,6 +93,7 @@ class Carried:
     sliding: bool
     attention: Tensor | None
     rotate: Callable[[Tensor, Tensor], Tensor]
+    unit_roundoff: float
     notes: dict[str, Any] = field(default_factory=dict)
 
     def select(self, slots: Any) -> None:
@@ -162,6 +165,16 @@ class Protocol(ABC):
     def planted_at(self) -> int | None:
         """The first chain step that a planted error can show in; None where nothing is planted."""
         return None
+
+    @property
+    def embedding_noise(self) -> tuple[float, int] | None:
+        """Noise on the embeddings of the text, in unit roundoffs, and its seed; None where there is none."""
+        return None
+
+    @property
+    def takes_full_cache(self) -> bool:
+        """Whether every chunk continues from full attention's keys and values instead of those of earlier chunks."""
+        return False
 
     @property
     def measures_what_it_carries(self) -> bool:
@@ -336,6 +349,16 @@ class Variation(Protocol):
     def planted_at(self) -> int | None:
         """As the protocol inside."""
         return self.protocol.planted_at
+
+    @property
+    def embedding_noise(self) -> tuple[float, int] | None:
+        """As the protocol inside."""
+        return self.protocol.embedding_noise
+
+    @property
+    def takes_full_cache(self) -> bool:
+        """As the protocol inside."""
+        return self.protocol.takes_full_cache
 
     @property
     def measures_what_it_carries(self) -> bool:

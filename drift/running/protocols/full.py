@@ -8,6 +8,13 @@ from typing import ClassVar
 
 from drift.running.protocols.base import Chunk, Protocol
 
+__all__ = ["FLOOR_DRAWS", "FLOOR_SCALE", "Full", "floor_draw", "floor_record", "floor_seeds"]
+
+#: How often the rounding floor is drawn where nobody says otherwise.
+FLOOR_DRAWS = 2
+#: Noise of the draws of the rounding floor, in unit roundoffs.
+FLOOR_SCALE = 1.0
+
 
 @dataclass(frozen=True)
 class Full(Protocol):
@@ -23,6 +30,11 @@ class Full(Protocol):
         The attention implementation; ``model`` is the one that the model came with.
     batch : int
         Texts computed at once. The others are the same text begun at another token.
+    noise : float
+        Embeddings are multiplied by 1 + noise x unit roundoff x Gaussian noise, and rounded to the precision: another,
+        equally right rounding of the same computation where it is 1.
+    seed : int
+        Which noise.
     """
 
     name: ClassVar[str] = "full"
@@ -31,9 +43,17 @@ class Full(Protocol):
 
     attention: str = "model"
     batch: int = 1
+    noise: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self._require(self.batch >= 1, "batch must be at least 1")
+        self._require(bool(self.noise) or not self.seed, "a seed needs noise, such as noise=1")
+
+    @property
+    def embedding_noise(self) -> tuple[float, int] | None:
+        """The noise that was asked for."""
+        return (self.noise, self.seed) if self.noise else None
 
     @property
     def attn_implementation(self) -> str | None:
@@ -49,3 +69,18 @@ class Full(Protocol):
         """One chunk, whatever the chunk size."""
         self._check_size(tokens, chunk_size)
         return (Chunk(0, tokens),)
+
+
+def floor_draw(seed: int) -> Full:
+    """The protocol of one draw of the rounding floor."""
+    return Full(noise=FLOOR_SCALE, seed=seed)
+
+
+def floor_seeds(draws: int) -> list[int]:
+    """Seeds of that many draws. None is 0, the seed of ``full(noise=...)`` where none is named."""
+    return list(range(1, draws + 1))
+
+
+def floor_record(draws: int) -> dict[str, object]:
+    """What is recorded of the floor, and is part of a cell's identity."""
+    return {"seeds": floor_seeds(draws), "scale": FLOOR_SCALE}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
+from drift.running.noise import disturbed
 from drift.running.protocols.base import Carried, Variation
 
 if TYPE_CHECKING:
@@ -51,9 +54,6 @@ class Perturbed(Variation):
 
     def carry(self, cache: Carried) -> None:
         """Do as the protocol inside, then put in the noise if this is the step and the block."""
-        import numpy as np
-        import torch
-
         super().carry(cache)
         if cache.step != self.step or self.block not in (0, cache.block):
             return
@@ -61,8 +61,8 @@ class Perturbed(Variation):
         generator = np.random.default_rng([self.seed, cache.block])
 
         def hit(*copies: Tensor) -> list[Tensor]:
-            noise = torch.from_numpy(generator.standard_normal(copies[0].shape)).to(copies[0].device)
-            return [(x.to(torch.float64) * (1 + self.size * noise)).to(x.dtype) for x in copies]
+            noise = generator.standard_normal(copies[0].shape)
+            return [disturbed(x, self.size, noise) for x in copies]
 
         own = cache.notes.get("keys")  # from which the protocol inside makes the keys anew at every step
         cache.keys, *noted = hit(cache.keys, *([] if own is None else [own]))

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from drift.dataset.hashing import content_hash
+from drift.running.protocols.full import floor_record
 
 __all__ = ["Cell"]
 
@@ -27,6 +28,8 @@ class Cell:
     control : str
         ``quiet``, ``floor`` or ``fires``, see :mod:`drift.running.sweep.control_cells`; empty for a cell
         that was asked for.
+    floor_draws : int
+        Draws of the rounding floor.
     device : str
         ``cpu`` or ``cuda``; never ``auto``.
     half_matmul : str
@@ -60,6 +63,7 @@ class Cell:
     versions: tuple[tuple[str, str], ...]
     reference: str = "full"
     control: str = ""
+    floor_draws: int = 0
     beyond_context: bool = field(default=False, compare=False)
     kept: str = field(default="auto", compare=False)
 
@@ -76,7 +80,8 @@ class Cell:
     def record(self) -> dict[str, Any]:
         """Everything the numbers in the cell depend on; its hash is the cell's identity."""
         # What most cells do without is left out, so that it is no part of their hash.
-        rare = {"control": self.control} if self.control else {}
+        rare: dict[str, Any] = {"control": self.control} if self.control else {}
+        rare |= {"floor": floor_record(self.floor_draws)} if self.floor_draws else {}
         axes = {name: value for name, value in self.axes.items() if (name, value) != ("reference", "full")}
         return {
             **axes,
@@ -102,7 +107,8 @@ class Cell:
     @property
     def descent(self) -> tuple[object, ...]:
         """Cells with the same value share one descent."""
-        return (*self.weights, self.documents, self.tokens, self.corpus, self.logit_stride, self.half_matmul, self.seed)
+        text = (self.documents, self.tokens, self.corpus, self.seed)
+        return (*self.weights, *text, self.logit_stride, self.half_matmul, self.floor_draws)
 
     @property
     def weights(self) -> tuple[object, ...]:

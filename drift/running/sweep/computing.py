@@ -218,6 +218,7 @@ class _Work:
             [(cell.chunk_size, cell.protocol, cell.reference) for cell in cells],
             bos_token_id=loaded.tokenizer.bos_token_id,
             logit_stride=first.logit_stride,
+            floor_draws=first.floor_draws,
             half_matmul=first.half_matmul,
             labels={"model": first.label, "family": first.family, "dtype": first.dtype},
             attrs={

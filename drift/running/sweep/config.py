@@ -28,9 +28,12 @@ from pydantic import StrictInt as _StrictInt
 
 from drift.dataset.labels import split_outside_parentheses
 from drift.errors import ConfigError
+from drift.running.protocols.full import FLOOR_DRAWS
 
 __all__ = ["AXES", "DEFAULTS", "OPTIONS", "Config", "Grid", "closest", "load_config", "preset_path", "presets"]
 
+#: Each draw of the rounding floor is a whole pass, kept in memory beside the others.
+MOST_DRAWS = 32
 AXES: dict[str, str] = {
     "model": "checkpoint: embedded name, folder, .gguf file or hub id",
     "dtype": "rung of the precision ladder",
@@ -45,6 +48,7 @@ AXES: dict[str, str] = {
 }
 OPTIONS: dict[str, str] = {
     "logit_stride": "compare the logits of every n-th token only (1 = all)",
+    "floor_draws": f"draws of the rounding floor: passes of full attention, disturbed (0 to {MOST_DRAWS}; 0 = none)",
     "allow_beyond_context": "true: texts may be longer than the model was trained for",
     "controls": "false: leave out the controls that every sweep runs on short texts",
     "half_matmul": "auto, native or float32: how bf16 and fp16 matrix products are computed on a CPU",
@@ -61,12 +65,13 @@ DEFAULTS: dict[str, Any] = {
     "attn_implementation": ["sdpa"],
     "device": ["auto"],
     "logit_stride": 1,
+    "floor_draws": FLOOR_DRAWS,
     "allow_beyond_context": False,
     "controls": True,
     "half_matmul": "auto",
     "weights": "auto",
 }
-_INTEGERS = ("chunk_size", "documents", "tokens", "logit_stride", "seed")
+_INTEGERS = ("chunk_size", "documents", "tokens", "logit_stride", "floor_draws", "seed")
 _PRESETS = Path(__file__).resolve().parent / "presets"
 Attention = Literal["sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -100,6 +105,7 @@ class _Axes(BaseModel):
     attn_implementation: _Values[Attention] | None = None
     device: _Values[Device] | None = None
     logit_stride: _Count | None = None
+    floor_draws: Annotated[_StrictInt, Field(ge=0, le=MOST_DRAWS)] | None = None
     allow_beyond_context: StrictBool | None = None
     controls: StrictBool | None = None
     half_matmul: HalfMatmul | None = None
@@ -131,6 +137,7 @@ class Grid(BaseModel):
     attn_implementation: list[str]
     device: list[str]
     logit_stride: int
+    floor_draws: int
     allow_beyond_context: bool
     controls: bool
     half_matmul: str
@@ -318,6 +325,8 @@ def _words(error: Mapping[str, Any], loc: Sequence[int | str], raw: object) -> s
         return f"{path}: must be at least {context['ge']}, but is {shown}"
     if kind == "less_than":
         return f"{path}: must be below {context['lt']}, but is {shown}"
+    if kind == "less_than_equal":
+        return f"{path}: must be at most {context['le']}, but is {shown}"
     if kind in ("too_short", "string_too_short"):
         return f"{path}: must not be empty"
     if kind == "literal_error":

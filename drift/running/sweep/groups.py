@@ -72,11 +72,12 @@ class Group:
         return replace(way, parts=way.parts | {"runtime": way.parts["runtime"] + beside(way)}), fits
 
     def _folds(self) -> tuple[list[int], list[int]]:
-        """Chunk sizes of the folds on the cells' own rung, and of those in float64."""
+        """Chunk sizes of the folds on the cells' own rung, draws of the floor among them, and of those in float64."""
         lanes = {(c.protocol, c.chunk_size) for c in self.cells}
         lanes |= {(f"{c.protocol} unperturbed", c.chunk_size) for c in self.cells if c.reference == "unperturbed"}
         wide = {(c.protocol, c.chunk_size) for c in self.cells if c.reference in ("gold", "fold64")}
-        return [size for _, size in sorted(lanes)], [size for _, size in sorted(wide)]
+        draws = [self.cells[0].tokens] * self.cells[0].floor_draws
+        return [*(size for _, size in sorted(lanes)), *draws], [size for _, size in sorted(wide)]
 
     def cost(self, budget: float | None = None) -> Cost | None:
         """Estimate the descent; None where the model's shape is not known yet."""

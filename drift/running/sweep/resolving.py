@@ -110,6 +110,7 @@ def resolve_grid(grid: Grid, config: Config, problems: Problems, dry_run: bool) 
                 attn_implementation=attention,
                 device=devices[device],
                 logit_stride=grid.logit_stride,
+                floor_draws=grid.floor_draws,
                 half_matmul=half,
                 seed=config.seed,
                 checkpoint=identity,
