@@ -192,7 +192,8 @@ controls.floor.floors controls.floor.in_floors controls.gating.gate figures.logi
 figures.chain.nonfinite figures.depth.depth_growth figures.depth.heat_map figures.depth.keys_values
 figures.depth.worst_tokens figures.level.level_vs_chunk_size figures.side_by_side.readings figures.style.choose
 figures.style.dtypes_of figures.style.groups figures.style.model_title figures.style.need_cells gain.by_layer
-plateau.curves.from_sweep side_by_side.chains summary.describing.chunk_sentences
+excess.accumulations excess.without_one_step plateau.curves.from_sweep plateau.curves.left_out
+side_by_side.chains summary.describing.chunk_sentences
 summary.describing.depth_sentences summary.describing.logit_sentences summary.describing.token_sentences
 summary.inventory.contents summary.inventory.failures summary.inventory.nonfinite summary.inventory.problems
 summary.inventory.provenance summary.levels.curves summary.levels.depth summary.levels.tokens

@@ -13,7 +13,9 @@ import xarray as xr
 
 from drift.reading import ladder as reading_ladder
 from drift.reading.controls.gating import NO_CONTROLS, gate
+from drift.reading.excess import excess
 from drift.reading.plateau import curves
+from drift.reading.quantities import Of, quantity
 
 if TYPE_CHECKING:
     from drift.dataset.sweep import Sweep
@@ -28,8 +30,16 @@ class CellAccessor:
     def __init__(self, ds: xr.Dataset) -> None:
         self._ds = ds
 
+    def excess(self, measure: str = "hidden_rel_l2", layer: int | str = "last") -> xr.DataArray:
+        """Drift in units of its rounding floor, [document, step]: see :func:`drift.reading.excess.excess`."""
+        return excess(self._ds, measure, layer)
+
     def plateau(
-        self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
+        self,
+        measure: str | Sequence[str] = "hidden_rel_l2",
+        layer: int | str = "last",
+        of: str = Of.DRIFT.value,
+        **options: Any,
     ) -> Plateau | pd.DataFrame:
         """Decide whether drift is a plateau.
 
@@ -42,6 +52,8 @@ class CellAccessor:
             Keys of :data:`drift.reading.amplitudes.DISTANCES`, or ``"all"``.
         layer : int, "last" or "all"
             For measures that have layers (or blocks).
+        of : {"drift", "excess", "floor"}
+            A value of :class:`drift.reading.quantities.Of`; accumulation takes two cells, and so is the sweep's.
         **options
             ``margin``, ``alpha``, ``floor``, ``rise_min``: see :func:`drift.reading.plateau.deciding.plateau`.
 
@@ -53,10 +65,10 @@ class CellAccessor:
         Raises
         ------
         DatasetError
-            If there is no such measure or layer.
+            If there is no such measure or layer, or the cell has not what was asked for.
         """
         measures = [measure] if isinstance(measure, str) else list(measure)
-        found = list(curves.from_cell(self._ds, measures, layer))
+        found = list(curves.from_cell(self._ds, measures, layer, quantity(of)))
         verdicts = curves.judge(found, NO_CONTROLS, **options)
         if isinstance(measure, str) and measure != "all" and layer != "all":
             return verdicts[0]
@@ -84,9 +96,13 @@ class SweepAccessor:
         return reading_ladder.ladder_frame(reading_ladder.ladders(self._sweep, measure, layer, reference))
 
     def plateau(
-        self, measure: str | Sequence[str] = "hidden_rel_l2", layer: int | str = "last", **options: Any
+        self,
+        measure: str | Sequence[str] = "hidden_rel_l2",
+        layer: int | str = "last",
+        of: str = Of.DRIFT.value,
+        **options: Any,
     ) -> pd.DataFrame:
-        """Decide for every cell; arguments as for :meth:`CellAccessor.plateau`.
+        """Decide for every cell; arguments as for :meth:`CellAccessor.plateau`, and ``of="accumulation"``.
 
         Where controls of the sweep failed, every curve is undetermined.
 
@@ -94,8 +110,10 @@ class SweepAccessor:
         -------
         pandas.DataFrame
             One row per curve: its name, the cell's scalar coordinates, measure, layer, and the fields of
-            :class:`drift.reading.plateau.model.Plateau` as plain values.
+            :class:`drift.reading.plateau.model.Plateau` as plain values. Cells of which there is no such curve have
+            no verdict, but ``left_out`` (why) and ``remedy``.
         """
-        measures = [measure] if isinstance(measure, str) else list(measure)
-        found = list(curves.from_sweep(self._sweep, measures, layer))
-        return curves.plateau_frame(found, curves.judge(found, gate(self._sweep), **options))
+        measures, asked = [measure] if isinstance(measure, str) else list(measure), quantity(of)
+        found = list(curves.from_sweep(self._sweep, measures, layer, asked))
+        without = curves.left_out(self._sweep, measures, layer, asked)
+        return curves.plateau_frame(found, curves.judge(found, gate(self._sweep), **options), without)
