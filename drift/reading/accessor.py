@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
+from drift.reading import floor
 from drift.reading import ladder as reading_ladder
 from drift.reading.controls.gating import NO_CONTROLS, gate
 from drift.reading.excess import excess
@@ -19,6 +20,7 @@ from drift.reading.quantities import Of, quantity
 
 if TYPE_CHECKING:
     from drift.dataset.sweep import Sweep
+    from drift.reading.floor.model import Rounding
     from drift.reading.plateau.model import Plateau
 
 __all__ = ["CellAccessor", "SweepAccessor"]
@@ -74,6 +76,13 @@ class CellAccessor:
             return verdicts[0]
         return curves.plateau_frame(found, verdicts)
 
+    def rounding(self, measure: str = "hidden_rel_l2", layer: int | str = "last", **options: Any) -> Rounding:
+        """Decide, from this precision alone, whether drift is rounding: see :func:`drift.reading.floor.rounding`.
+
+        As for :meth:`plateau`, a cell by itself has no controls.
+        """
+        return floor.rounding(self._ds, measure, layer, **options)
+
 
 class SweepAccessor:
     """The accessor ``sweep.drift`` of a sweep."""
@@ -117,3 +126,18 @@ class SweepAccessor:
         found = list(curves.from_sweep(self._sweep, measures, layer, asked))
         without = curves.left_out(self._sweep, measures, layer, asked)
         return curves.plateau_frame(found, curves.judge(found, gate(self._sweep), **options), without)
+
+    def rounding(self, measure: str = "hidden_rel_l2", layer: int | str = "last", **options: Any) -> pd.DataFrame:
+        """Decide for every cell whether drift is rounding; arguments as for :meth:`CellAccessor.rounding`.
+
+        Where controls of the sweep failed, every cell is undetermined.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per cell: its name, scalar coordinates, measure, layer and the verdict
+            (:meth:`drift.reading.floor.model.Rounding.as_dict`). Cells without a floor have none, but ``left_out``
+            (why) and ``remedy``.
+        """
+        without = curves.left_out(self._sweep, [measure], layer, Of.EXCESS)
+        return floor.rounding_frame(floor.from_sweep(self._sweep, measure, layer, **options), without)
