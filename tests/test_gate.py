@@ -145,8 +145,8 @@ def ladder_lines(sweep: Sweep) -> list[str]:
 ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
     "sweep.drift.plateau": lambda s: column(s.drift.plateau(), "verdict", "explanation"),
     **{
-        f"python -m drift.plateau --of {of}": lambda s, of=of: (  # type: ignore[misc]
-            said(plateau_door, "--of", of)(s).split("\nPlateau: ")[0].splitlines()[1:]
+        f"python -m drift.plateau --of {of} --json": lambda s, of=of: values(  # type: ignore[misc]
+            json.loads(said(plateau_door, "--of", of, "--json")(s)), "verdict", "explanation"
         )
         for of in ("excess", "accumulation", "floor")
     },
