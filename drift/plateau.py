@@ -80,13 +80,14 @@ def _layer(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a layer's number nor 'last' nor 'all'") from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(quantities: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m drift.plateau",
         description="Is a drift curve a plateau? Two one-sided tests of growth per doubling of chain depth against a "
         "margin, with autocorrelated noise taken into account.",
         epilog="verdicts: saturated_plateau, flat, plateau_rise_unresolved, growing, decaying, undetermined.  "
         "examples: python -m drift.plateau data/sweeps/default --measure hidden_rel_l2 logit_kl;  "
+        "python -m drift.plateau data/sweeps/default --of excess;  "
         "python -m drift.plateau mine.csv --margin 10% --json",
     )
     parser.add_argument("source", metavar="SWEEP|FILE.csv", help="a sweep's folder, or a CSV file with the columns "
@@ -94,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--measure", nargs="+", default=["hidden_rel_l2"], metavar="NAME",
                         help="measures of a sweep, or 'all' (default: hidden_rel_l2)")  # fmt: skip
     parser.add_argument("--layer", type=_layer, default="last", help="a layer's number, 'last' (default) or 'all'")
+    parser.add_argument("--of", choices=quantities, default=quantities[0],
+                        help="drift (default); excess: drift over its rounding floor; accumulation: drift over the "
+                        "error of one step; floor: the rounding floor itself")  # fmt: skip
     parser.add_argument("--margin", type=_margin, default=0.05, help="growth per doubling that still counts as flat "
                         "(default: 0.05; 5%% will do as well)")  # fmt: skip
     parser.add_argument("--alpha", type=_alpha, default=0.05, help="level of the tests (default: 0.05)")
@@ -109,26 +113,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = _parser().parse_args(argv)
+    from drift.reading.quantities import Of
+
+    args = _parser([of.value for of in Of]).parse_args(argv)
     from drift.reading.plateau import curves
-    from drift.reading.plateau.terminal import curves_of, table
+    from drift.reading.plateau.terminal import curves_of, left_out_lines, table
 
     try:
-        found_curves, gate = curves_of(
-            args.source, args.measure, args.layer, lambda line: print(f"drift.plateau: {line}", file=sys.stderr)
-        )
+        found_curves, gate, without = curves_of(
+            args.source, args.measure, args.layer, lambda line: print(f"drift.plateau: {line}", file=sys.stderr),
+            Of(args.of),
+        )  # fmt: skip
         if not args.rise_min > 1 or (args.floor is not None and not args.floor > 0):
             raise DriftError("--rise-min must be above 1, and --floor above 0")
         found = curves.judge(
             found_curves, gate, margin=args.margin, alpha=args.alpha, floor=args.floor, rise_min=args.rise_min
         )
         if args.json:
-            rows = [{"curve": c.name, **c.labels, **p.as_dict()} for c, p in zip(found_curves, found, strict=True)]
-            print(json.dumps(rows, indent=1, allow_nan=False))
+            print(json.dumps(curves.rows(found_curves, found, without), indent=1, allow_nan=False))
         elif args.csv:
-            curves.plateau_frame(found_curves, found).to_csv(sys.stdout, index=False)
+            curves.plateau_frame(found_curves, found, without).to_csv(sys.stdout, index=False)
         else:
-            print(table(found_curves, found, gate))
+            print("\n".join([table(found_curves, found, gate), *left_out_lines(without)]))
+        if without and not found:
+            raise DriftError(f"no cell has what --of {args.of} asks for; each is listed with the reason and the remedy")
     except DriftError as error:
         print(f"drift.plateau: {error}", file=sys.stderr)
         return 2

@@ -121,7 +121,7 @@ def cell(
     floor: Curve | None = None,
     draws: Sequence[int] = (1, 2),
 ) -> xr.Dataset:
-    """Return one cell. `level` and `floor` map steps (float array) to final-layer drift and its floor, noise apart."""
+    """Return one cell. `level` and `floor` map steps (float array) to final-layer drift and its floor, noiseless."""
     config = {"model": model, "dtype": dtype, "protocol": protocol, "chunk_size": chunk_size, "tokens": tokens}
     rng = np.random.default_rng([seed, zlib.crc32(dataset.canonical_json(config).encode())])
     start = np.arange(0, tokens, chunk_size)

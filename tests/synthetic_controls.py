@@ -33,6 +33,7 @@ def remake(ds: xr.Dataset, *, control: str = "", **more: Any) -> xr.Dataset:
         token_start=ds["token_start"].values,
         token_stop=ds["token_stop"].values,
         attrs=attrs,
+        draws=ds["draw"].values if "draw" in ds.coords else (),
     )
 
 

@@ -170,8 +170,8 @@ SIGN_FLIPS = (
     ),
     (
         "running/recording.py",
-        '            "hidden_rel_l2": self.per_step(measures.StateRows.rel_l2),\n',
-        '            "hidden_sign_flips": self.per_step(measures.StateRows.sign_flips),\n',
+        '    "hidden_rel_l2": measures.StateRows.rel_l2,\n',
+        '    "hidden_sign_flips": measures.StateRows.sign_flips,\n',
     ),
 )
 #: Run where drift has that measure: what was stored before, what is made and measured now, and what readers make of it.

@@ -1,324 +1,210 @@
-"""The rounding floor of full attention, and the error of one step, against plain transformers loops."""
+"""Is drift rounding? Verdicts from one precision on cells whose answer is known, and beside the ladder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
-import torch
-from conftest import make_model
-from rounding import WIDE
-from test_descent import IMPLEMENTATIONS, Everything, KeepAll
-from transformers import DynamicCache
+import synthetic
+import synthetic_controls as made
+import xarray as xr
 
-import drift
-from drift.dataset.contract import FLOORS, VARIABLES
-from drift.dataset.curves import floor_curves
-from drift.dataset.rungs import rung
-from drift.errors import ConfigError
-from drift.running.descent.descending import descend
-from drift.running.lanes import FoldRequest, LaneTable
-from drift.running.model.numerics import numerics, rung_of
-from drift.running.model.widening import widen
-from drift.running.noise import EmbeddingNoise, disturbed
-from drift.running.protocols import parse
-from drift.running.protocols.full import FLOOR_DRAWS, FLOOR_SCALE, floor_draw
+from drift.dataset.sweep import Sweep
+from drift.errors import DatasetError
+from drift.reading import floor
+from drift.reading.floor.model import FACTOR, FOREIGN, Contradiction, Standing, StandingReason
+from drift.reading.plateau.model import Reason, Verdict
+from drift.reading.statistics.intervals import LEVEL_ALPHA
 
-pytestmark = pytest.mark.numerical
-
-TOKENS = 37
+STEPS = 128
+FLOORS = {"bf16": 1.5e-2, "fp32": 8e-7}
 
 
-def descended(model: Any, text: torch.Tensor, size: int, label: str) -> Everything:
-    """Full attention in lane 0, and a protocol in the last lane, with all that the descent shows of them."""
-    dtype = rung_of(model.dtype)
-    table = LaneTable(text, model, model, dtype)
-    table.comparison(FoldRequest.of((size, label), lambda: 1))
-    recorder = Everything(len(table.lanes))
-    with numerics(dtype):
-        descend(model, table.lanes, recorder)
-    return recorder
+def grows(share: float, level: float) -> synthetic.Curve:
+    return lambda step: level * (step + 1) ** np.log2(1 + share)
 
 
-def filled(model: Any, held: KeepAll, count: int) -> DynamicCache:
-    """A cache that holds what full attention computed for the first tokens."""
-    cache = DynamicCache(config=model.config)
-    if count:
-        for layer, ((keys, values),) in sorted(held.seen.items()):
-            cache.update(keys[:, :, :count], values[:, :, :count], layer)
-    return cache
+def cell(excess: float = 0.95, growth: float = 0.0, dtype: str = "bf16", **options: Any) -> xr.Dataset:
+    """A cell whose drift is `excess` floors after the first doublings; floor and drift share a trend of 4 %."""
+    level = excess * FLOORS[dtype] / (STEPS / 2) ** np.log2(1 + growth)
+    given: dict[str, Any] = {
+        "layers": 2, "documents": 6, "chunk_size": 8, "tokens": 8 * STEPS, "noise": 0.03, "dtype": dtype,
+        "level": grows(1.04 * (1 + growth) - 1, level), "floor": grows(0.04, FLOORS[dtype]),
+    }  # fmt: skip
+    return synthetic.cell(**(given | options))
 
 
-# ---------------------------------------------------------------------------------------------- one step
-@pytest.mark.parametrize(("family", "attn"), IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_one_step_is_a_plain_loop_on_full_attentions_cache_bitwise(family: str, dtype: str, attn: str) -> None:
-    model = make_model(family, dtype, attn)
-    text = torch.from_numpy(np.random.default_rng(5).integers(3, model.config.vocab_size, size=TOKENS))
-    for size in (8, 1, 20):
-        recorder = descended(model, text, size, "one_step(append)")
-        layers, logits, kept = [], [], []
-        with numerics(rung_of(model.dtype)):
-            held = KeepAll(model.config)
-            model(input_ids=text[None], past_key_values=held, use_cache=True)
-            for start in range(0, TOKENS, size):
-                cache = KeepAll(model.config)
-                for own, full in zip(cache.layers, filled(model, held, start).layers, strict=True):
-                    vars(own).update(vars(full))
-                positions = torch.arange(start, min(start + size, TOKENS))
-                out = model(
-                    input_ids=text[positions][None],
-                    position_ids=positions[None],
-                    past_key_values=cache,
-                    use_cache=True,
-                    output_hidden_states=True,
-                )
-                layers.append([h[0] for h in out.hidden_states])
-                logits.append(out.logits[0])
-                kept.append([pairs[0] for _, pairs in sorted(cache.seen.items())])
-        blocks = len(held.seen)
-        got = [*recorder.layers[-1][:blocks], torch.cat(recorder.normed[-1])]
-        for layer, parts in enumerate(zip(*layers, strict=True)):
-            assert torch.equal(got[layer], torch.cat(parts)), f"chunks of {size}, layer {layer}"
-        for block, pairs in enumerate(zip(*kept, strict=True)):
-            for side in (0, 1):
-                want = torch.cat([pair[side][0] for pair in pairs], dim=-2)
-                assert torch.equal(recorder.kept[-1][block][side], want), f"chunks of {size}, block {block + 1}"
-        assert torch.equal(torch.cat(recorder.scores[-1]), torch.cat(logits)), f"chunks of {size}, logits"
+# ------------------------------------------------------------------------------------------ one precision
+@pytest.mark.parametrize(
+    ("excess", "growth", "verdict", "reason"),
+    [
+        (0.95, 0.0, Standing.AT_FLOOR, None),
+        (1.3, 0.0, Standing.AT_FLOOR, None),
+        (0.78, 0.0, Standing.AT_FLOOR, None),
+        (1.6, 0.0, Standing.ABOVE, None),
+        (20_000.0, 0.0, Standing.ABOVE, None),
+        (20_000.0, -0.2, Standing.ABOVE, None),
+        (1.0, 0.1, Standing.GROWING, None),
+        (300.0, 0.1, Standing.GROWING, None),
+        (0.6, 0.0, Standing.BELOW, None),
+        (1e-5, 0.0, Standing.BELOW, None),
+        (1e-5, 0.2, Standing.BELOW, None),
+        (1.0, -0.12, Standing.UNDETERMINED, StandingReason.DECAYING),
+        (FACTOR, 0.0, Standing.UNDETERMINED, StandingReason.LEVEL),
+        (1.0, 0.05, Standing.UNDETERMINED, StandingReason.GROWTH),
+    ],
+)
+def test_every_verdict_is_reached(
+    excess: float, growth: float, verdict: Standing, reason: StandingReason | None
+) -> None:
+    found = cell(excess, growth).drift.rounding()
+    assert (found.verdict, found.reason) == (verdict, reason)
+    assert found.is_rounding == (verdict is Standing.AT_FLOOR)
+    low, high = found.level_interval
+    assert low < found.level < high
+    assert found.level == pytest.approx(excess, rel=0.1)
+    assert str(found) == found.explanation
+    assert f"{100 * (1 - 2 * LEVEL_ALPHA):g} % interval" in str(found)
+    json.dumps(found.as_dict(), allow_nan=False)
 
 
-def test_one_step_inherits_nothing_and_the_fold_does() -> None:
-    model = make_model("llama")
-    text = torch.arange(3, 3 + TOKENS)
-    full, one = (descended(model, text, 8, label) for label in ("append", "one_step(quantized(format=int4))"))
-    fold = descended(model, text, 8, "quantized(format=int4)")
-    first = [torch.equal(fold.layers[-1][k][:16], one.layers[-1][k][:16]) for k in range(4)]
-    later = [torch.equal(fold.layers[-1][k][16:], one.layers[-1][k][16:]) for k in range(4)]
-    # In the first block nothing but the rule has touched the cache of the second chunk; deeper, the states have moved.
-    assert first[:2] == [True, True]
-    assert later[0]
-    assert not any(later[2:])
-    assert not torch.equal(full.layers[0][-1], one.layers[-1][-1])
+def test_one_curve_has_one_judge() -> None:
+    ds = cell(1.0, 0.1)
+    found, curve = ds.drift.rounding(), ds.drift.plateau(of="excess")
+    assert found.growth.as_dict() == curve.as_dict()
+    assert (found.level, found.level_interval) == (curve.level, curve.level_interval)
 
 
-def rotated(model: Any, keys: torch.Tensor, shift: int) -> torch.Tensor:
-    """Keys [head, token, feature] turned as complex numbers by the model's own table of angles."""
-    half = keys.shape[-1] // 2
-    cos, sin = (x[0, 0, :half] for x in model.model.rotary_emb(keys[None, :1, :1], torch.tensor([[abs(shift)]])))
-    turned = torch.complex(keys[..., :half], keys[..., half:]) * torch.complex(cos, sin * (1 if shift > 0 else -1))
-    return torch.cat([turned.real, turned.imag], dim=-1)
+def test_a_level_passes_just_where_its_interval_lies_within_the_factor() -> None:
+    ds = cell(1.0)
+    low, high = ds.drift.rounding().level_interval
+    edge = max(1 / low, high)
+    assert ds.drift.rounding(factor=edge * 1.0001).verdict is Standing.AT_FLOOR
+    assert ds.drift.rounding(factor=edge * 0.9999).reason is StandingReason.LEVEL
 
 
-@pytest.mark.parametrize("label", ["restart", "reprime(token=7)"])
-def test_one_step_puts_full_attentions_keys_where_the_protocol_has_them(label: str) -> None:
-    model = make_model("llama")
-    widen(model, rung("fp64"))
-    text = torch.from_numpy(np.random.default_rng(5).integers(3, 97, size=TOKENS))
-    size = 8
-    recorder = descended(model, text, size, f"one_step({label})")
-    chunks = parse(label).chunks(TOKENS, size)
-    with numerics(rung("fp64")):
-        held = KeepAll(model.config)
-        model(input_ids=text[None], past_key_values=held, use_cache=True)
-        parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {layer: [] for layer in held.seen}
-        for chunk in chunks:
-            cache = KeepAll(model.config)
-            for layer, slots in parts.items():
-                if slots:
-                    keys, values = (torch.cat([pair[side] for pair in slots], dim=-2)[None] for side in (0, 1))
-                    DynamicCache.update(cache, keys, values, layer)
-            ids = torch.tensor([*chunk.prefix, *text[chunk.start : chunk.stop].tolist()])
-            positions = chunk.first_position + torch.arange(len(ids))
-            out = model(
-                input_ids=ids[None], position_ids=positions[None], past_key_values=cache, use_cache=True,
-                output_hidden_states=True,
-            )  # fmt: skip
-            skip = len(chunk.prefix)
-            want = out.hidden_states[-1][0, skip:]
-            got = torch.cat(recorder.normed[-1])[chunk.start : chunk.stop]
-            assert (torch.linalg.norm(got - want) / torch.linalg.norm(want)).item() < WIDE
-            moved = chunk.first_position + skip - chunk.start
-            for layer, ((keys, values),) in held.seen.items():
-                own = cache.seen[layer][0]
-                text_part = (
-                    rotated(model, keys[0, :, chunk.start : chunk.stop], moved),
-                    values[0, :, chunk.start : chunk.stop],
-                )
-                parts[layer].append(
-                    tuple(torch.cat([mine[0, :, :skip], its], dim=-2) for mine, its in zip(own, text_part, strict=True))  # type: ignore[arg-type]
-                )
+def test_a_floor_of_the_wrong_precision_does_not_pass() -> None:
+    """Drift in fp32 against a floor in bf16 is small and flat, and no rounding of bf16."""
+    fine, coarse = cell(dtype="fp32"), cell(dtype="bf16")
+    fine["hidden_rel_l2_floor"].values[...] = coarse["hidden_rel_l2_floor"].values
+    found = fine.drift.rounding()
+    assert (found.verdict, found.is_rounding, found.is_foreign) == (Standing.BELOW, False, True)
+    assert "the floor is not of this arithmetic" in str(found)
+    low = cell(0.6).drift.rounding()  # a place where a fold rounds less is not said to have a wrong floor
+    assert (low.verdict, low.is_foreign) == (Standing.BELOW, False)
+    assert "not of this arithmetic" not in str(low)
+    neighbours = cell(0.95 / 8).drift.rounding()  # fp16 against bf16, the closest pair of precisions
+    assert neighbours.is_foreign
+    assert pytest.approx(8**-0.5) == FOREIGN
 
 
-def test_one_step_is_measured_like_any_fold_against_any_reference(token_ids: Callable[..., Any]) -> None:
-    model, ids = make_model("gemma3-short-window", "bfloat16"), token_ids(2, 32)
-    fold, one, gold = drift.trace_folds(
-        model, ids, [(8, "append"), (8, "one_step(append)"), (8, "one_step(append)", "gold")]
-    )
-    assert one["protocol"].item() == "one_step(append)"
-    # The first two chunks of the first block inherit nothing that is not full attention's own.
-    assert np.array_equal(one["hidden_rel_l2"][:, :2], fold["hidden_rel_l2"][:, :2])
-    assert (one["hidden_rel_l2"].values != fold["hidden_rel_l2"].values).any()
-    # In exact arithmetic full attention's cache is the fold's: what is left in float64 is its rounding.
-    assert float(gold["hidden_rel_l2_structural"].max()) < WIDE
+def test_what_has_no_level_has_no_verdict() -> None:
+    nan = cell()
+    nan["hidden_rel_l2"].values[0, -1, 50] = np.nan
+    zero = cell()
+    zero["hidden_rel_l2"].values[...] = 0.0
+    short = cell(tokens=8 * 6)
+    few = cell(tokens=8 * 16, documents=2)
+    found = [ds.drift.rounding() for ds in (nan, zero, short, few)]
+    assert [one.reason for one in found] == [
+        StandingReason.NONFINITE, StandingReason.ZEROS, StandingReason.TOO_SHORT, StandingReason.TOO_SHORT
+    ]  # fmt: skip
+    assert found[0].growth.reason is Reason.NONFINITE
+    assert str(found[1]).startswith("undetermined (zeros)")
+    assert all(not one.is_rounding for one in found)
+
+
+def test_more_than_rounding_is_said_however_noisy_its_growth() -> None:
+    found = cell(5000.0, noise=0.6, documents=4).drift.rounding()
+    assert found.growth.verdict is Verdict.UNDETERMINED
+    assert found.verdict is Standing.ABOVE
+    assert "whether it grows against it is undetermined" in str(found)
+
+
+def test_divergences_are_held_against_their_floor_as_amplitudes() -> None:
+    ds = cell(1.0, noise=0.0)
+    ds["logit_kl"].values[...] = 1.5 * ds["logit_kl_floor"].values.mean(axis=-1)
+    assert ds.drift.rounding("logit_kl").level == pytest.approx(math.sqrt(1.5), rel=1e-9)
+    assert ds.drift.rounding("logit_kl").verdict is Standing.AT_FLOOR
+
+
+def test_cells_without_a_floor_are_listed_or_refused() -> None:
+    bare = cell(floor=None, dtype="fp32")
+    with pytest.raises(DatasetError, match="floor_draws=2"):
+        bare.drift.rounding()
+    table = Sweep([cell(), bare]).drift.rounding()
+    assert (table["verdict"][0], table["verdict"].isna().tolist()) == ("at_floor", [False, True])
+    assert table["is_rounding"].tolist()[0] is True
+    assert "floor_draws=2" in table["remedy"].tolist()[1]
+
+
+def test_a_failed_control_takes_the_verdict_back() -> None:
+    ds = cell()
+    spoilt = Sweep([ds], controls=made.controls([ds["model"].item()], ["bf16"], quiet=1e-6, kinds=("quiet",)))
+    (row,) = spoilt.drift.rounding().to_dict("records")
+    assert (row["verdict"], row["reason"], row["is_rounding"]) == (
+        "undetermined", StandingReason.CONTROLS.value, False
+    )  # fmt: skip
+    assert row["level"] == pytest.approx(0.95, abs=0.02)
+
+
+# ------------------------------------------------------------------------------------------ beside the ladder
+def both(coarse: float, fine: float, growth: float = 0.0) -> Sweep:
+    """One fold at two precisions, `coarse` and `fine` floors from full attention."""
+    return Sweep([cell(coarse, growth, "bf16"), cell(fine, growth, "fp32")])
 
 
 @pytest.mark.parametrize(
-    ("label", "message"),
+    ("coarse", "fine", "growth", "contradiction"),
     [
-        ("one_step(one_step(append))", "takes full attention's cache already"),
-        ("one_step(full(batch=2))", "computes several texts at once"),
-        ("one_step", "comes first: one_step(append)"),
-        ("one_step(decode(append))", "must stand outside"),
-        ("full(seed=1)", "a seed needs noise"),
-        ("full(noise=-1)", "must be a number"),
+        (0.95, 0.97, 0.0, None),  # rounding, at the floor
+        (0.1 / FLOORS["bf16"], 0.1 / FLOORS["fp32"], 0.0, None),  # structural, above
+        (1.2, 1.6e-2 / FLOORS["fp32"], 0.0, None),  # structural, hidden below the rounding of bf16
+        (3.0, 3.0, 0.0, Contradiction.MORE_THAN_ROUNDING),
+        (1.0, 1.0, 0.1, Contradiction.MORE_THAN_ROUNDING),
+        (1e-4, 1e-4, 0.0, Contradiction.FOREIGN_FLOOR),
     ],
 )
-def test_what_cannot_be_is_refused(label: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace(")", r"\)")):
-        parse(label)
+def test_the_ladder_and_the_floor_agree_or_are_said_not_to(
+    coarse: float, fine: float, growth: float, contradiction: Contradiction | None
+) -> None:
+    sweep = both(coarse, fine, growth)
+    (found,) = floor.both_verdicts(sweep)
+    assert found.contradiction is contradiction
+    assert list(found.floors) == ["bf16", "fp32"]
+    assert [c.contradiction for c in floor.contradictions(sweep)] == [contradiction] * (contradiction is not None)
+    assert found.words.startswith("append, smollm2-135m-instruct, chunk 8: the ladder says ")
 
 
-# ---------------------------------------------------------------------------------------------- noise
-@pytest.mark.parametrize("name", ["bf16", "fp16", "fp32", "fp64"])
-def test_noise_is_relative_gaussian_and_rounded_once(name: str) -> None:
-    r = rung(name)
-    x = torch.from_numpy(np.random.default_rng(1).standard_normal(20000)).to(getattr(torch, r.torch_dtype))
-    noise = np.random.default_rng(2).standard_normal(20000)
-    got = disturbed(x, r.unit_roundoff, noise)
-    assert got.dtype == x.dtype
-    # In extended precision: at most half an ulp of the result from the exact product, where one rounding leaves it.
-    exact = x.double().numpy().astype(np.longdouble) * (1 + np.longdouble(r.unit_roundoff) * noise)
-    error = np.abs(got.double().numpy() - exact) / np.abs(exact)
-    assert float(error.max()) <= r.unit_roundoff * (1 + 2.0**-8)
-    moved = (got != x).numpy()
-    # Noise of one unit roundoff moves a number to a neighbour where |g| is above the distance to it, half to one ulp.
-    at_least, at_most = (2 * scipy.stats.norm.sf(edge) for edge in (1, 0.5))
-    slack = 5 * 0.5 / np.sqrt(20000)  # five standard errors of a share, at most
-    assert at_least - slack < moved.mean() < at_most + slack
+def test_drift_of_one_size_in_all_precisions_is_not_at_the_floor_of_the_finest() -> None:
+    sweep = both(0.95, 0.97)
+    for ds in sweep:  # a ladder that says structural, beside floors of the same, wrong size
+        ds["hidden_rel_l2"].values[...] = sweep.cells[0]["hidden_rel_l2"].values
+        ds["hidden_rel_l2_floor"].values[...] = sweep.cells[0]["hidden_rel_l2_floor"].values
+    (found,) = floor.contradictions(sweep)
+    assert found.contradiction is Contradiction.NO_MORE_THAN_ROUNDING
+    assert "cannot stay at the floor" in found.words
 
 
-def test_a_long_text_has_the_noise_of_its_stretches() -> None:
-    x = torch.ones(2500, 3, dtype=torch.float64)
-    whole = EmbeddingNoise(1e-3, (1, 2)).stream()(x)
-    stream = EmbeddingNoise(1e-3, (1, 2)).stream()
-    parts = torch.cat([stream(x[:700]), stream(x[700:1900]), stream(x[1900:])])
-    assert torch.equal(whole, parts)
-    g = np.random.default_rng((1, 2)).standard_normal((2500, 3))
-    assert np.array_equal(whole.numpy(), 1 + 1e-3 * g)
-    assert not torch.equal(whole, EmbeddingNoise(1e-3, (2, 2)).stream()(x))
+def test_where_nothing_can_be_compared_nothing_contradicts() -> None:
+    assert floor.both_verdicts(Sweep([cell(3.0)])) == []  # one precision
+    assert floor.both_verdicts(Sweep([cell(3.0, floor=None), cell(3.0, dtype="fp32", floor=None)])) == []
+    assert floor.both_verdicts(both(3.0, 3.0), "nll_gap") == []
+    partly = Sweep([cell(3.0), cell(3.0, dtype="fp32", floor=None)])
+    (found,) = floor.both_verdicts(partly)
+    assert (list(found.floors), found.contradiction) == (["bf16"], Contradiction.MORE_THAN_ROUNDING)
+    other_text = both(3.0, 3.0)
+    other_text.cells[0].attrs["tokens_sha256"] = "c" * 64
+    assert floor.both_verdicts(other_text) == []
+    quiet = made.controls([other_text.cells[0]["model"].item()], ["bf16"], quiet=1e-6, kinds=("quiet",))
+    (withheld,) = floor.both_verdicts(Sweep(both(3.0, 3.0).cells, controls=quiet))
+    assert withheld.contradiction is None
 
 
-def test_the_noise_of_a_text_depends_on_its_tokens_and_seed_alone() -> None:
-    model = make_model("llama")
-    text, other = torch.arange(3, 35), torch.arange(4, 36)
-
-    def noise(tokens: torch.Tensor, size: int, seed: int) -> EmbeddingNoise | None:
-        table = LaneTable(tokens, model, model, rung("fp32"))
-        table.floor(FoldRequest.of((size, "append"), lambda: 1), seed)
-        return table.lanes[-1].noise
-
-    assert noise(text, 8, 1) == noise(text, 16, 1)
-    assert noise(text, 8, 1) != noise(text, 8, 2)
-    assert noise(text, 8, 1) != noise(other, 8, 1)
-    assert noise(text, 8, 1).size == FLOOR_SCALE * 2.0**-24  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_noise_on_embeddings_is_a_plain_pass_on_disturbed_embeddings_bitwise(dtype: str) -> None:
-    model = make_model("gemma3-short-window", dtype)
-    text = torch.from_numpy(np.random.default_rng(5).integers(3, 97, size=TOKENS))
-    recorder = descended(model, text, 8, "full(noise=3,seed=2)")
-    dtype_rung = rung_of(model.dtype)
-    table = LaneTable(text, model, model, dtype_rung)
-    table.comparison(FoldRequest.of((8, "full(noise=3,seed=2)"), lambda: 1))
-    noise = table.lanes[-1].noise
-    assert noise is not None
-    with numerics(dtype_rung):
-        plain = model.get_input_embeddings()(text)
-        g = np.random.default_rng(noise.seed).standard_normal(plain.shape)
-        embeddings = disturbed(plain, 3 * dtype_rung.unit_roundoff, g)
-        out = model(inputs_embeds=embeddings[None], use_cache=False, output_hidden_states=True)
-    assert torch.equal(recorder.layers[-1][0], embeddings)
-    assert not torch.equal(embeddings, plain)
-    assert torch.equal(torch.cat(recorder.normed[-1]), out.hidden_states[-1][0])
-    assert torch.equal(torch.cat(recorder.scores[-1]), out.logits[0])
-
-
-# ---------------------------------------------------------------------------------------------- cells
-def test_every_cell_carries_the_floor_over_its_own_steps(token_ids: Callable[..., Any]) -> None:
-    model, ids = make_model("llama", "bfloat16"), token_ids(2, 33)
-    asked = [(8, "append"), (8, "restart", "gold"), (11, "append"), (8, "append", "previous"), (8, "decode(append)")]
-    cells = drift.trace_folds(model, ids, [*asked, *((size, floor_draw(k)) for size in (8, 11) for k in (1, 2))])
-    alone = dict(zip([(8, 1), (8, 2), (11, 1), (11, 2)], cells[5:], strict=True))
-    for cell in cells[:4]:
-        assert cell["draw"].values.tolist() == [1, 2]
-        for name, floor in FLOORS.items():
-            assert cell[floor].dims == (*VARIABLES[name].dims, "draw")
-            for place, seed in enumerate((1, 2)):
-                want = alone[cell["chunk_size"].item(), seed]
-                # The floor is what the sweepable protocol measures, whatever the fold is compared with.
-                if cell.sizes["step"] == want.sizes["step"]:
-                    assert np.array_equal(cell[floor][..., place], want[name], equal_nan=True), (floor, seed)
-    decode = cells[4]
-    assert decode["hidden_rel_l2_floor"].shape == (*decode["hidden_rel_l2"].shape, FLOOR_DRAWS)
-    assert (decode["hidden_rel_l2_floor"] > 0).all()
-    levels = floor_curves(cells[0])
-    assert (levels > 0).all()
-    assert not np.array_equal(levels[0], levels[1])
-
-
-def test_floors_change_nothing_else_and_can_be_left_out(token_ids: Callable[..., Any]) -> None:
-    model, ids = make_model("qwen2"), token_ids(1, 32)
-    (with_them,) = drift.trace_folds(model, ids, [(8, "append")], floor_draws=3)
-    (without,) = drift.trace_folds(model, ids, [(8, "append")], floor_draws=0)
-    assert with_them["draw"].values.tolist() == [1, 2, 3]
-    assert '"seeds":[1,2,3]' in with_them.attrs["floor_json"]
-    assert "draw" not in without.coords
-    assert "floor_json" not in without.attrs
-    for name in without.data_vars:
-        assert np.array_equal(with_them[name], without[name], equal_nan=True), name
-    with pytest.raises(ConfigError, match="floor_draws is -1; it must be at least 0"):
-        drift.trace_folds(model, ids, [(8, "append")], floor_draws=-1)
-
-
-def test_the_floor_of_float64_is_computed_in_float64(token_ids: Callable[..., Any]) -> None:
-    """Where norms or rotary tables were computed in float32, a disturbed bit would come out as 2**-24 or as nothing."""
-    (cell,) = drift.trace_folds(make_model("gemma3-long-window", "float64"), token_ids(1, 32), [(8, "append")])
-    levels = floor_curves(cell)
-    assert (levels > 0).all()
-    assert (levels < WIDE).all()
-
-
-def test_response_to_noise_is_in_proportion_where_nothing_rounds(token_ids: Callable[..., Any]) -> None:
-    sizes = (1e3, 1e4, 1e5)
-    cells = drift.trace_folds(
-        make_model("llama", "float64"), token_ids(1, 32), [(8, f"full(noise={s:g})") for s in sizes], floor_draws=0
-    )
-    levels = np.array([cell["hidden_rel_l2"].values[0, -1] for cell in cells])
-    # Linear up to noise x curvature, 1e-11, and rounding of one unit roundoff beside the noise: 1e-3 of the smallest.
-    assert levels[1] / levels[0] == pytest.approx(10.0, rel=1e-2)
-    assert levels[2] / levels[1] == pytest.approx(10.0, rel=1e-3)
-
-
-def test_a_random_walk_accumulates(token_ids: Callable[..., Any]) -> None:
-    model, ids = make_model("llama"), token_ids(2, 240)
-    still, walk, once = drift.trace_folds(
-        model,
-        ids,
-        [(4, "append"), (4, "random_walk(append,noise=10)"), (4, "perturbed(append,step=0,size=6e-7)")],
-    )
-    keys = [cell["key_rel_l2"].isel(block=-1).mean("document").values for cell in (still, walk, once)]
-    early, late = slice(1, 9), slice(-8, None)
-    grown = [k[late].mean() / k[early].mean() for k in keys]
-    assert grown[1] > 2 * max(grown[0], grown[2])
-    assert (walk["hidden_rel_l2"].isel(step=0) == still["hidden_rel_l2"].isel(step=0)).all()
-
-
-def test_noise_that_would_not_be_kept_is_refused(token_ids: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match="makes its keys anew at every step, so noise on them would not be kept"):
-        drift.trace(
-            make_model("llama"), token_ids(1, 32), 8, "random_walk(streaming(window=8,positions=cache),noise=1)"
-        )
+def test_the_method_is_written_with_the_constants_that_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"factor {FACTOR:.3g}" in floor.method()
+    monkeypatch.setattr("drift.reading.floor.wording.FACTOR", 3.0)
+    assert "factor 3 of 1" in floor.method()

@@ -31,10 +31,11 @@ from drift import ladder as ladder_door
 from drift import plateau as plateau_door
 from drift.dataset import opening
 from drift.dataset.sweep import Sweep
-from drift.reading import claims, controls, figures, gain, ladder, side_by_side, summary
+from drift.reading import claims, controls, figures, floor, gain, ladder, side_by_side, summary
 from drift.reading.accessor import SweepAccessor
 from drift.reading.claims import chunking, missing, models, precision, published, saturation
 from drift.reading.claims.model import Setting, Status
+from drift.reading.floor.model import Standing
 from drift.reading.plateau import curves, terminal
 from drift.reading.plateau.model import Verdict
 from drift.reading.report import pages
@@ -48,6 +49,9 @@ DECIDED = {
     *(v.value for v in rate.Trend if v is not rate.Trend.UNDETERMINED),
     Status.SUPPORTED.value,
     Status.REFUTED.value,
+    *(v.value for v in Standing if v in (Standing.AT_FLOOR, Standing.GROWING)),  # the others have other uses
+    "at the floor: drift is rounding",
+    "below its floor",
     "insensitive to precision",
     "partly sensitive to precision",
     "proportional to the unit roundoff",
@@ -140,6 +144,16 @@ def ladder_lines(sweep: Sweep) -> list[str]:
 
 ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
     "sweep.drift.plateau": lambda s: column(s.drift.plateau(), "verdict", "explanation"),
+    **{
+        f"python -m drift.plateau --of {of} --json": lambda s, of=of: values(  # type: ignore[misc]
+            json.loads(said(plateau_door, "--of", of, "--json")(s)), "verdict", "explanation"
+        )
+        for of in ("excess", "accumulation", "floor")
+    },
+    "sweep.drift.rounding": lambda s: column(s.drift.rounding(), "verdict", "explanation"),
+    "floor.judging.from_sweep": lambda s: [str(one) for _, one in floor.from_sweep(s)],
+    "floor.comparing.both_verdicts": lambda s: [one.words for one in floor.both_verdicts(s)],
+    "floor.comparing.contradictions": lambda s: [one.words for one in floor.contradictions(s)],
     "sweep.drift.ladder": lambda s: column(s.drift.ladder(), "verdict"),
     "python -m drift.plateau": lambda s: said(plateau_door)(s).split("\nPlateau: ")[0].splitlines()[1:],
     "python -m drift.plateau --json": in_json(plateau_door, "verdict", "explanation"),
@@ -192,7 +206,8 @@ controls.floor.floors controls.floor.in_floors controls.gating.gate figures.logi
 figures.chain.nonfinite figures.depth.depth_growth figures.depth.heat_map figures.depth.keys_values
 figures.depth.worst_tokens figures.level.level_vs_chunk_size figures.side_by_side.readings figures.style.choose
 figures.style.dtypes_of figures.style.groups figures.style.model_title figures.style.need_cells gain.by_layer
-plateau.curves.from_sweep side_by_side.chains summary.describing.chunk_sentences
+excess.accumulations excess.without_one_step plateau.curves.from_sweep plateau.curves.left_out
+side_by_side.chains summary.describing.chunk_sentences
 summary.describing.depth_sentences summary.describing.logit_sentences summary.describing.token_sentences
 summary.inventory.contents summary.inventory.failures summary.inventory.nonfinite summary.inventory.problems
 summary.inventory.provenance summary.levels.curves summary.levels.depth summary.levels.tokens
@@ -203,7 +218,11 @@ summary.reproducing.reproduce
 # ---------------------------------------------------------------------------------------------- the tests
 def write(folder: Path, quiet: float) -> Sweep:
     model, dtypes = ["alpha", "beta"], ["bf16", "fp32"]
-    cells = synthetic.cells(model, dtypes, ["append", "restart"], [16, 32], layers=2, tokens=1024, documents=4)
+    readings = ["append", "restart", "one_step(append)"]
+    # A floor of bf16 at both precisions: what the ladder and the floor say of fp32 contradicts.
+    cells = synthetic.cells(
+        model, dtypes, readings, [16, 32], layers=2, tokens=1024, documents=4, floor=lambda step: 1.4e-2 + 0 * step
+    )
     for m in model:
         for dtype in dtypes:
             one = synthetic.cell(model=m, dtype=dtype, chunk_size=32, tokens=1024, layers=2, documents=4)

@@ -16,10 +16,12 @@ from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 
-__all__ = ["DISTURBED", "folds", "is_fold", "keep", "left_out"]
+__all__ = ["DISTURBED", "ONE_STEP", "folds", "is_fold", "keep", "left_out"]
 
+#: The protocol that computes every chunk on full attention's own keys and values: its drift is made in one step.
+ONE_STEP = "one_step"
 #: Protocols that test the instrument, disturb a fold on purpose or take its chain away; they show no drift of a fold.
-DISTURBED = ("full", "one_step", "perturbed", "random_walk", "shifted")
+DISTURBED = ("full", ONE_STEP, "perturbed", "random_walk", "shifted")
 #: Protocols whose chain is one of generated tokens, not of chunks of a text.
 GENERATING = ("decode",)
 _REFERENCES = {

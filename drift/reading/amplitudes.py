@@ -30,6 +30,7 @@ __all__ = [
     "UNRELATED",
     "amplitude",
     "amplitude_power",
+    "check_distance",
     "has_measure",
     "holding",
     "measure_name",
@@ -149,6 +150,20 @@ def holding(sweep: Sweep, measure: str) -> Sweep:
     return found
 
 
+def check_distance(measure: str) -> None:
+    """Refuse what is no measure of drift that can be judged.
+
+    Raises
+    ------
+    DatasetError
+        With the measures that there are.
+    """
+    if measure not in DISTANCES:
+        raise DatasetError(
+            f"{measure!r} is not a measure of drift that can be judged; there are {', '.join(DISTANCES)}"
+        )
+
+
 def measure_values(ds: xr.Dataset, measure: str, layer: int | str = "last") -> NDArray[np.float64]:
     """Take a curve that can be judged out of a cell: [document, step], at least 0.
 
@@ -157,10 +172,7 @@ def measure_values(ds: xr.Dataset, measure: str, layer: int | str = "last") -> N
     DatasetError
         If there is no such measure or layer, or the cell has it not.
     """
-    if measure not in DISTANCES:
-        raise DatasetError(
-            f"{measure!r} is not a measure of drift that can be judged; there are {', '.join(DISTANCES)}"
-        )
+    check_distance(measure)
     if measure in _DERIVED:
         derived = _DERIVED[measure]
         return derived.distance(*(dataset.curve(ds, name) for name in derived.of))

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from drift.reading.plateau.model import Plateau, Reason, Verdict, exp_or_inf, expm1_or_inf
 from drift.reading.plateau.wording import caveats, explain
+from drift.reading.quantities import Of
 from drift.reading.statistics.analysis import Analysis, Code
 from drift.reading.statistics.models import model_names
 from drift.reading.statistics.plateau import analyse, as_stack
@@ -73,6 +74,7 @@ def plateaus(
     alpha: float = 0.05,
     floor: float | None = None,
     rise_min: float = 1.5,
+    of: Of = Of.DRIFT,
 ) -> list[Plateau]:
     """Decide for many curves at once, of any shapes; those of one shape are computed together.
 
@@ -82,6 +84,8 @@ def plateaus(
         Each [document, step] or [step]; an array [curve, document, step] will do as well.
     margin, alpha, floor, rise_min
         As for :func:`plateau`.
+    of : Of
+        What the curves are, for the words of the verdicts.
 
     Returns
     -------
@@ -104,11 +108,12 @@ def plateaus(
         stack = np.concatenate([stacks[place] for place in places])
         analysis = analyse(stack, margin=margin, alpha=alpha, floor=floor, rise_min=rise_min)
         for row, place in enumerate(places):
-            found[place] = _result(analysis, row, documents, steps, margin, alpha)
+            found[place] = _result(analysis, row, (documents, steps), (margin, alpha), of)
     return [found[place] for place in range(len(stacks))]
 
 
-def _result(analysis: Analysis, row: int, documents: int, steps: int, margin: float, alpha: float) -> Plateau:
+def _result(analysis: Analysis, row: int, shape: tuple[int, int], asked: tuple[float, float], of: Of) -> Plateau:
+    (documents, steps), (margin, alpha) = shape, asked
     a = {f.name: getattr(analysis, f.name)[row].item() for f in fields(Analysis)}
     code = Code(a["code"])
     verdict = _VERDICTS.get(code, Verdict.UNDETERMINED)
@@ -151,4 +156,4 @@ def _result(analysis: Analysis, row: int, documents: int, steps: int, margin: fl
         alpha=alpha,
         caveats=tuple(caveats(a, documents, steps)),
     )
-    return replace(result, explanation=explain(result, code, a))
+    return replace(result, explanation=explain(result, code, a, of))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
+from drift.reading.quantities import Of
 from drift.reading.wording.numbers import coverage, percent, plain
 from drift.reading.wording.tables import first_few
 
@@ -25,7 +26,11 @@ class Verdict(Enum):
     UNDETERMINED = "undetermined"
 
     def __str__(self) -> str:
-        return _SENTENCES[self]
+        return self.said_of(Of.DRIFT)
+
+    def said_of(self, of: Of) -> str:
+        """The verdict on a quantity in a sentence."""
+        return _SENTENCES[self].format(of.words)
 
     @property
     def is_plateau(self) -> bool:
@@ -34,11 +39,11 @@ class Verdict(Enum):
 
 
 _SENTENCES = {
-    Verdict.SATURATED_PLATEAU: "saturated plateau: drift rose, then stayed flat",
-    Verdict.FLAT: "flat from the start: drift never rose",
+    Verdict.SATURATED_PLATEAU: "saturated plateau: {} rose, then stayed flat",
+    Verdict.FLAT: "flat from the start: {} never rose",
     Verdict.PLATEAU_RISE_UNRESOLVED: "plateau: flat at depth; whether it rose first is not resolved",
-    Verdict.GROWING: "growing: drift increases with chain depth, beyond the margin",
-    Verdict.DECAYING: "decaying: drift decreases with chain depth, beyond the margin",
+    Verdict.GROWING: "growing: {} increases with chain depth, beyond the margin",
+    Verdict.DECAYING: "decaying: {} decreases with chain depth, beyond the margin",
     Verdict.UNDETERMINED: "undetermined: these data do not decide",
 }
 
@@ -55,6 +60,7 @@ class Reason(Enum):
     BORDERLINE = "growth too near the margin"
     TOO_NOISY = "too noisy"
     CONTROLS = "controls of the instrument failed"
+    INHERITED = "the one-step error is exactly zero: drift there is inherited"
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from drift.dataset.opening import open_sweep
 from drift.errors import DatasetError
 from drift.reading import controls
 from drift.reading.plateau import csv_files
-from drift.reading.plateau.curves import Curve, from_sweep
+from drift.reading.plateau.curves import Curve, LeftOut, from_sweep, left_out
 from drift.reading.plateau.model import Plateau, Reason
 from drift.reading.plateau.wording import certificate
+from drift.reading.quantities import Of
 from drift.reading.statistics.intervals import LEVEL_ALPHA
 from drift.reading.wording.numbers import coverage, percent
 from drift.reading.wording.tables import first_few
 
-__all__ = ["curves_of", "table"]
+__all__ = ["curves_of", "left_out_lines", "table"]
 
 
 def table(curves: Sequence[Curve], found: Sequence[Plateau], gate: controls.Gate) -> str:
@@ -58,9 +59,17 @@ def table(curves: Sequence[Curve], found: Sequence[Plateau], gate: controls.Gate
     return "\n".join(lines)
 
 
+def left_out_lines(without: Sequence[LeftOut]) -> list[str]:
+    """Say which cells were left out, why, and what to do: one line per reason and remedy."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for one in without:
+        names.setdefault((one.why.value, one.remedy), []).append(one.name)
+    return [f"Left out ({len(mine)}): {why}; {remedy}. {first_few(mine)}." for (why, remedy), mine in names.items()]
+
+
 def curves_of(
-    source: str, measures: Sequence[str], layer: int | str, report: Callable[[str], None]
-) -> tuple[list[Curve], controls.Gate]:
+    source: str, measures: Sequence[str], layer: int | str, report: Callable[[str], None], of: Of = Of.DRIFT
+) -> tuple[list[Curve], controls.Gate, list[LeftOut]]:
     """Read the curves of a sweep's folder, or of a CSV file.
 
     Parameters
@@ -72,22 +81,30 @@ def curves_of(
     layer : int, "last" or "all"
         For measures that have layers.
     report : callable
-        Is told in a line what was left out, and what the controls say where one failed.
+        Is told in a line what could not be read, and what the controls say where one failed.
+    of : Of
+        What of every cell: drift, or a ratio, or the floor. A CSV file has its values alone.
 
     Returns
     -------
     list of Curve
     Gate
         That their verdicts go through.
+    list of LeftOut
+        Cells of which there is no such curve.
 
     Raises
     ------
     DatasetError
-        Nothing there can be read.
+        Nothing there can be read, or a file is asked for what it does not hold.
     """
     path = Path(source)
     if not path.is_dir():
-        return csv_files.from_csv(path), controls.NO_CONTROLS
+        if of is not Of.DRIFT:
+            raise DatasetError(
+                f"{path}: a file of curves holds its values alone; {of.value} is formed from a sweep's cells"
+            )
+        return csv_files.from_csv(path), controls.NO_CONTROLS, []
     sweep = open_sweep(path)
     for name, problem in sweep.problems.items():
         report(f"{name} was left out: {problem}")
@@ -96,4 +113,5 @@ def curves_of(
     checked = controls.evaluate(sweep)
     if not checked.ok:
         report(checked.banner)
-    return list(from_sweep(sweep, measures, layer)), controls.gate(sweep)
+    without = left_out(sweep, measures, layer, of)
+    return list(from_sweep(sweep, measures, layer, of)), controls.gate(sweep), without

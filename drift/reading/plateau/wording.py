@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from drift.reading.plateau.model import Plateau, Verdict, expm1_or_inf
+from drift.reading.plateau.model import Plateau, Reason, Verdict, expm1_or_inf
+from drift.reading.quantities import Of
 from drift.reading.statistics.analysis import Code
 from drift.reading.statistics.models import AICC_LEAD
 from drift.reading.statistics.noise import DESIGN_EFFECT
@@ -14,7 +15,7 @@ from drift.reading.statistics.windows import DOCUMENTS, FEW_STEPS, ZEROS, least_
 from drift.reading.wording.numbers import percent
 from drift.reading.wording.windows import last_words, late_step_words
 
-__all__ = ["caveats", "certificate", "explain"]
+__all__ = ["caveats", "certificate", "explain", "inherited"]
 
 
 def caveats(a: dict[str, Any], documents: int, steps: int) -> Iterator[str]:
@@ -42,14 +43,14 @@ def certificate(result: Plateau) -> str:
     )
 
 
-def explain(result: Plateau, code: Code, a: dict[str, Any]) -> str:
+def explain(result: Plateau, code: Code, a: dict[str, Any], of: Of = Of.DRIFT) -> str:
     """Sentence of one result."""
     margin = f"margin {100 * result.margin:g} %"
     depth = f"{result.steps - 1} transitions, {result.documents} document{'s' * (result.documents != 1)}"
     within = " (within these documents only)" if result.documents < DOCUMENTS else ""
     if result.verdict is not Verdict.UNDETERMINED:
-        certified = certificate(result)
-        return f"{result.verdict}; {result.growth_words}{'; ' * bool(certified)}{certified}, {margin}, {depth}{within}."
+        certified = f"; {said}" if (said := certificate(result)) else ""
+        return f"{result.verdict.said_of(of)}; {result.growth_words}{certified}, {margin}, {depth}{within}."
     growth = result.growth_words if math.isfinite(result.growth_per_doubling) else ""
     late = f"{percent(expm1_or_inf(a['late_slope']))} per doubling over {last_words(result.steps)}"
     late += f"; {percent(expm1_or_inf(a['late_step']))} in {late_step_words()}" if math.isfinite(a["late_step"]) else ""
@@ -67,7 +68,7 @@ def explain(result: Plateau, code: Code, a: dict[str, Any]) -> str:
             else f"more than {100 * ZEROS:g} % of the judging window is exactly zero "
             f"({result.zeros} of {result.documents * result.steps} values)"
         ),
-        Code.LATE_CHANGE: f"drift changes late in the chain ({late}); {growth}, {margin}",
+        Code.LATE_CHANGE: f"{of.words} changes late in the chain ({late}); {growth}, {margin}",
         Code.MODEL: f"the model '{result.best_model}' beats every flat one by {result.model_lead:.0f} in AICc "
         f"(more than {AICC_LEAD:g}); {growth}, {margin}",
         Code.TOO_FEW: f"{growth}, wider than the {margin}",
@@ -76,6 +77,16 @@ def explain(result: Plateau, code: Code, a: dict[str, Any]) -> str:
     }[code]
     assert result.reason is not None
     return f"undetermined ({result.reason.value}): {words}, {depth}{within}.{_needed(result)}"
+
+
+def inherited(result: Plateau, places: int) -> str:
+    """Sentence of a curve that has no ratio, because no step makes an error at some of its places."""
+    values = result.documents * result.steps
+    return (
+        f"{Verdict.UNDETERMINED.value} ({Reason.INHERITED.value}): at {places} of {values} values no step makes an "
+        f"error of its own, so that there is no ratio and all drift is inherited, {result.steps - 1} transitions, "
+        f"{result.documents} document{'s' * (result.documents != 1)}."
+    )
 
 
 def _needed(result: Plateau) -> str:

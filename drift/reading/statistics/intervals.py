@@ -16,7 +16,8 @@ __all__ = ["ALPHA", "LEVEL_ALPHA", "NO_INTERVAL", "Interval", "holm", "mean_inte
 
 #: Level of the one-sided tests: intervals have coverage 1 - 2 ALPHA, as everywhere in drift.
 ALPHA = 0.05
-#: The same of the interval of a curve's level, which no test is made of: people read it as an error bar.
+#: The same of the interval of a curve's level, which people read as an error bar; where a level is tested against a
+#: margin, two one-sided tests at this level pass just where the whole interval lies within.
 LEVEL_ALPHA = 0.025
 
 

@@ -1,0 +1,26 @@
+"""Is drift rounding? The answer of one precision: its level and growth in units of its own rounding floor.
+
+The precision ladder answers the same question by comparing precisions (:mod:`drift.reading.ladder`); the floor needs
+one. They are independent evidence: :func:`contradictions` lists where they disagree.
+"""
+
+from drift.reading.floor.comparing import both_verdicts, contradictions
+from drift.reading.floor.judging import from_curve, from_sweep, rounding, rounding_frame
+from drift.reading.floor.model import FACTOR, Compared, Contradiction, Rounding, Standing, StandingReason
+from drift.reading.floor.wording import method
+
+__all__ = [
+    "FACTOR",
+    "Compared",
+    "Contradiction",
+    "Rounding",
+    "Standing",
+    "StandingReason",
+    "both_verdicts",
+    "contradictions",
+    "from_curve",
+    "from_sweep",
+    "method",
+    "rounding",
+    "rounding_frame",
+]
