@@ -38,7 +38,7 @@ from drift.reading.claims.model import Setting, Status
 from drift.reading.floor.model import Standing
 from drift.reading.plateau import curves, terminal
 from drift.reading.plateau.model import Verdict
-from drift.reading.report import pages
+from drift.reading.report import front
 from drift.reading.statistics import rate, slope
 
 MEASURE, LAYER = "hidden_rel_l2", "last"
@@ -183,7 +183,7 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
     "summary.levels.table": lambda s: column(summary.table(s), "verdict"),
     "summary.describing.headline": lambda s: summary.headline(dataset.folds(s)).values(),
     "summary.describing.curve_sentences": lambda s: summary.curve_sentences(dataset.folds(s)),
-    "report.pages.write_index": lambda s: re.findall(r'<ul class="lead">(.*?)</ul>', index(s), flags=re.DOTALL),
+    "report.front.write_front": lambda s: re.findall(r'<ul class="lead">(.*?)</ul>', index(s), flags=re.DOTALL),
     "figures.chain.drift_per_step": lambda s: texts(figures.drift_per_step(dataset.folds(s))),
     "figures.level.level_vs_roundoff": lambda s: texts(figures.level_vs_roundoff(dataset.folds(s))),
     "figures.plateau.plateau_fit": lambda s: texts(figures.plateau_fit(dataset.folds(s))),
@@ -192,7 +192,7 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
 
 def index(sweep: Sweep) -> str:
     assert sweep.folder is not None
-    pages.write_index(sweep, (), sweep.folder, (), "a sweep", "")
+    front.write_front(sweep, (), sweep.folder, (), "a sweep", "")
     return (sweep.folder / "index.html").read_text(encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from drift.reading.figures.chain import drift_per_step, nonfinite
 from drift.reading.figures.controls import response
 from drift.reading.figures.depth import depth_growth, heat_map, keys_values, worst_tokens
+from drift.reading.figures.floor import drift_and_floor
 from drift.reading.figures.forest import equivalence
 from drift.reading.figures.gain import gains
 from drift.reading.figures.ladder import levels
@@ -10,7 +11,7 @@ from drift.reading.figures.level import level_vs_chunk_size, level_vs_roundoff
 from drift.reading.figures.logits import logits_per_step
 from drift.reading.figures.parts import attribution
 from drift.reading.figures.plateau import plateau_fit
-from drift.reading.figures.showing import png, show
+from drift.reading.figures.showing import described, png, show
 from drift.reading.figures.side_by_side import readings
 from drift.reading.figures.style import choose, groups
 
@@ -18,6 +19,8 @@ __all__ = [
     "attribution",
     "choose",
     "depth_growth",
+    "described",
+    "drift_and_floor",
     "drift_per_step",
     "equivalence",
     "gains",

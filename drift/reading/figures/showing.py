@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from drift.reading.figures.style import DPI
 
-__all__ = ["png", "show"]
+__all__ = ["described", "png", "show"]
 
 
 # ---------------------------------------------------------------------------------------------- output
@@ -26,6 +26,11 @@ def png(figure: Figure, colours: int = 192) -> bytes:
     return out.getvalue()
 
 
+def described(figure: Figure) -> str:
+    """Title and caption of a figure, for those who cannot see it."""
+    return " ".join(f"{figure.get_suptitle()}. {figure.get_supxlabel()}".split())
+
+
 def show(figure: Figure | None, name: str) -> None:
     """Show a figure in a notebook, with a name for its file and its title and caption for those who cannot see it."""
     if figure is None:
@@ -34,8 +39,7 @@ def show(figure: Figure | None, name: str) -> None:
 
     from IPython.display import display
 
-    title, caption = figure.get_suptitle(), figure.get_supxlabel()
-    alt = " ".join(f"{title}. {caption}".split())
+    alt = described(figure)
     display(
         {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": alt},
         raw=True,

@@ -7,7 +7,7 @@ one. They are independent evidence: :func:`contradictions` lists where they disa
 from drift.reading.floor.comparing import both_verdicts, contradictions
 from drift.reading.floor.judging import from_curve, from_sweep, rounding, rounding_frame
 from drift.reading.floor.model import FACTOR, Compared, Contradiction, Rounding, Standing, StandingReason
-from drift.reading.floor.wording import method
+from drift.reading.floor.wording import headline, method
 
 __all__ = [
     "FACTOR",
@@ -20,6 +20,7 @@ __all__ = [
     "contradictions",
     "from_curve",
     "from_sweep",
+    "headline",
     "method",
     "rounding",
     "rounding_frame",

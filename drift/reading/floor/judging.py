@@ -70,8 +70,14 @@ def from_curve(curve: Curve, asked: Gate, factor: float = FACTOR, **options: Any
     return asked.let(Rounding(verdict, reason, explain(verdict, reason, found.level, found), factor, found))
 
 
-def rounding(ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | str = "last", **options: Any) -> Rounding:
-    """Judge one cell by itself, which has no controls.
+def rounding(
+    ds: xr.Dataset,
+    measure: str = "hidden_rel_l2",
+    layer: int | str = "last",
+    asked: Gate = NO_CONTROLS,
+    **options: Any,
+) -> Rounding:
+    """Judge one cell; by itself it has no controls.
 
     Parameters
     ----------
@@ -80,6 +86,8 @@ def rounding(ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | str = 
     measure : str
         A key of :data:`drift.dataset.contract.FLOORS`.
     layer : int or "last"
+    asked : Gate
+        Of the sweep that the cell is from.
     **options
         As for :func:`from_curve`.
 
@@ -89,7 +97,7 @@ def rounding(ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | str = 
         If the cell has no floor for this measure, or is not compared with full attention.
     """
     (curve,) = curves.from_cell(ds, [measure], layer, Of.EXCESS)
-    return from_curve(curve, NO_CONTROLS, **options)
+    return from_curve(curve, asked, **options)
 
 
 def from_sweep(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drift.reading.floor.model import FACTOR, FOREIGN, Contradiction, Rounding, Standing, StandingReason
 from drift.reading.plateau.model import Plateau, Verdict
 from drift.reading.statistics.intervals import LEVEL_ALPHA
 from drift.reading.statistics.slope import Slope
-from drift.reading.wording.numbers import coverage, number
+from drift.reading.wording.numbers import coverage, number, range_words
 from drift.reading.wording.verdicts import SCALING_WORDS
 
-__all__ = ["STANDING_WORDS", "compared_words", "explain", "method"]
+__all__ = ["STANDING_WORDS", "compared_words", "explain", "headline", "method"]
 
 STANDING_WORDS = {
     Standing.AT_FLOOR: "at the floor: drift is rounding",
@@ -53,6 +53,17 @@ def explain(verdict: Standing, reason: StandingReason | None, level: float, grow
     if reason is StandingReason.GROWTH:
         text += f" Of its growth: {growth.explanation}"
     return text
+
+
+def headline(fold: str, found: Sequence[Rounding]) -> str:
+    """Say of the chains of one fold how they stand to the floor, and how many floors their drift is."""
+    kinds = [one.verdict for one in found]
+    said = []
+    for kind in dict.fromkeys(kinds):
+        count = kinds.count(kind)
+        share = "" if len(kinds) == 1 else f"all {count} " if count == len(kinds) else f"{count} of {len(kinds)} "
+        said.append(f"{share}{STANDING_WORDS[kind]}")
+    return f"{fold}: {'; '.join(said)} ({range_words(one.level for one in found)} floors)"
 
 
 def compared_words(

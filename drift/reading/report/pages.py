@@ -7,14 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from drift import dataset
 from drift._version import __version__
-from drift.reading import controls, summary
-
-if TYPE_CHECKING:
-    from drift.dataset.sweep import Sweep
+from drift.reading import controls
 
 __all__ = [
     "Page",
@@ -24,7 +20,6 @@ __all__ = [
     "page_title",
     "save_figures",
     "whole_page",
-    "write_index",
 ]
 
 _CSS = """
@@ -69,11 +64,12 @@ tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: var(--
 .contents { font-size: 14px; columns: 2; column-gap: 32px; list-style: none; padding: 10px 16px; margin: 16px 0;
   background: var(--wash); border: 1px solid var(--line); border-radius: 4px; max-width: none; }
 .contents li { margin: 2px 0; break-inside: avoid; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 18px;
-  align-items: start; padding: 0; margin: 16px 0; }
-.gallery figure { margin: 0; border: 1px solid var(--line); border-radius: 4px; padding: 10px; }
-.gallery img { margin: 0 0 6px; width: 100%; }
-.gallery figcaption { font-size: 13px; line-height: 1.4; color: var(--soft); }
+.front td, .front th { text-align: left; } .front td a { color: inherit; }
+.front td:nth-last-child(2) { min-width: 6em; }
+figure.main { margin: 14px 0; } figure.main img { max-height: 88vh; width: auto; }
+.contradiction { border: 2px solid #b34700; color: #b34700; font-weight: 700; padding: 8px 14px; border-radius: 4px; }
+details { margin: 10px 0; } summary { cursor: pointer; color: var(--link); }
+.question { color: var(--soft); }
 .lead { font-size: 17px; } .soft { color: var(--soft); font-size: 14px; }
 .controls { max-width: 1080px; margin: 12px auto 0; padding: 8px 24px; font-size: 14px; color: var(--soft); }
 .controls.failed { border: 3px solid #b34700; border-radius: 4px; color: var(--ink); font-size: 16px;
@@ -81,10 +77,6 @@ tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: var(--
 @media (max-width: 640px) { .contents { columns: 1; } h1 { font-size: 25px; } }
 @media print { header { display: none; } .scroll { max-height: none; overflow: visible; } }
 """
-_QUESTION = (
-    "<p>How far does a pass with a chunked KV cache drift from full attention at the same precision, and is it "
-    "rounding? Relative L2 drift of the final hidden state, by reading of the fold:</p>"
-)
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -188,29 +180,3 @@ def page_title(notebook: Any, name: str) -> str:
         if cell.cell_type == "markdown" and cell.source.startswith("# "):
             return str(cell.source.splitlines()[0][2:].strip())
     return str(name)
-
-
-def write_index(
-    sweep: Sweep, pages: Sequence[Page], out: Path, links: Sequence[tuple[str, str]], title: str, banner: str
-) -> None:
-    """Write the page that links the others: what was found, what the sweep holds, every figure."""
-    part = dataset.keep(sweep, dataset.is_fold)
-    said = list(summary.headline(part).values()) if len(part) else ["No cell compares a fold with full attention."]
-    lines = "".join(f"<li>{escape(line)}</li>" for line in said)
-    facts = "".join(f"<li>{escape(line.replace('**', ''))}</li>" for line in summary.contents(sweep))
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        _QUESTION,
-        f'<ul class="lead">{lines}</ul>',
-        f"<p>{escape(summary.thresholds())}</p>",
-        f'<ul class="soft">{facts}</ul>',
-    ]
-    for page in pages:
-        body.append(f'<h2><a href="{escape(page.html.name)}">{escape(page.title)}</a></h2>')
-        shown = [
-            f'<figure><a href="{escape(page.html.name)}"><img src="figures/{escape(path.name)}" alt="{escape(alt)}" '
-            f'loading="lazy"></a><figcaption>{escape(alt.split(". ")[0])}</figcaption></figure>'
-            for path, alt in page.figures
-        ]
-        body.append(f'<div class="gallery">{"".join(shown)}</div>')
-    (out / "index.html").write_text(whole_page(title, "\n".join(body), links, "index.html", banner), encoding="utf-8")

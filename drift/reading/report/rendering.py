@@ -13,6 +13,7 @@ from drift.dataset.hashing import content_hash
 from drift.dataset.opening import open_sweep
 from drift.errors import ReportError
 from drift.reading import controls
+from drift.reading.report.front import write_front
 from drift.reading.report.notebooks import (
     DEFAULT_NOTEBOOKS,
     NotebookFailure,
@@ -29,7 +30,6 @@ from drift.reading.report.pages import (
     page_title,
     save_figures,
     whole_page,
-    write_index,
 )
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _write_pages(
     """Write a page per executed notebook, and the one that links them."""
     links = [("index.html", "Overview"), *((f"{path.stem}.html", page_title(n, path.stem)) for path, n in executed)]
     pages = [_write_page(path.stem, notebook, target, links, banner, report) for path, notebook in executed]
-    write_index(sweep, pages, target, links, title, banner)
+    write_front(sweep, pages, target, links, title, banner, FIGURES)
 
 
 def _write_page(

@@ -1,0 +1,165 @@
+"""The picture that decides: drift and the rounding floor of full attention, and one over the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from drift.dataset.choosing import keep
+from drift.dataset.sweep import Sweep
+from drift.errors import DatasetError
+from drift.reading import floor as verdicts
+from drift.reading.amplitudes import measure_values
+from drift.reading.cells import TEXT_AXES, axis_value
+from drift.reading.controls.gating import gate
+from drift.reading.excess import excess_values, floor_values, missing
+from drift.reading.figures.captions import BAND
+from drift.reading.figures.style import (
+    MARKERS,
+    axis_label,
+    colours_of,
+    count_steps,
+    cycle_styles,
+    draw_line,
+    dtypes_of,
+    finish_figure,
+    legend_lines,
+    line_widths,
+    log_y,
+    make_grid,
+    model_title,
+    name_x,
+    note_below,
+    set_style,
+)
+from drift.reading.quantities import Of
+from drift.reading.statistics.levels import collapse_documents
+from drift.reading.wording.numbers import number
+
+__all__ = ["drift_and_floor"]
+
+_DRIFT, _FLOOR = "-", (0, (1, 1.2))
+#: An excess this many times what is at the floor is drawn on a logarithmic axis.
+_WIDE = 5.0
+
+
+def drift_and_floor(
+    sweep: Sweep,
+    measure: str = "hidden_rel_l2",
+    layer: int | str = "last",
+    protocol: str = "append",
+    factor: float = verdicts.FACTOR,
+) -> Figure:
+    """Draw drift beside its rounding floor, a column per model, and the excess below it.
+
+    Of every model and precision the deepest chain is drawn, and of chains as deep the one of more documents.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Cells without a floor are left out.
+    measure : str
+        A key of :data:`drift.dataset.contract.FLOORS`.
+    layer : int or "last"
+    protocol : str
+    factor : float
+        Around 1, within which a level is at the floor: drawn as a band.
+
+    Raises
+    ------
+    DatasetError
+        If no cell of the protocol has a floor for this measure.
+    """
+    cells = _deepest(keep(sweep, lambda ds: _has_floor(ds, measure, protocol)))
+    if not len(cells):
+        raise DatasetError(f"no cell of {protocol} carries the rounding floor of {measure}")
+    models, dtypes = cells.values("model"), dtypes_of(cells)
+    with set_style():
+        figure, axes = make_grid(2, len(models), height=2.1, sharey="row")
+        for column, model in enumerate(models):
+            mine = {ds["dtype"].item(): ds for ds in cells if ds["model"].item() == model}
+            _levels(axes[0][column], mine, dtypes, measure, layer)
+            _excess(axes[1][column], mine, dtypes, measure, layer, factor)
+            axes[0][column].set_title(model_title(cells, model), fontsize=9.5)
+            for ax in axes[:, column]:
+                count_steps(ax, max(ds.sizes["step"] for ds in mine.values()))
+            name_x(axes[1][column], "chain step (1 = first chunk)")
+        log_y(axes[0][0])
+        axes[0][0].set_ylabel(axis_label(measure, layer))
+        axes[1][0].set_ylabel("drift / floor")
+        low, high = axes[1][0].get_ylim()
+        if wide := high > _WIDE * factor:
+            log_y(axes[1][0])
+        else:
+            axes[1][0].set_ylim(max(0.0, min(low, 0.8 / factor)), max(high, 1.2 * factor))
+        asked = gate(sweep)
+        found = [verdicts.rounding(ds, measure, layer, asked, factor=factor) for ds in cells]
+        caption = (
+            f"{BAND} Floor: full attention against itself, its embeddings disturbed by one unit roundoff. Shaded: "
+            f"within a factor {number(factor, 3)} of the floor. Log scale {'in both rows' if wide else 'above'}."
+        )
+        return finish_figure(figure, verdicts.headline(protocol, found), caption, _legends(dtypes))
+
+
+def _has_floor(ds: xr.Dataset, measure: str, protocol: str) -> bool:
+    return bool(ds["protocol"].item() == protocol and missing(ds, measure, Of.EXCESS) is None)
+
+
+def _deepest(cells: Sweep) -> Sweep:
+    """Keep one cell of every model and precision."""
+    best: dict[tuple[str, str], xr.Dataset] = {}
+    for ds in cells:
+        key = ds["model"].item(), ds["dtype"].item()
+        if key not in best or _rank(ds) > _rank(best[key]):
+            best[key] = ds
+    chosen = {id(ds) for ds in best.values()}
+    return keep(cells, lambda ds: id(ds) in chosen)
+
+
+def _rank(ds: xr.Dataset) -> tuple[Any, ...]:
+    return ds.sizes["step"], ds.sizes["document"], *(str(axis_value(ds, axis)) for axis in TEXT_AXES)
+
+
+def _frame(values: Any) -> pd.DataFrame:
+    frame = collapse_documents(values)
+    return frame.assign(at=range(1, len(frame) + 1))
+
+
+def _levels(ax: Axes, cells: dict[str, xr.Dataset], dtypes: Sequence[str], measure: str, layer: int | str) -> None:
+    """Draw drift and floor of one model."""
+    colour, marker, width = colours_of(dtypes), cycle_styles(dtypes, MARKERS), line_widths(dtypes)
+    zeros = bad = 0
+    for dtype, ds in cells.items():
+        drift = _frame(measure_values(ds, measure, layer))
+        draw_line(ax, drift, colour[dtype], _DRIFT, marker[dtype], linewidth=width[dtype])
+        draw_line(ax, _frame(floor_values(ds, measure, layer)), colour[dtype], _FLOOR, "", linewidth=width[dtype])
+        zeros, bad = zeros + int(drift["zeros"].sum()), bad + int(drift["nonfinite"].sum())
+    note_below(ax, zeros, bad)
+
+
+def _excess(
+    ax: Axes, cells: dict[str, xr.Dataset], dtypes: Sequence[str], measure: str, layer: int | str, factor: float
+) -> None:
+    """Draw drift over floor of one model."""
+    colour, marker, width = colours_of(dtypes), cycle_styles(dtypes, MARKERS), line_widths(dtypes)
+    ax.axhspan(1 / factor, factor, color="0.5", alpha=0.14, linewidth=0)
+    ax.axhline(1, color="0.4", linewidth=0.9)
+    for dtype, ds in cells.items():
+        excess = _frame(excess_values(ds, measure, layer))
+        draw_line(ax, excess, colour[dtype], _DRIFT, marker[dtype], linewidth=width[dtype])
+
+
+def _legends(dtypes: Sequence[str]) -> list[tuple[str, list[Line2D]]]:
+    colour, marker = colours_of(dtypes), cycle_styles(dtypes, MARKERS)
+    precisions: dict[Any, Any] = {d: {"color": colour[d], "marker": marker[d], "markersize": 5} for d in dtypes}
+    lines: dict[Any, Any] = {
+        "drift": {"color": "0.25", "linestyle": _DRIFT},
+        "rounding floor": {"color": "0.25", "linestyle": _FLOOR},
+    }
+    return [("precision", legend_lines(precisions)), ("line", legend_lines(lines))]
