@@ -33,7 +33,7 @@ from drift.dataset import opening
 from drift.dataset.sweep import Sweep
 from drift.reading import claims, controls, figures, floor, gain, ladder, side_by_side, summary
 from drift.reading.accessor import SweepAccessor
-from drift.reading.claims import chunking, missing, models, precision, published, saturation
+from drift.reading.claims import against, chunking, missing, models, precision, published, saturation
 from drift.reading.claims.model import Setting, Status
 from drift.reading.floor.model import Standing
 from drift.reading.plateau import curves, terminal
@@ -169,6 +169,8 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
         text for *_, p in saturation.verdicts(s, MEASURE, LAYER, Setting()) for text in (p.verdict.value, str(p))
     ],
     "claims.saturation.c1_plateau": findings(saturation.c1_plateau),
+    "claims.against.c1_excess": findings(against.c1_excess),
+    "claims.against.c1_accumulation": findings(against.c1_accumulation),
     "claims.precision.c2": findings(precision.c2),
     "claims.models.c4_plateau": findings(models.c4_plateau),
     "ladder.judging.ladders": lambda s: [
@@ -201,7 +203,8 @@ SILENT = """
 amplitudes.holding figures.style.sizes_words figures.style.smallest_chunks
 cells.deepest cells.grouped_cells cells.longest cells.protocol_lines cells.protocol_summaries
 cells.select claims.chunking.c3 claims.models.c4_level
-claims.saturation.c1_rise claims.missing.undecided claims.page.commands controls.evaluating.evaluate
+claims.against.chains_with_floor claims.saturation.c1_rise claims.missing.undecided claims.page.commands
+controls.evaluating.evaluate
 controls.floor.floors controls.floor.in_floors controls.gating.gate figures.logits.logits_per_step
 figures.chain.nonfinite figures.depth.depth_growth figures.depth.heat_map figures.depth.keys_values
 figures.depth.worst_tokens figures.level.level_vs_chunk_size figures.side_by_side.readings figures.style.choose
@@ -324,5 +327,6 @@ def test_a_function_that_judges_curves_has_to_be_given_a_gate() -> None:
     parameter = inspect.signature(curves.judge).parameters["gate"]
     assert parameter.default is inspect.Parameter.empty
     assert {c.audit for c in published.CLAIMS if c.audit} == {
-        saturation.c1_plateau, saturation.c1_rise, precision.c2, chunking.c3, models.c4_level, models.c4_plateau,
+        saturation.c1_plateau, saturation.c1_rise, against.c1_excess, against.c1_accumulation, precision.c2,
+        chunking.c3, models.c4_level, models.c4_plateau,
     }  # fmt: skip

@@ -101,21 +101,24 @@ def say(capsys: pytest.CaptureFixture[str]) -> Said:
 
 
 def test_the_presets_load_and_describe_themselves() -> None:
-    assert list(presets()) == ["quick", "default", "deep", "paper"]
+    assert list(presets()) == ["quick", "default", "readings", "deep", "paper"]
     assert all(presets().values())
     default = load_config()
     assert default.name == "default"
     dtypes = {dtype for grid in default.grids for dtype in grid.dtype}
     sizes = {size for grid in default.grids for size in grid.chunk_size}
     assert {"bf16", "fp32"} <= dtypes
-    assert len(sizes) >= 4
+    assert len(sizes) >= 2
     chain = [max(grid.tokens) // min(grid.chunk_size) for grid in default.grids]
-    assert max(chain) == 512
-    assert all(min(grid.documents) >= 2 for grid, steps in zip(default.grids, chain, strict=True) if steps < 100)
+    assert max(chain) == 32
+    # Fewer than four documents support no claim beyond themselves, and without a floor little is decided.
+    assert all(min(grid.documents) >= 4 and grid.floor_draws >= 2 for grid in default.grids)
+    readings = load_config("readings").grids
+    assert max(max(grid.tokens) // min(grid.chunk_size) for grid in readings) == 512
     deep = load_config("deep").grids
     assert max(deep[0].tokens) // min(deep[0].chunk_size) == 512
     # a position in a chunk that is never sampled would go unseen
-    assert all(math.gcd(grid.logit_stride, size) == 1 for grid in (*deep, *default.grids) for size in grid.chunk_size)
+    assert all(math.gcd(grid.logit_stride, size) == 1 for grid in (*deep, *default.grids, *readings) for size in grid.chunk_size)
     paper = load_config("paper")
     assert {m for g in paper.grids for m in g.model} == {
         "meta-llama/Llama-3.1-8B", "Qwen/Qwen2.5-7B", "google/gemma-2-9b", "allenai/OLMoE-1B-7B-0924",
@@ -196,7 +199,7 @@ def test_every_problem_is_told_at_once(here: Path, say: Said) -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["quikc"], ["'quikc'", "preset", "quick, default, deep, paper", "did you mean 'quick'"]),
+        (["quikc"], ["'quikc'", "preset", "quick, default, readings, deep, paper", "did you mean 'quick'"]),
         (["none.yaml"], ["none.yaml", "no such file", "quick"]),
         (["."], ["a folder"]),
         (["binary.yaml"], ["binary.yaml", "not a text file"]),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from drift.dataset.building import build
-    from drift.dataset.choosing import DISTURBED, folds, is_fold, keep, left_out
+    from drift.dataset.choosing import DISTURBED, ONE_STEP, folds, is_fold, keep, left_out
     from drift.dataset.comparing import VOLATILE_ATTRS, same_data
     from drift.dataset.contract import (
         QUANTILES,
@@ -39,7 +39,7 @@ _HOMES = {
     ),
     "curves": ("curve", "floor_curves"),
     "files": ("TEMPORARY_SUFFIX", "read", "write"),
-    "choosing": ("DISTURBED", "folds", "is_fold", "keep", "left_out"),
+    "choosing": ("DISTURBED", "ONE_STEP", "folds", "is_fold", "keep", "left_out"),
     "hashing": ("canonical_json", "content_hash"),
     "labels": ("Label",),
     "opening": ("open_sweep",),
@@ -52,6 +52,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DISTURBED",
+    "ONE_STEP",
     "QUANTILES",
     "REFERENCES",
     "REQUIRED_ATTRS",

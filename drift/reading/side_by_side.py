@@ -129,7 +129,7 @@ def reproduced(found: model.Audit) -> list[str]:
     """Say which reading reproduces which published claim, and whether any reproduces them all."""
     if found.withheld:
         return [f"No reading is said to reproduce anything: {found.controls}"]
-    summaries = [s for s in found.summaries if s.claim.key in _TESTED and s.protocol]
+    summaries = [s for s in found.summaries if s.claim.key in _TESTED and s.protocol and not s.claim.ours]
     said = []
     for claim in dict.fromkeys(s.claim for s in summaries):
         mine = [s for s in summaries if s.claim == claim]

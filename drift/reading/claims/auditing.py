@@ -17,9 +17,10 @@ import math
 from collections.abc import Sequence
 
 from drift import dataset
+from drift.dataset.labels import Label, parse_label
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
-from drift.reading import controls
+from drift.reading import controls, floor
 from drift.reading.amplitudes import AMPLITUDE_POWERS, has_measure, holding
 from drift.reading.claims.model import Audit, ClaimSummary, Finding, Setting, Status, check_setting
 from drift.reading.claims.published import CLAIMS
@@ -30,7 +31,11 @@ __all__ = ["audit"]
 
 
 def _combine(findings: Sequence[Finding], alpha: float) -> Status:
-    """Summarise a claim about every cell: intersection-union for support, Holm for refutation."""
+    """Summarise a claim about every cell: intersection-union for support, Holm for refutation.
+
+    What could not be tested of a cell neither supports nor refutes.
+    """
+    findings = [f for f in findings if f.status is not Status.NOT_TESTED]
     if not findings:
         return Status.NOT_TESTED
     if all(f.status is Status.SUPPORTED for f in findings):
@@ -40,6 +45,12 @@ def _combine(findings: Sequence[Finding], alpha: float) -> Status:
         f.status is Status.REFUTED and (math.isnan(p) or p < alpha) for f, p in zip(findings, adjusted, strict=True)
     )
     return Status.REFUTED if refuted else Status.UNDETERMINED
+
+
+def _one_step_of(sweep: Sweep, protocol: str) -> Sweep:
+    """Keep the cells of a protocol's one-step error."""
+    wanted = Label(dataset.ONE_STEP, parse_label(protocol).text).text
+    return dataset.keep(sweep, lambda ds: parse_label(str(ds["protocol"].item())).text == wanted)
 
 
 def audit(
@@ -92,14 +103,17 @@ def audit(
             continue
         for protocol in sweep.values("protocol"):
             part = sweep.sel(protocol=protocol)
-            mine = list(claim.audit(part, measure, layer, setting))
+            if claim.one_step:
+                part = part.derive([*part, *_one_step_of(everything, protocol)])
+            mine = list(claim.audit(dataset.keep(part, lambda ds: has_measure(ds, measure)), measure, layer, setting))
             others_found = {
                 m: list(claim.audit(dataset.keep(part, lambda ds, m=m: has_measure(ds, m)), m, "last", setting))  # type: ignore[misc]
                 for m in rest
             }
             findings += [*mine, *(f for found in others_found.values() for f in found)]
             if not mine:
-                summaries.append(ClaimSummary(claim, protocol, Status.NOT_TESTED, "no cells to compare."))
+                why = claim.absent.format(protocol=protocol)
+                summaries.append(ClaimSummary(claim, protocol, Status.NOT_TESTED, why))
                 continue
             verdicts = {m: _combine(found, setting.alpha) for m, found in others_found.items() if found}
             status = _combine(mine, setting.alpha)
@@ -108,6 +122,6 @@ def audit(
             )
     found = Audit(
         tuple(summaries), measure, layer, setting, tuple(findings), scope=dataset.left_out(everything, sweep),
-        controls=checked.banner,
+        controls=checked.banner, contradictions=tuple(one.words for one in floor.contradictions(sweep, measure, layer)),
     )  # fmt: skip
     return controls.gate(everything).let(found)

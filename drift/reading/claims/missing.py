@@ -7,15 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from drift import dataset
 from drift.dataset.sweep import Sweep
 from drift.reading.amplitudes import amplitude
 from drift.reading.cells import deepest
+from drift.reading.claims.against import chains_with_floor
 from drift.reading.claims.model import SIGNS, Audit, Finding, Setting, Status
 from drift.reading.claims.page import share_words
+from drift.reading.excess import excess_values
 from drift.reading.plateau.deciding import plateaus
+from drift.reading.statistics.arrays import Float
 
 __all__ = ["undecided"]
 
@@ -55,17 +57,20 @@ def undecided(found: Audit, sweep: Sweep) -> pd.DataFrame:
     rows = []
     sweep = dataset.folds(sweep)
     for s in found.summaries:
-        chains: Sequence[xr.Dataset] = ()
+        chains: Sequence[Float] = ()  # in the order of the findings
         if s.claim.name == "C1 plateau":
-            chains = deepest(sweep.sel(protocol=s.protocol))  # in the order of the findings
+            chains = [amplitude(ds, found.measure, found.layer) for ds in deepest(sweep.sel(protocol=s.protocol))]
+        if s.claim.name == "C1 excess" and s.protocol:
+            with_floor = chains_with_floor(sweep.sel(protocol=s.protocol), found.measure)
+            chains = [excess_values(ds, found.measure, found.layer) for ds in with_floor]
         for place, f in enumerate(s.findings):
-            if f.status is Status.SUPPORTED:
+            if f.status in (Status.SUPPORTED, Status.NOT_TESTED):
                 continue
             margin = _enough(f)
             if f.status is Status.WITHHELD:
                 margin = "none, as controls failed"
             elif chains:
-                reach = _flat_at(amplitude(chains[place], found.measure, found.layer), found.setting)
+                reach = _flat_at(chains[place], found.setting)
                 margin = "none" if math.isnan(reach) else f"{share_words(reach)} per doubling of depth"
             verdict = f"{SIGNS[f.status]} {f.status.value}"
             rows.append((s.claim.name, s.protocol, f.scope, verdict, margin, f.needed or "–"))

@@ -104,6 +104,12 @@ class Claim:
         Why, where there is nothing to test.
     changes : str
         What would change a verdict; a format string, too.
+    absent : str
+        Why a protocol is not tested where nothing is found to test; a format string over ``protocol``.
+    one_step : bool
+        Whether the audit also needs the cells of the protocol's one-step error.
+    ours : bool
+        Whether nobody published it: it says what a published claim comes from, and is none.
     """
 
     key: str
@@ -113,6 +119,9 @@ class Claim:
     audit: Callable[[Sweep, str, int | str, Setting], Iterator[Finding]] | None
     not_tested: str
     changes: str
+    absent: str = "no cells to compare."
+    one_step: bool = False
+    ours: bool = False
 
     @property
     def name(self) -> str:
@@ -196,6 +205,8 @@ class Finding:
 
     def without_verdict(self, failed: Sequence[str]) -> Finding:
         """Return the estimate alone, controls of the instrument having failed."""
+        if self.status is Status.NOT_TESTED:
+            return self
         words = f"no verdict: controls failed. Estimated all the same: {self.words}"
         return replace(self, status=Status.WITHHELD, words=words)
 
@@ -263,6 +274,8 @@ class Audit:
         Cells of the sweep that the claims are not about, in words.
     controls : str
         What the controls of the instrument say.
+    contradictions : tuple of str
+        Where the precision ladder and the rounding floor exclude each other, in sentences.
     """
 
     summaries: tuple[ClaimSummary, ...]
@@ -273,6 +286,7 @@ class Audit:
     withheld: str = ""
     scope: str = ""
     controls: str = ""
+    contradictions: tuple[str, ...] = ()
 
     def without_verdict(self, failed: Sequence[str]) -> Audit:
         """Take every verdict back that was drawn, and keep the estimates."""
@@ -300,7 +314,10 @@ class Audit:
             }
             for s in self.summaries
         ]
-        body = {"setting": vars(self.setting), "controls": self.controls, "withheld": self.withheld or None}
+        body = {
+            "setting": vars(self.setting), "controls": self.controls, "withheld": self.withheld or None,
+            "contradictions": list(self.contradictions),
+        }  # fmt: skip
         return plain({**body, "claims": rows, "findings": [f.as_dict() for f in self.findings]})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "by_protocol",
     "changes",
     "commands",
+    "contradiction_lines",
     "differing",
     "estimate",
     "evidence",
@@ -40,6 +41,11 @@ __all__ = [
 ]
 
 
+def contradiction_lines(found: Audit) -> list[str]:
+    """Say where the precision ladder and the rounding floor contradict each other: the first lines of any table."""
+    return [f"Contradiction: {words}" for words in found.contradictions]
+
+
 def differing(summary: ClaimSummary) -> str:
     """Say which measures have another verdict than the headline measure; a dash if none has."""
     by: dict[Status, list[str]] = {}
@@ -50,7 +56,8 @@ def differing(summary: ClaimSummary) -> str:
 
 def markdown(found: Audit) -> str:
     """Lay the claims table out as Markdown."""
-    lines = ["| claim | published | protocol | verdict | finding | other measures |", "|---|---|---|---|---|---|"]
+    lines = [text for one in contradiction_lines(found) for text in (f"**{one}**", "")]
+    lines += ["| claim | published | protocol | verdict | finding | other measures |", "|---|---|---|---|---|---|"]
     for claim, summaries in _parts(found).items():
         for protocols, s in _rows(summaries):
             cells = [claim.name, claim.published, protocols, f"**{s.status.value}**", s.words, differing(s)]
@@ -95,8 +102,15 @@ def by_protocol(summaries: Sequence[ClaimSummary]) -> str:
 
 
 def matrix(found: Audit) -> pd.DataFrame:
-    """Verdicts side by side: one row per protocol, one column per claim that was tested under any."""
-    claims = [c for c, group in _parts(found).items() if any(s.protocol for s in group)]
+    """Verdicts side by side: one row per protocol, one column per claim that was tested under any.
+
+    Rows that nobody published have none where no cell could test them.
+    """
+    claims = [
+        c
+        for c, group in _parts(found).items()
+        if any(s.protocol and not (c.ours and s.status is Status.NOT_TESTED) for s in group)
+    ]
     protocols = dict.fromkeys(s.protocol for s in found.summaries if s.protocol)
     status = {(s.claim.name, s.protocol): s.status for s in found.summaries}
     rows = []
@@ -121,7 +135,9 @@ def html(found: Audit) -> str:
             rows.append(f'<tr>{first}<td>{escape(protocols)}</td><td class="verdict">{verdict}</td>{rest}</tr>')
             first = ""
     head = "".join(f"<th>{name}</th>" for name in names)
-    return f'<div class="claims"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    alarms = [f'<p class="contradiction" role="alert">{escape(line)}</p>' for line in contradiction_lines(found)]
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'{"".join(alarms)}<div class="claims">{table}</div>'
 
 
 def meaning(found: Audit) -> str:
@@ -249,11 +265,27 @@ def commands(found: Audit, sweep: Sweep, models: Sequence[str] | str | None = No
         "# C1, every chain by itself" + (" (the measure is the square of an amplitude: so are margin and factor)"
                                          if power != 1 else ""),
         " ".join([f"python -m drift.plateau {folder}", *what, *chain, *level]),
+        *_ratios(found, folder, [*what, *_plain_margins(s), *level]),
         "# this page",
         " ".join([f"python -m drift.report {folder} --notebook claims",
                   *(f"-p {shlex.quote(f'{n}={v}')}" for n, v in zip(given, written, strict=True))]),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _plain_margins(s: Setting) -> list[str]:
+    """Margins of a ratio, which is one of amplitudes whatever the measure."""
+    default = Setting()
+    growth = [f"--margin {s.growth:g}"] * (s.growth != default.growth)
+    return growth + [f"--rise-min {s.rise:g}"] * (s.rise != default.rise)
+
+
+def _ratios(found: Audit, folder: str, options: Sequence[str]) -> Iterator[str]:
+    """Commands of those rows of C1 that hold drift against something, where they were tested."""
+    for claim, group in _parts(found, "C1").items():
+        if claim.ours and any(s.status is not Status.NOT_TESTED for s in group):
+            yield f"# {claim.name}, every chain by itself"
+            yield " ".join([f"python -m drift.plateau {folder} --of {claim.part}", *options])
 
 
 def method(found: Audit) -> str:

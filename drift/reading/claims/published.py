@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from drift.reading.claims.against import c1_accumulation, c1_excess
 from drift.reading.claims.chunking import c3
 from drift.reading.claims.model import PUBLISHED_CHUNKS, PUBLISHED_DEPTH, PUBLISHED_EFFECT, Claim
 from drift.reading.claims.models import c4_level, c4_plateau
 from drift.reading.claims.precision import c2
 from drift.reading.claims.saturation import c1_plateau, c1_rise
+from drift.reading.excess import FLOOR_COMMAND, ONE_STEP_COMMAND
 
 __all__ = ["CLAIMS"]
 
@@ -26,6 +28,22 @@ CLAIMS: tuple[Claim, ...] = (
         "drift rises briefly (about ten transitions) before it saturates",
         "level at least {rise:g} times the first step",
         c1_rise, "", "another first step: where both passes are the same bits at first, any drift is a rise",
+    ),
+    Claim(
+        "C1", "excess",
+        "not published: drift in units of how far full attention is from itself, over the same tokens, when it rounds "
+        "differently; what tokens late in a text do to both cancels",
+        "growth of drift over its rounding floor within {growth} per doubling of depth",
+        c1_excess, "", _MORE,
+        absent="no rounding floor was measured by this measure; `" + FLOOR_COMMAND + "` measures it.", ours=True,
+    ),
+    Claim(
+        "C1", "accumulation",
+        "not published: drift in units of the error that one step makes on full attention's own keys and values; what "
+        "a chain inherits is in the first alone",
+        "growth of drift over its one-step error within {growth} per doubling of depth",
+        c1_accumulation, "", _MORE,
+        absent="no one-step error was measured; `" + ONE_STEP_COMMAND + "` measures it.", one_step=True, ours=True,
     ),
     Claim(
         "C2", "precision",

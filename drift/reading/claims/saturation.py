@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import xarray as xr
 
@@ -18,7 +19,7 @@ from drift.reading.plateau.model import Plateau
 from drift.reading.plateau.wording import certificate
 from drift.reading.wording.numbers import coverage
 
-__all__ = ["c1_plateau", "c1_rise", "verdicts"]
+__all__ = ["c1_plateau", "c1_rise", "chain_name", "growth_finding", "verdicts"]
 
 
 # ---------------------------------------------------------------------------------------------- C1
@@ -34,36 +35,64 @@ def verdicts(
         rise_min=setting.rise,
     )
     for ds, plateau in zip(cells, found, strict=True):
-        yield ds, f"{ds['model'].item()} {ds['dtype'].item()}, chunk {ds['chunk_size'].item()}", asked.let(plateau)
+        yield ds, chain_name(ds), asked.let(plateau)
+
+
+def chain_name(ds: xr.Dataset) -> str:
+    """Name a chain among those of one protocol."""
+    return f"{ds['model'].item()} {ds['dtype'].item()}, chunk {ds['chunk_size'].item()}"
 
 
 def c1_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
     """Yield, per cell, whether drift is a plateau by two one-sided tests."""
     for ds, scope, p in verdicts(sweep, measure, layer, setting):
-        support = p.p_equivalence if p.reason is None or p.verdict.is_plateau else max(p.p_equivalence, setting.alpha)
-        refute = min(1.0, 2 * min(p.p_growth, p.p_decay))  # growth refutes, and so does decay
-        status = Status.UNDETERMINED
-        if p.verdict.is_plateau:
-            status = Status.SUPPORTED
-        elif p.reason is None and refute < setting.alpha:
-            status = Status.REFUTED
-        words = str(p)
-        if p.reason is None and status is Status.UNDETERMINED:
-            words += f" As growth and decay both refute the claim, p is {refute:.2g}: not refuted."
-        if p.zeros and math.isfinite(p.growth_per_doubling):
-            words = words.rstrip(".") + f"{zeros_words(amplitude(ds, measure, layer))}."
+        extra = zeros_words(amplitude(ds, measure, layer)) if p.zeros and math.isfinite(p.growth_per_doubling) else ""
+        found = growth_finding("plateau", ds, measure, scope, p, setting, extra)
         if measure in BOUNDED and p.level > NEAR * UNRELATED:
-            words += f" The level {p.level:.2g} is near that of unrelated states ({UNRELATED:.2g}): flat means little."
-        yield Finding(
-            "C1", "plateau", ds["protocol"].item(), measure, scope, status, "growth per doubling of depth",
-            p.growth_per_doubling, p.growth_interval, (1 / (1 + setting.growth) - 1, setting.growth), support, refute,
-            words, _needed(p), (file_name(ds),),
-            {"verdict": p.verdict.value, "transitions": p.steps - 1, "documents": p.documents, "level": p.level,
-             "level_interval": p.level_interval, "unit_roundoff": ds["unit_roundoff"].item(),
-             "documents_needed": p.documents_needed, "steps_needed": p.steps_needed,
-             **({"certified": {"from_step": p.certified_from, "growth": p.certified_growth,
-                               "interval": p.certified_interval}} if certificate(p) else {})},
-        )  # fmt: skip
+            near = f" The level {p.level:.2g} is near that of unrelated states ({UNRELATED:.2g}): flat means little."
+            found = replace(found, words=found.words + near)
+        yield found
+
+
+def growth_finding(
+    part: str, ds: xr.Dataset, measure: str, scope: str, p: Plateau, setting: Setting, extra: str = ""
+) -> Finding:
+    """Make a finding on C1 of the verdict on a curve.
+
+    Parameters
+    ----------
+    part : str
+        Of C1.
+    ds : xarray.Dataset
+        The cell.
+    measure, scope : str
+    p : Plateau
+    setting : Setting
+    extra : str
+        What to say before the last full stop of the verdict.
+    """
+    support = p.p_equivalence if p.reason is None or p.verdict.is_plateau else max(p.p_equivalence, setting.alpha)
+    refute = min(1.0, 2 * min(p.p_growth, p.p_decay))  # growth refutes, and so does decay
+    status = Status.UNDETERMINED
+    if p.verdict.is_plateau:
+        status = Status.SUPPORTED
+    elif p.reason is None and refute < setting.alpha:
+        status = Status.REFUTED
+    words = str(p)
+    if p.reason is None and status is Status.UNDETERMINED:
+        words += f" As growth and decay both refute the claim, p is {refute:.2g}: not refuted."
+    if extra:
+        words = words.rstrip(".") + f"{extra}."
+    return Finding(
+        "C1", part, ds["protocol"].item(), measure, scope, status, "growth per doubling of depth",
+        p.growth_per_doubling, p.growth_interval, (1 / (1 + setting.growth) - 1, setting.growth), support, refute,
+        words, _needed(p), (file_name(ds),),
+        {"verdict": p.verdict.value, "transitions": p.steps - 1, "documents": p.documents, "level": p.level,
+         "level_interval": p.level_interval, "unit_roundoff": ds["unit_roundoff"].item(),
+         "documents_needed": p.documents_needed, "steps_needed": p.steps_needed,
+         **({"certified": {"from_step": p.certified_from, "growth": p.certified_growth,
+                           "interval": p.certified_interval}} if certificate(p) else {})},
+    )  # fmt: skip
 
 
 def _needed(p: Plateau) -> str:

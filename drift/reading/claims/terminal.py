@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from drift.reading.amplitudes import SHORT
 from drift.reading.claims.model import Audit
-from drift.reading.claims.page import differing, matrix
+from drift.reading.claims.page import contradiction_lines, differing, matrix
 
 __all__ = ["terminal"]
 
 
 def terminal(found: Audit, details: bool) -> str:
     """Lay the claims table out for a terminal."""
-    lines = [f"Claims of arXiv 2605.12471, by {SHORT.get(found.measure, found.measure)}, layer {found.layer}", ""]
+    lines = [*contradiction_lines(found), *[""] * bool(found.contradictions)]
+    lines += [f"Claims of arXiv 2605.12471, by {SHORT.get(found.measure, found.measure)}, layer {found.layer}", ""]
     if found.withheld:
         lines += [found.controls, ""]
     table = matrix(found)

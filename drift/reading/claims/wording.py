@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from drift.reading.claims.model import Claim, Finding, Status
 from drift.reading.wording.numbers import percent
 
-__all__ = ["claim_sentence", "span", "writer"]
+__all__ = ["GROWTH_CLAIMS", "claim_sentence", "span", "writer"]
+
+#: Rows whose estimate is growth per doubling of depth.
+GROWTH_CLAIMS = ("C1 plateau", "C1 excess", "C1 accumulation")
 
 
 def _count(findings: Sequence[Finding]) -> str:
@@ -36,14 +39,20 @@ def claim_sentence(claim: Claim, findings: Sequence[Finding], status: Status) ->
         text += f"; from exactly zero (the same bits at first) in {zero}"
     if not good and not zero:
         text += f"; no estimate of the {findings[0].effect}"
-    if claim.key == "C1" and claim.part == "plateau":
+    if claim.name in GROWTH_CLAIMS:
         depths = sorted({f.detail["transitions"] for f in findings})
         text += f"; chains of {span(depths)} transitions"
-        kinds = [f.detail["verdict"].replace("_", " ") for f in findings]
+        kinds = [f.detail["verdict"].replace("_", " ") for f in findings if f.status is not Status.NOT_TESTED]
         text += " (" + ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) + ")"
         needed = [f.detail["documents_needed"] for f in findings if f.status is Status.UNDETERMINED]
         if needed and all(math.isfinite(n) for n in needed):
             text += f"; to decide all, about {max(needed):.0f} documents of this depth"
+        standings = [f.detail["standing"].replace("_", " ") for f in findings if "standing" in f.detail]
+        if standings:
+            text += "; against the floor: " + ", ".join(f"{standings.count(k)} {k}" for k in dict.fromkeys(standings))
+        inherited = sum(f.status is Status.NOT_TESTED for f in findings)
+        if inherited:
+            text += f"; in {inherited} the one-step error is exactly zero too often for a ratio: drift is inherited"
     if claim.key == "C2":
         kinds = [f.detail["kind"] for f in findings if f.detail]
         if kinds:
@@ -58,6 +67,6 @@ def span(values: Sequence[int]) -> str:
 
 def writer(claim: Claim) -> Callable[[float], str]:
     """How an estimate of a claim is written."""
-    if claim.name in ("C1 plateau", "C3 chunk size"):
+    if claim.name in (*GROWTH_CLAIMS, "C3 chunk size"):
         return percent
     return lambda v: f"{v:.3g}" if abs(v) >= 0.0005 else f"{v:z.4f}"

@@ -7,7 +7,7 @@ one. They are independent evidence: :func:`contradictions` lists where they disa
 from drift.reading.floor.comparing import both_verdicts, contradictions
 from drift.reading.floor.judging import from_curve, from_sweep, rounding, rounding_frame
 from drift.reading.floor.model import FACTOR, Compared, Contradiction, Rounding, Standing, StandingReason
-from drift.reading.floor.wording import headline, method
+from drift.reading.floor.wording import headline, method, standing_words
 
 __all__ = [
     "FACTOR",
@@ -24,4 +24,5 @@ __all__ = [
     "method",
     "rounding",
     "rounding_frame",
+    "standing_words",
 ]

@@ -12,7 +12,7 @@ from drift.reading.statistics.slope import Slope
 from drift.reading.wording.numbers import coverage, number, range_words
 from drift.reading.wording.verdicts import SCALING_WORDS
 
-__all__ = ["STANDING_WORDS", "compared_words", "explain", "headline", "method"]
+__all__ = ["STANDING_WORDS", "compared_words", "explain", "headline", "method", "standing_words"]
 
 STANDING_WORDS = {
     Standing.AT_FLOOR: "at the floor: drift is rounding",
@@ -26,6 +26,7 @@ _GROWTH = {
     Verdict.DECAYING: "falling against it",
     Verdict.UNDETERMINED: "whether it grows against it is undetermined",
 }
+_WITHOUT_LEVEL = (StandingReason.NONFINITE, StandingReason.ZEROS, StandingReason.TOO_SHORT)
 _BELOW_FOREIGN = "the floor is not of this arithmetic"
 _BELOW = "the fold rounds less than the disturbance of the floor does, or shares its roundings with full attention"
 
@@ -42,7 +43,7 @@ def explain(verdict: Standing, reason: StandingReason | None, level: float, grow
     low, high = (number(end, 3) for end in growth.level_interval)
     size = f"{number(level, 3)} floors ({coverage(LEVEL_ALPHA)} interval {low} to {high})"
     trend = f"{_GROWTH.get(growth.verdict, 'flat against it')}, {growth.growth_words}"
-    if reason in (StandingReason.NONFINITE, StandingReason.ZEROS, StandingReason.TOO_SHORT):
+    if reason in _WITHOUT_LEVEL:
         return growth.explanation
     words = STANDING_WORDS[verdict]
     if verdict is Standing.BELOW:
@@ -64,6 +65,17 @@ def headline(fold: str, found: Sequence[Rounding]) -> str:
         share = "" if len(kinds) == 1 else f"all {count} " if count == len(kinds) else f"{count} of {len(kinds)} "
         said.append(f"{share}{STANDING_WORDS[kind]}")
     return f"{fold}: {'; '.join(said)} ({range_words(one.level for one in found)} floors)"
+
+
+def standing_words(found: Rounding) -> str:
+    """Say in short where drift stands to its floor, and by how much."""
+    if found.reason in _WITHOUT_LEVEL:
+        return "No level in floors"
+    low, high = (number(end, 3) for end in found.level_interval)
+    verdict = (
+        STANDING_WORDS[found.verdict] if found.reason is None else f"undetermined against it: {found.reason.value}"
+    )
+    return f"In floors {number(found.level, 3)} ({coverage(LEVEL_ALPHA)} interval {low} to {high}): {verdict}"
 
 
 def compared_words(

@@ -55,6 +55,7 @@ tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: var(--
 .claims th, .claims td { white-space: normal; vertical-align: top; min-width: 6em; }
 .claims th[scope=row], .claims td[rowspan] { border-right: 1px solid var(--line); }
 .claims td:nth-last-child(2) { min-width: 22em; } .claims .verdict { white-space: nowrap; }
+.contradiction { color: #b00020; font-weight: 700; }
 .verdict span { display: inline-block; padding: 1px 8px; border-radius: 10px; border: 1.5px solid var(--soft); }
 .verdict .supported { background: #0b5cad; border-color: #0b5cad; color: #fff; font-weight: 600; }
 .verdict .refuted { border: 2px solid #b34700; color: #b34700; font-weight: 700; }

@@ -177,7 +177,7 @@ def presets() -> dict[str, str]:
     dict of str to str
         Name to one-line description, ``quick`` first, the heaviest last.
     """
-    order = {name: rank for rank, name in enumerate(("quick", "default", "deep", "paper"))}
+    order = {name: rank for rank, name in enumerate(("quick", "default", "readings", "deep", "paper"))}
     paths = sorted(_PRESETS.glob("*.yaml"), key=lambda path: (order.get(path.stem, 99), path.stem))
     return {path.stem: " ".join(str(_read(path, path.name).get("description", "")).split()) for path in paths}
 
