@@ -118,7 +118,11 @@ def test_the_presets_load_and_describe_themselves() -> None:
     deep = load_config("deep").grids
     assert max(deep[0].tokens) // min(deep[0].chunk_size) == 512
     # a position in a chunk that is never sampled would go unseen
-    assert all(math.gcd(grid.logit_stride, size) == 1 for grid in (*deep, *default.grids, *readings) for size in grid.chunk_size)
+    assert all(
+        math.gcd(grid.logit_stride, size) == 1
+        for grid in (*deep, *default.grids, *readings)
+        for size in grid.chunk_size
+    )
     paper = load_config("paper")
     assert {m for g in paper.grids for m in g.model} == {
         "meta-llama/Llama-3.1-8B", "Qwen/Qwen2.5-7B", "google/gemma-2-9b", "allenai/OLMoE-1B-7B-0924",
