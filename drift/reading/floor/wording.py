@@ -62,7 +62,9 @@ def headline(fold: str, found: Sequence[Rounding]) -> str:
     said = []
     for kind in dict.fromkeys(kinds):
         count = kinds.count(kind)
-        share = "" if len(kinds) == 1 else f"all {count} " if count == len(kinds) else f"{count} of {len(kinds)} "
+        share = (
+            "" if len(kinds) == 1 else f"all {count} chains " if count == len(kinds) else f"{count} of {len(kinds)} "
+        )
         said.append(f"{share}{STANDING_WORDS[kind]}")
     return f"{fold}: {'; '.join(said)} ({range_words(one.level for one in found)} floors)"
 
