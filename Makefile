@@ -61,6 +61,7 @@ report: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch --all
 	@$(PY) -m drift.sweep default --jobs auto --out $(SWEEP)
 	@$(PY) -m drift.report $(SWEEP) --out $(REPORT)
+	@$(PY) -m drift.verify data/evidence/deep --sample 2 || test $$? -eq 3
 	@echo "drift: the report lies in $(abspath $(REPORT)):"
 	@ls -1 $(abspath $(REPORT))/*.html
 
