@@ -39,6 +39,8 @@ class Cell:
         Whether longer texts than the model's context are allowed. A permission, not part of the identity.
     kept : str
         ``auto``, ``resident`` or ``streamed``: where the weights may lie. The numbers are the same.
+    only : tuple of int
+        The documents to compute, all by default. What is computed of them is the same.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Cell:
     control: str = ""
     beyond_context: bool = field(default=False, compare=False)
     kept: str = field(default="auto", compare=False)
+    only: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def axes(self) -> dict[str, str | int]:
