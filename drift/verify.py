@@ -40,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Compute some of a folder's cells again on this machine and say of each: the same bits, within the "
         "rounding floor of this machine, or different.",
         epilog="exit codes: 0 all the same or within the floor; 1 some are different; 2 bad usage; 3 none is "
-        "different, but some could not be verified; 130 interrupted.  what is compared, and what it cannot tell: docs/verify.md.  "
-        "examples: python -m drift.verify data/evidence/deep --sample 2;  "
+        "different, but some could not be verified; 130 interrupted.  what is compared, and what it cannot "
+        "tell: docs/verify.md.  examples: python -m drift.verify data/evidence/deep --sample 2;  "
         "python -m drift.verify data/sweeps/mine --cell gemma-3-270m_bf16_append_c64_87080d9ba5368a9a.nc",
         allow_abbrev=False,
     )

@@ -8,8 +8,9 @@ one between the two passes, and distances obey the triangle inequality: by whate
 
 How far F' can be from F, and C' from C, is measured here, and not taken from the recorded cell, which would let a
 changed cell choose its own tolerance: two equally right roundings of the same pass are compared on this machine (noise
-of two unit roundoffs, which ends where any disturbance ends: at the rounding floor), and g is the largest such distance
-over the steps and layers of a document. What is normed by |F| moves with |F| too, so that
+of two unit roundoffs, which ends where any disturbance ends: at the rounding floor), and g is :data:`SAFETY` times the
+largest such distance over the steps and layers of a document: the largest of some dozens of draws is not the largest
+there can be. What is normed by |F| moves with |F| too, so that
 
     relative distances        | d' - d |  <=  2 g (1 + d) / (1 - g)
     other distances           | d' - d |  <=  2 g
@@ -21,7 +22,7 @@ that of KL is one to leading order.) Shares of tokens are counted as disagreemen
 over tokens obey the bound with the g of the worst token.
 
 The bound holds step by step, and is sharp where drift is far above the floor: a structural drift of .67 in float32 may
-move by some 1e-6. Where drift is itself the rounding floor, it lets every value from 0 to three floors pass; there the
+move by some 1e-6. Where drift is itself the rounding floor, it lets every value from 0 to some floors pass; there the
 level says more, see :mod:`drift.reading.verifying.judging`.
 """
 
@@ -37,9 +38,13 @@ from numpy.typing import NDArray
 from drift.dataset.contract import FLOORS, VARIABLES
 from drift.reading.amplitudes import amplitude_power
 
-__all__ = ["Rule", "allowed", "amplitudes", "floor_of", "in_own_units", "rule_of"]
+__all__ = ["SAFETY", "Rule", "allowed", "amplitudes", "floor_of", "in_own_units", "rule_of"]
 
 Float = NDArray[np.float64]
+
+#: How many times the largest distance that was seen another may be. Of two norms of 64 independent roundings one
+#: exceeds the other 1.9-fold by a chance of 1e-6 (the F distribution).
+SAFETY = 2.0
 
 
 class Rule(Enum):
@@ -144,7 +149,7 @@ def allowed(variable: str, here: Float, there: Float, floor: Float) -> Float:
     ndarray [document, ...]
         Infinite where the floor is so high (or not finite) that there is no bound.
     """
-    g = floor.reshape(-1, *[1] * (here.ndim - 1))
+    g = SAFETY * floor.reshape(-1, *[1] * (here.ndim - 1))
     rule = rule_of(variable)
     size = np.fmax(np.abs(here), np.abs(there))
     with np.errstate(all="ignore"):

@@ -12,11 +12,12 @@ what another rounding would move (an eighth of a unit roundoff). A step most of 
 reproduced to its end, so has every value of the others. What is not, was altered.
 
 *Within the floor?* What is not certified in this way is held against the bounds of
-:mod:`drift.reading.verifying.bounds`, step by step. And at the end of the network, where any disturbance has arrived at
-the rounding floor, late levels must agree: the geometric mean of recomputed over recorded, with its interval, must
-reach into a margin. A drift of level d contains rounding of about r = min(d, floor of both passes), and two roundings
-of one computation differ in level by up to the factor :data:`LEVELS`; as structure and rounding add up in squares, the
-margin is sqrt(1 + (LEVELS^2 - 1) r^2 / d^2): :data:`LEVELS` where drift is all rounding, near 1 where it is structure.
+:mod:`drift.reading.verifying.bounds`, step by step. And late levels at the end of the network must agree: roundings
+have no direction in common with the drift or with one another, so structure and rounding add up in squares, and with r the
+level of the floor the squares of recorded and recomputed level are no more than 2 r^2 apart (none of the two passes
+rounded in the one, both in the other). The geometric mean of recomputed over recorded, with its interval, must reach
+into the margin sqrt(1 + 2 (LEVELS r)^2 / d^2), d being the lower of the two levels, and :data:`LEVELS` what the floor
+itself may differ by from kernel to kernel: nearly 1 where drift is structure, and about 2 where it is all rounding.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from drift.reading.verifying.model import Agreement, Comparison, Level, Reason, 
 
 __all__ = ["LEVELS", "circumstances", "compare", "verify"]
 
-#: Factor within which the levels of two roundings of one computation lie.
+#: Factor within which the floors of two kernels lie.
 LEVELS = 1.25
 #: One side of the intervals of levels.
 ALPHA = 0.0005
@@ -300,15 +301,15 @@ class _Pair:
             ratios = np.log(b[good] / a[good])
             half = float(stdtrit(len(ratios) - 1, 1 - ALPHA)) * float(ratios.std(ddof=1)) / math.sqrt(len(ratios))
             typical = [geometric_mean(late_part(amplitudes(name, curve(ds, name)))) for ds in self._floors]
-            rounding = math.sqrt(2) * max(typical, default=math.inf)
-            share = float(np.fmin(1.0, (rounding / b[good]) ** 2).mean())
+            rounding = LEVELS * max(typical, default=math.inf)
+            lower = min(geometric_mean(a[good]), geometric_mean(b[good]))
             middle = float(ratios.mean())
             yield Level(
                 name,
                 math.exp(middle),
                 math.exp(middle - half),
                 math.exp(middle + half),
-                math.sqrt(1 + (LEVELS**2 - 1) * share),
+                math.sqrt(1 + 2 * (rounding / lower) ** 2),
                 int(good.sum()),
             )
 
