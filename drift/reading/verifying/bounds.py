@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from drift.dataset.contract import FLOORS, VARIABLES
 from drift.reading.amplitudes import amplitude_power
 
-__all__ = ["SAFETY", "Rule", "allowed", "amplitudes", "floor_of", "in_own_units", "rule_of"]
+__all__ = ["SAFETY", "Rule", "allowed", "amplitudes", "floor_of", "in_own_units", "measuring", "rule_of"]
 
 Float = NDArray[np.float64]
 
@@ -62,6 +62,12 @@ _RELATIVE = (
     "hidden_rel_l2", "hidden_rel_l2_token", "key_rel_l2", "value_rel_l2", "logit_rel_l2", "hidden_rel_l2_structural",
     "hidden_rel_l2_full_rounding", "hidden_rel_l2_fold_rounding",
 )  # fmt: skip
+_OF_LOGITS = (
+    "logit_kl", "logit_js", "logit_kl_token", "logit_rel_l2", "logit_max_abs", "delta_p_rms", "nll_full", "nll_fold",
+)  # fmt: skip
+# Relative errors of measures: logits are compared elementwise in float32, where an exponential of x in -60 to 0 is off
+# by |x| unit roundoffs; states are compared in float64, where the cosine distance cancels most.
+_IN_FLOAT32, _IN_FLOAT64 = 2.0**-18, 2.0**-30
 _AGREEMENTS = ("top1_agreement", "token_agreement")
 _LIKELIHOODS = ("nll_full", "nll_fold")
 #: The variable whose floor bounds another one, where it is not its own.
@@ -167,3 +173,17 @@ def in_own_units(variable: str, amplitude: float, bound: float) -> float:
     """How far above a value another may lie, in the variable's own units, where its amplitude may lie `bound` above."""
     power = 1.0 if _measure(variable) in _AGREEMENTS else amplitude_power(_measure(variable))
     return bound if power == 1 else (amplitude + bound) ** (1 / power) - amplitude ** (1 / power)
+
+
+def measuring(variable: str, bits: int) -> float:
+    """Relative difference that two ways of measuring the very same states may leave.
+
+    Parameters
+    ----------
+    variable : str
+    bits : int
+        Significant bits that are kept of it: what lies at a border may be rounded to either side.
+    """
+    if rule_of(variable) is Rule.EXACT:
+        return 0.0
+    return (_IN_FLOAT32 if _measure(variable) in _OF_LOGITS else _IN_FLOAT64) + 2.0 ** (1 - bits)

@@ -5,19 +5,20 @@ Three things are asked, in this order.
 *Bits.* If every value has the same bits, that is the end of it.
 
 *Altered?* Rounding is a property of kernels: where the states at the end of the network came out in the same bits, all
-that was computed from them and before them on the same kernels did, too. Measures that see the last layer (the final
-hidden state, logits, likelihoods) are therefore witnesses of their step, as far as their last digit kept is finer than
-what another rounding would move (an eighth of a unit roundoff). A step most of whose witnesses have the same bits is
-*reproduced*; up to the last reproduced step of a document, every value has to be the same, and where a document is
-reproduced to its end, so has every value of the others. What is not, was altered.
+that was computed before them on the same kernels did, too. Measures that see the last layer (the final hidden state,
+logits, likelihoods) are therefore witnesses of their step, as far as their last digit kept is finer than what another
+rounding would move (an eighth of a unit roundoff). A step most of whose witnesses have the same bits is *reproduced*;
+up to the last reproduced step of a document the states are those that were recorded, and where a document is reproduced
+to its end, so are the states of the others. Numbers made of the same states can differ by how the measures themselves
+are rounded (:func:`drift.reading.verifying.bounds.measuring`) and by no more. What does was altered.
 
-*Within the floor?* What is not certified in this way is held against the bounds of
-:mod:`drift.reading.verifying.bounds`, step by step. And late levels at the end of the network must agree: roundings
-have no direction in common with the drift or with one another, so structure and rounding add up in squares, and with r the
-level of the floor the squares of recorded and recomputed level are no more than 2 r^2 apart (none of the two passes
-rounded in the one, both in the other). The geometric mean of recomputed over recorded, with its interval, must reach
-into the margin sqrt(1 + 2 (LEVELS r)^2 / d^2), d being the lower of the two levels, and :data:`LEVELS` what the floor
-itself may differ by from kernel to kernel: nearly 1 where drift is structure, and about 2 where it is all rounding.
+*Within the floor?* Where the states are not known to be the same, numbers are held against the bounds of
+:mod:`drift.reading.verifying.bounds`, step by step. And late levels at the end of the network must agree: with r the
+level of the floor, the roundings of two passes move a level d by sqrt(2) r at most where they all point one way, so the
+geometric mean of recomputed over recorded, with its interval, must reach into the margin 1 + sqrt(2) LEVELS r / d, d
+being the lower of the two levels, and :data:`LEVELS` what the floor itself may differ by from kernel to kernel. The
+margin is nearly 1 where drift is structure, and between 2 and 3 where it is all rounding: there the level is a property
+of the kernels, too (a chunk that is computed by the very kernel of the full pass has no rounding of its own).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from drift.dataset.curves import curve
 from drift.dataset.thinning import thin_as
 from drift.reading.statistics.levels import geometric_mean
 from drift.reading.statistics.windows import LEAST_POINTS, late_part
-from drift.reading.verifying.bounds import Rule, allowed, amplitudes, floor_of, in_own_units, rule_of
+from drift.reading.verifying.bounds import Rule, allowed, amplitudes, floor_of, in_own_units, measuring, rule_of
 from drift.reading.verifying.model import Agreement, Comparison, Level, Reason, Worst
 
 __all__ = ["LEVELS", "circumstances", "compare", "verify"]
@@ -187,6 +188,8 @@ class _Pair:
             if excesses:
                 beyond = sum(excess.beyond for excess in excesses)
                 return replace(different, reason=reason, worst=_worst(excesses).worst, beyond=beyond)
+        if self._certified().all():
+            return replace(found, agreement=Agreement.WITHIN_FLOOR, reason=Reason.MEASURED)
         undetermined = replace(found, agreement=Agreement.UNDETERMINED)
         if self._generated():
             return replace(undetermined, reason=Reason.GENERATED)
@@ -224,8 +227,14 @@ class _Pair:
         for name, mask in self.other.items():
             axes = [dim in ("document", "step") for dim in self._dims[name]]
             shape = [n if here else 1 for n, here in zip(mask.shape, axes, strict=True)]
-            found += self._relative(name, mask & certified.reshape(shape))
+            found += self._relative(name, mask & certified.reshape(shape) & self._coarse(name))
         return found
+
+    def _coarse(self, name: str) -> Mask:
+        """Where values are further apart than the rounding of the measures explains; NaN and a number always are."""
+        a, b = (np.asarray(self._values(ds, name), dtype=float) for ds in (self.there, self.here))
+        with np.errstate(invalid="ignore"):
+            return ~(np.abs(a - b) <= measuring(name, self._bits) * np.fmax(np.abs(a), np.abs(b)))
 
     def _certified(self) -> Mask:
         """[document, step]: where every value has to have the same bits."""
@@ -309,7 +318,7 @@ class _Pair:
                 math.exp(middle),
                 math.exp(middle - half),
                 math.exp(middle + half),
-                math.sqrt(1 + 2 * (rounding / lower) ** 2),
+                1 + math.sqrt(2) * rounding / lower,
                 int(good.sum()),
             )
 

@@ -29,6 +29,8 @@ class Reason(Enum):
     """Every value has the same bits."""
     FLOOR = "floor"
     """No value is further away than the floor allows, and the levels agree."""
+    MEASURED = "measured"
+    """The states have the same bits, and what is measured of them differs by the rounding of the measures."""
     SHAPE = "shape"
     """Other tokens, steps, layers or documents."""
     COUNT = "count"

@@ -19,6 +19,8 @@ _OUTCOMES = {
     Outcome.CANNOT: "cannot be verified here",
 }
 _REASONS = {
+    Reason.MEASURED: "{other:,} of {values:,} values have other bits, by no more than measuring rounds: the states that "
+    "they are measures of have the same bits",
     Reason.SHAPE: "they are not of the same {detail}",
     Reason.COUNT: "numbers that rounding does not bear on are others",
     Reason.ALTERED: "what was computed from the same states has the same bits, and {beyond:,} of {values:,} values "
@@ -104,6 +106,6 @@ def _worst(worst: Worst) -> str:
 def _level(level: Level) -> str:
     verdict = "agrees" if level.agrees else "does not agree"
     return (
-        f"level of {level.measure}: {level.ratio:.3f} times the recorded one ({level.low:.3f} to {level.high:.3f}; "
-        f"{1 / level.margin:.3f} to {level.margin:.3f} is another rounding): {verdict}"
+        f"level of {level.measure}: {level.ratio:.7g} times the recorded one ({level.low:.7g} to {level.high:.7g}; "
+        f"{1 / level.margin:.7g} to {level.margin:.7g} is another rounding): {verdict}"
     )
