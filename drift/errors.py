@@ -72,6 +72,43 @@ class DatasetError(DriftError):
         self.problem = problem or message
 
 
+class Obstacle(Enum):
+    """Why a cell cannot be computed again here."""
+
+    UNSOUND = "unsound"
+    """The file cannot be read, or is not what its own record says."""
+    SETTINGS = "settings"
+    """It was not made by a sweep, or with settings that are not known here."""
+    NUMERICS = "numerics"
+    """It was computed by a drift whose numbers are others."""
+    WEIGHTS = "other_weights"
+    """The weights of that name are others here."""
+    MISSING = "missing_weights"
+    """The weights are not on this machine."""
+    TEXT = "other_text"
+    """The text is another here, or is not there."""
+    DEVICE = "device"
+    """The device is not there."""
+    FAILED = "failed"
+    """Computing it failed."""
+
+
+class UnverifiableError(DriftError):
+    """A cell that cannot be computed again here.
+
+    Parameters
+    ----------
+    message : str
+        Why, and what to do.
+    obstacle : Obstacle
+        What kind of reason it is.
+    """
+
+    def __init__(self, message: str, obstacle: Obstacle) -> None:
+        super().__init__(message)
+        self.obstacle = obstacle
+
+
 class PrecisionError(DriftError):
     """A rung of the precision ladder that the weights or the device cannot stand on."""
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Variable,
     )
     from drift.dataset.curves import curve, floor_curves
-    from drift.dataset.files import TEMPORARY_SUFFIX, read, write
+    from drift.dataset.files import TEMPORARY_SUFFIX, read, read_attributes, write
     from drift.dataset.hashing import canonical_json, content_hash
     from drift.dataset.labels import Label
     from drift.dataset.opening import open_sweep
@@ -38,7 +38,7 @@ _HOMES = {
         "QUANTILES", "REFERENCES", "REQUIRED_ATTRS", "SCALARS", "SCHEMA_VERSION", "VARIABLES", "Variable",
     ),
     "curves": ("curve", "floor_curves"),
-    "files": ("TEMPORARY_SUFFIX", "read", "write"),
+    "files": ("TEMPORARY_SUFFIX", "read", "read_attributes", "write"),
     "choosing": ("DISTURBED", "ONE_STEP", "folds", "is_fold", "keep", "left_out"),
     "hashing": ("canonical_json", "content_hash"),
     "labels": ("Label",),
@@ -77,6 +77,7 @@ __all__ = [
     "left_out",
     "open_sweep",
     "read",
+    "read_attributes",
     "rung",
     "same_data",
     "thin",

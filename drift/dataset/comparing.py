@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-__all__ = ["VOLATILE_ATTRS", "same_data"]
+__all__ = ["VOLATILE_ATTRS", "same_data", "unequal"]
 
 #: Attributes that may differ between two runs of the same cell: when it was, and how a protocol is worded.
 VOLATILE_ATTRS = ("created_at", "elapsed_s", "protocol_summary")
@@ -30,9 +30,9 @@ def same_data(a: xr.Dataset, b: xr.Dataset) -> list[str]:
         elif x.dtype.kind != y.dtype.kind or (x.dtype.kind != "U" and x.dtype != y.dtype):
             differences.append(f"{name}: {x.dtype} against {y.dtype}")
         else:
-            unequal = _unequal(x.values, y.values)
-            if unequal.any():
-                differences.append(f"{name}: {int(unequal.sum())} of {unequal.size} values differ")
+            other = unequal(x.values, y.values)
+            if other.any():
+                differences.append(f"{name}: {int(other.sum())} of {other.size} values differ")
         if dict(x.attrs) != dict(y.attrs):
             differences.append(f"{name}: its attributes differ")
     for name in sorted({*map(str, a.attrs), *map(str, b.attrs)} - {*VOLATILE_ATTRS}):
@@ -43,7 +43,14 @@ def same_data(a: xr.Dataset, b: xr.Dataset) -> list[str]:
     return differences
 
 
-def _unequal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def unequal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Say which values of two arrays of one shape and dtype have other bits; any NaN equals any NaN.
+
+    Returns
+    -------
+    ndarray of bool
+        Of the same shape.
+    """
     if x.dtype.kind != "f":
         return np.asarray(x != y)
     bits = np.dtype(f"u{x.dtype.itemsize}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -15,8 +17,9 @@ from drift.dataset.contract import COORDINATES, SCHEMA_VERSION, VARIABLES, schem
 from drift.dataset.validating import validate
 from drift.errors import DatasetError, Fault
 
-__all__ = ["TEMPORARY_SUFFIX", "read", "write"]
+__all__ = ["TEMPORARY_SUFFIX", "read", "read_attributes", "write"]
 
+_T = TypeVar("_T")
 _AGAIN = (
     "Copy it again from where it was sound; or rename it, so that it does not end in .nc, and run the sweep again, "
     "which computes the cell anew."
@@ -134,6 +137,38 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
         If the file is missing, truncated, not netCDF, or breaks the contract; `fault` says which.
     """
     source = Path(path)
+    ds = _parsed(source, _parse)
+    try:
+        validate(ds, source=str(source))
+    except DatasetError as error:
+        remedy = _UPGRADE if (schema_of(ds.attrs) or 0) > int(SCHEMA_VERSION) else _AGAIN
+        raise DatasetError(f"{error}. {remedy}", fault=error.fault, problem=error.problem) from None
+    ds.encoding["source"] = str(source)
+    return ds
+
+
+def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what one cell says of itself, and none of its numbers: a hundredth of the time that :func:`read` takes.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    dict
+        Attributes of the file. They are not validated.
+
+    Raises
+    ------
+    DatasetError
+        If the file is missing, truncated or not netCDF.
+    """
+    return _parsed(Path(path), _attributes)
+
+
+def _parsed(source: Path, parse: Callable[[bytes], _T]) -> _T:
+    """What a file's bytes are, and a plain word for what is wrong with them."""
 
     def damaged(problem: str, advice: str = "") -> DatasetError:
         return DatasetError(f"{source}: {problem}{advice}", fault=Fault.DAMAGED, problem=problem)
@@ -147,17 +182,10 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
     if payload[:8] != b"\x89HDF\r\n\x1a\n":
         raise damaged("is not a netCDF-4 file" if payload else "is empty", f". {_AGAIN}")
     try:
-        ds = _parse(payload)
+        return parse(payload)
     except Exception as error:  # the HDF5 library raises nearly every kind on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise damaged(f"truncated or damaged ({reason})", f". {_AGAIN}") from error
-    try:
-        validate(ds, source=str(source))
-    except DatasetError as error:
-        remedy = _UPGRADE if (schema_of(ds.attrs) or 0) > int(SCHEMA_VERSION) else _AGAIN
-        raise DatasetError(f"{error}. {remedy}", fault=error.fault, problem=error.problem) from None
-    ds.encoding["source"] = str(source)
-    return ds
 
 
 # Attributes by which netCDF-4 says in HDF5 what xarray keeps as dims and coords.
@@ -182,11 +210,20 @@ def _parse(payload: bytes) -> xr.Dataset:
                 links = item.attrs.get("DIMENSION_LIST", ())
                 dims = tuple(h5py.h5r.get_name(link[0], file.id).decode().lstrip("/") for link in links)
             variables[name] = xr.Variable(dims, _text_array(item), meta)
-        attrs = {k: _text(v) for k, v in file.attrs.items() if not k.startswith("_NC")}
+        attrs = _own(file)
     coords = [name for name in COORDINATES if name in variables]
     coords += sorted(name for name, v in variables.items() if v.dims == (name,) and name not in COORDINATES)
     data = [name for name in VARIABLES if name in variables] + [n for n in variables if n not in {*VARIABLES, *coords}]
     return xr.Dataset({n: variables[n] for n in data}, {n: variables[n] for n in coords}, attrs)
+
+
+def _attributes(payload: bytes) -> dict[str, Any]:
+    with h5py.File(io.BytesIO(payload), "r") as file:
+        return _own(file)
+
+
+def _own(file: h5py.File) -> dict[str, Any]:
+    return {k: _text(v) for k, v in file.attrs.items() if not k.startswith("_NC")}
 
 
 def _text(value: object) -> object:

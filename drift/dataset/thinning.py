@@ -22,7 +22,7 @@ from drift.dataset.opening import open_sweep
 from drift.dataset.validating import validate
 from drift.errors import ConfigError, DatasetError
 
-__all__ = ["thin", "thin_sweep"]
+__all__ = ["thin", "thin_as", "thin_sweep"]
 
 
 def _spread(count: int, keep: int) -> list[int]:
@@ -76,7 +76,50 @@ def thin(ds: xr.Dataset, layers: int = LAYERS, bits: int = BITS) -> xr.Dataset:
     _check(layers, bits)
     name = str(ds.encoding.get("source", "dataset"))
     validate(ds, source=name)
-    record: dict[str, Any] = {
+    record = _record(ds)
+    have, of = len(record["layers"]), record["layers_of"]
+    if bits > record["bits"] or min(layers, of) > have:
+        raise DatasetError(
+            f"{name}: was thinned to {have} of {of} layers and {record['bits']} significant bits, less than the "
+            f"{layers} layers and {bits} bits that are asked for. Thin the whole cell, or ask for no more."
+        )
+    return _kept(ds, record, _spread(have, layers), bits)
+
+
+def thin_as(ds: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
+    """Thin a whole cell as another one was: the same layers, as many bits.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A whole cell.
+    other : xarray.Dataset
+        A cell of the same model, whole (then `ds` is returned as it is) or thinned.
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Raises
+    ------
+    DatasetError
+        If `ds` has not the layers that `other` kept.
+    """
+    if "thinned_json" not in other.attrs:
+        return ds
+    record, asked = _record(ds), _record(other)
+    there = ds["layer"].values.tolist()
+    if asked["layers_of"] != record["layers_of"] or not set(asked["layers"]) <= set(there):
+        raise DatasetError(
+            f"a cell of {record['layers_of']} layers cannot be thinned like one that kept {asked['layers']} of "
+            f"{asked['layers_of']}: they are of other models"
+        )
+    return _kept(ds, record, [there.index(layer) for layer in asked["layers"]], asked["bits"])
+
+
+def _record(ds: xr.Dataset) -> dict[str, Any]:
+    """What was left out of a cell so far."""
+    return {
         "layers": ds["layer"].values.tolist(),
         "layers_of": ds.sizes["layer"],
         "bits": WHOLE,
@@ -84,13 +127,10 @@ def thin(ds: xr.Dataset, layers: int = LAYERS, bits: int = BITS) -> xr.Dataset:
         "exact": list(EXACT),
         "nonfinite_dropped": 0,
     } | json.loads(str(ds.attrs.get("thinned_json", "{}")))
-    have, of = len(record["layers"]), record["layers_of"]
-    if bits > record["bits"] or min(layers, of) > have:
-        raise DatasetError(
-            f"{name}: was thinned to {have} of {of} layers and {record['bits']} significant bits, less than the "
-            f"{layers} layers and {bits} bits that are asked for. Thin the whole cell, or ask for no more."
-        )
-    places = _spread(have, layers)
+
+
+def _kept(ds: xr.Dataset, record: dict[str, Any], places: list[int], bits: int) -> xr.Dataset:
+    """Keep the layers at some places, and the leading bits."""
     thinned = ds.isel(layer=places, block=[place - 1 for place in places[1:-1]])
     if bits < record["bits"]:
         for variable, row in VARIABLES.items():

@@ -35,7 +35,7 @@ from drift.running.protocols.full import FLOOR_DRAWS, floor_record, floor_seeds
 from drift.running.provenance import provenance
 from drift.running.recording import DocumentRecorder
 
-__all__ = ["trace", "trace_folds"]
+__all__ = ["tokens_sha256", "trace", "trace_folds"]
 
 
 def trace(
@@ -172,7 +172,7 @@ def trace_folds(
         **provenance(device),
         "numerics_json": {**switches, "attn_implementation": model.config._attn_implementation},
         "checkpoint_sha256": "not recorded",
-        "tokens_sha256": hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest(),
+        "tokens_sha256": tokens_sha256(ids),
         "seed": -1,
         "bos_token_id": -1 if bos is None else int(bos),
         "logit_stride": logit_stride,
@@ -187,6 +187,11 @@ def trace_folds(
         _cell(fold, ids.shape[1], documents, named, {**common, **own}, seeds)
         for fold, documents, own in zip(asked, variables, given, strict=True)
     ]
+
+
+def tokens_sha256(ids: NDArray[np.int64]) -> str:
+    """Sha256 of token ids [document, token], as cells record it."""
+    return hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest()
 
 
 def _named(model: PreTrainedModel, labels: Mapping[str, str]) -> dict[str, str]:

@@ -42,6 +42,8 @@ class Cell:
         Whether longer texts than the model's context are allowed. A permission, not part of the identity.
     kept : str
         ``auto``, ``resident`` or ``streamed``: where the weights may lie. The numbers are the same.
+    only : tuple of int
+        The documents to compute, all by default. What is computed of them is the same.
     """
 
     model: str
@@ -66,6 +68,7 @@ class Cell:
     floor_draws: int = 0
     beyond_context: bool = field(default=False, compare=False)
     kept: str = field(default="auto", compare=False)
+    only: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def axes(self) -> dict[str, str | int]:

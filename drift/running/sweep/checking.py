@@ -21,7 +21,7 @@ from drift import dataset
 from drift.errors import ConfigError, DatasetError, Fault
 from drift.running.sweep.cost import cores
 
-__all__ = ["FINDINGS", "Finding", "Report", "check"]
+__all__ = ["FINDINGS", "Finding", "Report", "check", "examine"]
 
 #: What can be found, and what it means.
 FINDINGS: dict[str, str] = {
@@ -162,9 +162,8 @@ def check(folder: str | os.PathLike[str]) -> Report:
     files = [name for name in names if name.endswith(".nc") and not name.startswith(".")]
     entries, findings = _plan(root)
     cells = {cell.file: cell for cell in _looked_at(root, files)}
-    findings += [Finding(c.kind, c.file, c.problem, _REMEDIES[c.kind]) for c in cells.values() if c.problem]
     readable = [cell for cell in cells.values() if cell.hash]
-    findings += _misnamed(readable, cells)
+    findings += _by_themselves(cells)
     findings += _duplicates(readable, entries)
     report = Report(str(root), files=len(files))
     if entries is not None:
@@ -178,6 +177,28 @@ def check(folder: str | os.PathLike[str]) -> Report:
     report.findings = sorted(findings, key=lambda f: (order[f.kind], f.file))
     report.sound = len(files) - len({f.file for f in findings} & set(files))
     return report
+
+
+def examine(folder: str | os.PathLike[str], files: Sequence[str]) -> list[Finding]:
+    """Say what is wrong with some of a folder's cells, each by itself: the part of :func:`check` that needs no plan.
+
+    Parameters
+    ----------
+    folder : path
+    files : sequence of str
+        Names of files in it.
+
+    Returns
+    -------
+    list of Finding
+        Of the kinds ``damaged``, ``contract``, ``config`` and ``name``.
+    """
+    return _by_themselves({cell.file: cell for cell in _looked_at(Path(folder), files)})
+
+
+def _by_themselves(cells: Mapping[str, _Cell]) -> list[Finding]:
+    wrong = [Finding(c.kind, c.file, c.problem, _REMEDIES[c.kind]) for c in cells.values() if c.problem]
+    return [*wrong, *_misnamed([cell for cell in cells.values() if cell.hash], cells)]
 
 
 _AGAIN = "copy it again from where it was sound, or move it out of the folder and run the sweep again"

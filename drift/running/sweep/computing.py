@@ -153,6 +153,7 @@ class _Work:
         self._fail_fast = fail_fast
         self._fraction = fraction
         self._say = say
+        self._read = ""  # sha256 of all tokens, of documents that are not to be computed too
 
     def compute(self) -> float:
         """Compute the cells; returns the seconds spent after loading."""
@@ -164,6 +165,8 @@ class _Work:
         first, tokenizer = self._cells[0], self._weights.loaded.tokenizer
         try:
             tokens = corpus.documents(first.corpus, tokenizer, first.documents, first.tokens, first.seed)
+            self._read = tracing.tokens_sha256(tokens)
+            tokens = tokens[list(first.only)] if first.only else tokens
         except Exception as error:
             self._fail(self._cells, Failure.of(error, "corpus"))
             return 0.0
@@ -226,6 +229,7 @@ class _Work:
                 "checkpoint_json": {key: loaded.record[key] for key in _KEPT if key in loaded.record},
                 "corpus": first.corpus,
                 "corpus_sha256": first.text,
+                "tokens_sha256": self._read,
                 "seed": first.seed,
             },
             fold_attrs=[_own(cell) for cell in cells],
