@@ -40,7 +40,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text_file(here / "text.txt")
     config = write_config(
         here / "six.yaml", name="six", model=str(here / "tiny"), dtype=["bf16", "fp32"], chunk_size=8, tokens=8 * STEPS,
-        documents=DOCUMENTS, protocol=["append", "restart", "reprime"], corpus=f"file:{here / 'text.txt'}", device="cpu",
+        documents=DOCUMENTS, protocol=["append", "restart", "reprime"], corpus=f"file:{here / 'text.txt'}",
+        device="cpu",
     )  # fmt: skip
     assert run(config, here / "out").done == 6
     return here / "out"

@@ -19,8 +19,8 @@ _OUTCOMES = {
     Outcome.CANNOT: "cannot be verified here",
 }
 _REASONS = {
-    Reason.MEASURED: "{other:,} of {values:,} values have other bits, by no more than measuring rounds: the states that "
-    "they are measures of have the same bits",
+    Reason.MEASURED: "{other:,} of {values:,} values have other bits, by no more than measuring rounds: the states "
+    "that they are measures of have the same bits",
     Reason.SHAPE: "they are not of the same {detail}",
     Reason.COUNT: "numbers that rounding does not bear on are others",
     Reason.ALTERED: "what was computed from the same states has the same bits, and {beyond:,} of {values:,} values "
