@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import filecmp
 import json
+import multiprocessing
 import os
 import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -37,6 +39,7 @@ KILLED = (1, 3, *TIMEOUT)  # an endless loop does not go unnoticed
 PASSED, FAILED = 0, (1, 2)
 LONGEST = 3600
 """Seconds that a suite may take before it counts as one that does not end."""
+LIBRARIES = ("torch", "transformers.models.auto.modeling_auto", "scipy.stats", "xarray")
 EQUIVALENT, SURVIVES, OUT_OF_TIME = "equivalent", "survives", "killed by running out of time"
 
 
@@ -68,45 +71,94 @@ def sample(names: Sequence[str], count: int, seed: int) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ one mutant
 def tested(tree: Path, name: str, tests: Sequence[Path]) -> tuple[int, str]:
-    """Run tests with a mutant in place, up to the first that fails; returns pytest's exit code and that test."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": name, "PYTHONPATH": str(tree)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider", *map(str, tests)]
-    try:
-        ran = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST
-        )
-    except subprocess.TimeoutExpired:
+    """Run tests with a mutant in place, up to the first that fails.
+
+    Returns
+    -------
+    int, str
+        Pytest's exit code, and the test that failed; its last words where it names none.
+    """
+    # A server that has imported the libraries is forked for each mutant: importing them takes longer than most tests.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(LIBRARIES))
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = server.Process(target=_pytest, args=(tree, name, [str(path) for path in tests], log))
+        process.start()
+        try:
+            process.join(LONGEST)
+        finally:
+            if alive := process.is_alive():
+                process.kill()
+                process.join()
+        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    if alive:
         return TIMEOUT[0], OUT_OF_TIME
-    first = re.search(r"^(?:FAILED|ERROR) \S*?(tests/\w+\.py(?:::\w+)*)", ran.stdout, re.MULTILINE)
-    return ran.returncode, first[1] if first else ran.stdout.strip()[-500:]
+    first = re.search(r"^(?:FAILED|ERROR) \S*?(tests/\w+\.py(?:::\w+)*)", said, re.MULTILINE)
+    return process.exitcode or 0, first[1] if first else f"no test is named: {said.strip()[-500:]}"
+
+
+def _pytest(tree: Path, name: str, tests: Sequence[str], log: Path) -> None:
+    """Become a process that runs tests in a mutated tree, and ends with pytest's exit code."""
+    os.environ.update(OMP_NUM_THREADS="1", MUTANT_UNDER_TEST=name, PYTHONPATH=str(tree))
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    with log.open("w", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        import pytest
+
+        import drift
+
+        assert Path(drift.__file__).is_relative_to(tree), f"{drift.__file__} is not in {tree}"
+        options = ["-q", "-x", "--tb=no", "-p", "no:cacheprovider"]
+        # Some libraries bring plugins, which pytest would have liked to see before they were imported.
+        code = int(pytest.main([*options, "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests]))
+        for text in (sys.stdout, sys.stderr):
+            text.flush()
+        os._exit(code)
+
+
+def by_nearness(name: str, tests: Sequence[Path]) -> list[list[Path]]:
+    """Test files that name the package of a mutant, and the others."""
+    package = ".".join(name.split(".")[:3])  # drift.WING.ROOM
+    near = [path for path in tests if path.is_file() and package in path.read_text(encoding="utf-8")]
+    return [part for part in (near, [path for path in tests if path not in near]) if part]
 
 
 def judged(tree: Path, name: str, tests: Sequence[Path], reasons: dict[str, str]) -> dict[str, str] | None:
     """What a set of tests makes of a mutant; None where it passes them, and is not known to be equivalent."""
-    code, test = tested(tree, name, tests)
-    if code in (*FAILED, TIMEOUT[0]):
-        # A test that tells it from the original refutes any reason why none could.
-        return {"judgement": test if test == OUT_OF_TIME else f"killed by {test}"}
-    if code != PASSED:
-        raise RuntimeError(f"{name}: pytest ended with {code}: {test}")
+    parts = by_nearness(name, tests)
+    # Where there is a reason why no test could, those that know the mutated package try; the others are spared hours.
+    for part in parts[:1] if name in reasons else parts:
+        code, test = tested(tree, name, part)
+        if (code in FAILED and test.startswith("tests/")) or code == TIMEOUT[0]:
+            # A test that tells it from the original refutes any reason why none could.
+            return {"judgement": test if test == OUT_OF_TIME else f"killed by {test}"}
+        if code != PASSED:
+            raise RuntimeError(f"{name}: pytest ended with {code}: {test}")
     return {"judgement": EQUIVALENT, "reason": reasons[name]} if name in reasons else None
 
 
 def newer_tests(tree: Path) -> list[Path]:
-    """Test files that the mutated tree lacks, or has otherwise, and that pass there with no mutant in place."""
+    """Test files that the mutated tree lacks, or has otherwise, and that pass there with no mutant in place.
+
+    The quickest come first.
+    """
     differ = [
         path
         for path in sorted((ROOT / "tests").glob("test_*.py"))
         if not (there := tree / "tests" / path.name).exists() or not filecmp.cmp(path, there, shallow=False)
     ]
-    sound = []
+    sound: dict[Path, float] = {}
     for path in differ:
+        began = time.monotonic()
         code, test = tested(tree, "", [path])
         if code == PASSED:
-            sound.append(path)
+            sound[path] = time.monotonic() - began
         else:
             print(f"left out: {path.name} does not pass on the unmutated code of that tree ({test})", flush=True)
-    return sound
+    return sorted(sound, key=sound.__getitem__)
 
 
 # ------------------------------------------------------------------------------------------------ the result
@@ -174,6 +226,37 @@ def judge_all(found: dict[str, Any], tree: Path, tests: Sequence[Path], out: Pat
     return found
 
 
+def spelled(name: str) -> tuple[str, str, str]:
+    """File, function and number of a mutant, from the name that mutmut gives it."""
+    module, _, rest = name.rpartition(".")
+    function, _, number = rest.rpartition("__mutmut_")
+    parts = function.split("\u01c1")  # x, class and function; x_ and the function where there is no class
+    function = ".".join(parts[1:]) if len(parts) > 1 else function.removeprefix("x_")
+    return module.removeprefix("drift.").replace(".", "/") + ".py", function, number
+
+
+def tables(found: dict[str, Any]) -> str:
+    """What became of the mutants that the nearest tests left, as two tables in Markdown."""
+    left = found["left_by_the_nearest_tests"]
+    rows = ["| left alive | the line as the mutant has it | why |", "|---|---|---|"]
+    for name in found["survivors"]:
+        path, function, number = spelled(name)
+        changed = re.search(r"^\+(?!\+\+)\s*(.*)$", left[name]["difference"], re.MULTILINE)
+        line = changed[1].replace("|", "\\|") if changed else ""
+        judgement = left[name].get("judgement", "")
+        why = f"{judgement}: {left[name]['reason']}" if "reason" in left[name] else judgement
+        rows.append(f"| {path} `{function}` {number} | `{line}` | {why} |")
+    rows += ["", "| killed since by | mutants |", "|---|---|"]
+    killers: dict[str, list[str]] = {}
+    for name, entry in left.items():
+        if entry.get("judgement", "").startswith("killed"):
+            path, function, number = spelled(name)
+            test = entry["judgement"].removeprefix("killed by ").removeprefix("tests/")
+            killers.setdefault(test, []).append(f"{path.rpartition('/')[2]} `{function}` {number}")
+    rows += [f"| {test.replace('::', ' `', 1)}` | {', '.join(names)} |" for test, names in sorted(killers.items())]
+    return "\n".join(rows)
+
+
 def nearest(count: int, seed: int, jobs: int) -> dict[str, Any] | None:
     """Make all mutants, draw some and put them to the nearest tests; None where mutmut made none."""
     began = time.monotonic()
@@ -193,6 +276,7 @@ def nearest(count: int, seed: int, jobs: int) -> dict[str, Any] | None:
     print(f"{len(drawn) - len(left)} killed by the nearest tests, {len(left)} left", flush=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, capture_output=True, check=False)
     return {
+        "command": f"python bench/mutants.py --sample {count} --seed {seed}",
         "commit": head.stdout.strip(),
         "mutants": len(everything),
         "sample": len(drawn),
@@ -223,6 +307,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rerun-survivors", type=Path, metavar="FILE", help="put what an earlier run left to the newer test files"
     )
     parser.add_argument("--tree", type=Path, default=MUTANTS, help="mutated tree of that run (default: mutants/)")
+    parser.add_argument("--table", action="store_true", help="print the tables of the result, and run nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "mutants.json")
     return parser
 
@@ -230,13 +315,18 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 if the share asked for was killed."""
     arguments = _parser().parse_args(argv)
-    command = "python bench/mutants.py " + " ".join(argv if argv is not None else sys.argv[1:])
+    arguments.tree = arguments.tree.resolve()
+    os.environ["OMP_NUM_THREADS"] = "1"  # before any library is imported
     earlier = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    if arguments.table:
+        print(tables(earlier))
+        return 0
     source = arguments.rerun_survivors
     tests: list[Path] = []
     if source is not None:
         found = json.loads(source.read_text(encoding="utf-8"))
-        tests = newer_tests(arguments.tree)
+        known = earlier.get("tests_since") if arguments.resume else None
+        tests = newer_tests(arguments.tree) if known is None else [ROOT / path for path in known]
         found["tests_since"] = [f"tests/{path.name}" for path in tests]
     else:
         asked = {"asked_for": arguments.sample, "seed": arguments.seed}
@@ -252,8 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             entry.update(earlier["left_by_the_nearest_tests"].get(name, {}))
     try:
         found = judge_all(
-            {"command": command} | found | {"command": command},
-            arguments.tree, tests, arguments.out, suite=not arguments.nearest_only,
+            found, arguments.tree, tests, arguments.out, suite=not arguments.nearest_only
         )  # fmt: skip
     except KeyboardInterrupt:
         print(f"Stopped. What was judged is in {arguments.out}; --resume goes on.", file=sys.stderr)
