@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,25 +141,33 @@ def judged(tree: Path, name: str, tests: Sequence[Path], reasons: dict[str, str]
     return {"judgement": EQUIVALENT, "reason": reasons[name]} if name in reasons else None
 
 
-def newer_tests(tree: Path) -> list[Path]:
-    """Test files that the mutated tree lacks, or has otherwise, and that pass there with no mutant in place.
+def sound(tree: Path, tests: Sequence[Path]) -> list[Path]:
+    """Those of some test files that pass in a mutated tree with no mutant in place, the quickest first."""
+    seconds: dict[Path, float] = {}
+    for path in tests:
+        began = time.monotonic()
+        code, test = tested(tree, "", [path])
+        if code == PASSED:
+            seconds[path] = time.monotonic() - began
+        else:
+            print(f"left out: {path.name} does not pass on the unmutated code of that tree ({test})", flush=True)
+    return sorted(seconds, key=seconds.__getitem__)
 
-    The quickest come first.
-    """
-    differ = [
+
+def newer_tests(tree: Path) -> list[Path]:
+    """Test files that the mutated tree lacks, or has otherwise."""
+    return [
         path
         for path in sorted((ROOT / "tests").glob("test_*.py"))
         if not (there := tree / "tests" / path.name).exists() or not filecmp.cmp(path, there, shallow=False)
     ]
-    sound: dict[Path, float] = {}
-    for path in differ:
-        began = time.monotonic()
-        code, test = tested(tree, "", [path])
-        if code == PASSED:
-            sound[path] = time.monotonic() - began
-        else:
-            print(f"left out: {path.name} does not pass on the unmutated code of that tree ({test})", flush=True)
-    return sorted(sound, key=sound.__getitem__)
+
+
+def rest_of_the_suite(tree: Path) -> list[Path]:
+    """Test files of a mutated tree that are not among the nearest."""
+    settings = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))
+    nearest = settings["tool"]["mutmut"]["pytest_add_cli_args_test_selection"]
+    return [path for path in sorted((tree / "tests").glob("test_*.py")) if f"tests/{path.name}" not in nearest]
 
 
 # ------------------------------------------------------------------------------------------------ the result
@@ -206,10 +215,11 @@ def judge_all(found: dict[str, Any], tree: Path, tests: Sequence[Path], out: Pat
     out : Path
         Where the result lies.
     suite : bool
-        Whether what passes those, and is not known to be equivalent, meets all tests of the tree.
+        Whether what passes those, and is not known to be equivalent, meets the rest of the tree's tests.
     """
     reasons = json.loads(REASONS.read_text(encoding="utf-8"))
     before, began = found.get("seconds", 0), time.monotonic()
+    others: list[Path] | None = None
     found = write(out, found)
     for name, entry in found["left_by_the_nearest_tests"].items():
         if entry.get("judgement"):
@@ -219,7 +229,8 @@ def judge_all(found: dict[str, Any], tree: Path, tests: Sequence[Path], out: Pat
         else:
             verdict = {"judgement": EQUIVALENT, "reason": reasons[name]} if name in reasons else None
         if verdict is None and suite:
-            verdict = judged(tree, name, [tree / "tests"], reasons) or {"judgement": SURVIVES}
+            others = sound(tree, rest_of_the_suite(tree)) if others is None else others
+            verdict = judged(tree, name, others, reasons) or {"judgement": SURVIVES}
         entry.update(verdict or {})
         found = write(out, found | {"seconds": round(before + time.monotonic() - began)})
         print(f"{name}: {entry.get('judgement') or 'passes'}", flush=True)
@@ -326,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if source is not None:
         found = json.loads(source.read_text(encoding="utf-8"))
         known = earlier.get("tests_since") if arguments.resume else None
-        tests = newer_tests(arguments.tree) if known is None else [ROOT / path for path in known]
+        tests = sound(arguments.tree, newer_tests(arguments.tree)) if known is None else [ROOT / path for path in known]
         found["tests_since"] = [f"tests/{path.name}" for path in tests]
     else:
         asked = {"asked_for": arguments.sample, "seed": arguments.seed}
