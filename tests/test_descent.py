@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import FAMILIES, make_model
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from drift.running.descent import caches
 from drift.running.descent import taps as descent_taps
@@ -217,3 +218,66 @@ def test_logits_of_long_chunks_come_in_slices_of_the_limit() -> None:
     with numerics(rung_of(model.dtype)):
         descend(model, lanes, Sizes(), limits=Limits(logit_rows=500))
     assert slices == [(0, 500), (1, 500), (0, 500), (1, 50), (1, 450), (0, 100), (1, 100)]
+
+
+def test_a_recorder_is_told_which_layer_it_sees() -> None:
+    told: list[tuple[int, str]] = []
+
+    class Layers(Recorder):
+        def hidden(self, layer: int, kind: str, states: Sequence[torch.Tensor]) -> None:
+            told.append((layer, kind))
+
+    model = make_model("llama")
+    with numerics(rung_of(model.dtype)):
+        descend(model, [Lane(torch.arange(3, 35), parse("append").chunks(32, 8))], Layers())
+    assert told == [(0, "embedding"), (1, "block"), (2, "block"), (3, "block")]
+
+
+def test_what_a_decoder_does_behind_its_blocks_is_done_for_one_token() -> None:
+    """Taps go through the model's own forward, whose final norm would otherwise make states of all tokens."""
+    model = make_model("llama")
+    lane = Lane(torch.arange(3, 35), parse("append").chunks(32, 16))
+    seen: list[tuple[int, ...]] = []
+    handle = model.model.norm.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2])))
+    with numerics(rung_of(model.dtype)):
+        calls = list(descent_taps.tapped_calls(model, lane))
+    handle.remove()
+    assert [tuple(states.shape[:2]) for states, _ in calls] == [(1, 16), (1, 16)]
+    assert seen == [(1, 1), (1, 1)]
+
+
+def test_blocks_may_be_called_with_arguments_by_place() -> None:
+    model = make_model("llama")
+
+    class ByPlace(type(model.model)):  # type: ignore[misc]
+        """Attends to the last three tokens, by a mask that blocks are handed without a name."""
+
+        def forward(
+            self,
+            input_ids: Any = None,
+            position_ids: Any = None,
+            past_key_values: Any = None,
+            inputs_embeds: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            held, new = past_key_values.get_seq_length() if past_key_values else 0, states.shape[1]
+            rotary = self.rotary_emb(states, torch.arange(new)[None] if position_ids is None else position_ids)
+            distance = torch.arange(held, held + new)[:, None] - torch.arange(held + new)
+            mask = torch.zeros(distance.shape, dtype=states.dtype).masked_fill((distance < 0) | (distance > 2), -1e9)
+            hidden = [states]
+            for layer in self.layers:
+                states = layer(states, mask[None, None], position_embeddings=rotary, past_key_values=past_key_values)
+                hidden.append(states)
+            hidden[-1] = self.norm(states)
+            return BaseModelOutputWithPast(last_hidden_state=hidden[-1], hidden_states=tuple(hidden))
+
+    plain = make_model("llama")
+    model.model.__class__ = ByPlace
+    compare_with_plain(model, [(8, "append"), (37, "append")])
+    text = torch.arange(3, 23)
+    wide, narrow = Everything(1), Everything(1)
+    for network, recorder in ((plain, wide), (model, narrow)):
+        with numerics(rung_of(network.dtype)):
+            descend(network, [Lane(text, parse("append").chunks(20, 8))], recorder)
+    assert not torch.equal(wide.layers[0][1], narrow.layers[0][1])  # the mask is seen
