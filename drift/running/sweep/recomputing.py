@@ -26,9 +26,10 @@ from drift.running.checkpoints.identity import identity as weights_identity
 from drift.running.checkpoints.names import Checkpoint
 from drift.running.checkpoints.resolving import resolve
 from drift.running.model.numerics import default_half_matmul
+from drift.running.protocols.full import floor_record
 from drift.running.sweep.cells import Cell
 from drift.running.sweep.checking import examine
-from drift.running.sweep.config import Config
+from drift.running.sweep.config import MOST_DRAWS, Config
 from drift.running.sweep.cost import cores, show_seconds
 from drift.running.sweep.engines.engine import computer
 from drift.running.sweep.gpus import cuda_problem
