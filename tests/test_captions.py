@@ -112,7 +112,7 @@ def alpha(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> fl
 
 
 def test_every_figure_is_held_here() -> None:
-    assert set(figures.__all__) - {"choose", "groups", "png", "show"} == HELD
+    assert set(figures.__all__) - {"choose", "described", "groups", "png", "show"} == HELD
 
 
 def test_the_reader_of_words_reads_them() -> None:
@@ -128,6 +128,18 @@ def percent_of(words: str, what: str) -> float:
     found = re.search(rf"([\d.]+) % {what}", words)
     assert found, words
     return float(found[1]) / 100
+
+
+# ---------------------------------------------------------------------------------------------- the floor
+@holds("drift_and_floor")
+@pytest.mark.parametrize("factor", [1.1, 1.75])
+def test_the_caption_names_the_factor_that_is_shaded(factor: float) -> None:
+    cell = synthetic.cell(layers=2, tokens=512, chunk_size=16, floor=lambda step: 1.3e-2 + 0 * step)
+    figure = figures.drift_and_floor(Sweep([cell]), factor=factor)
+    (band,) = figure.axes[1].patches
+    said = re.search(r"within a factor ([\d.]+) of the floor", caption(figure))
+    assert said is not None
+    assert (1 / float(said[1]), float(said[1])) == pytest.approx((band.get_y(), band.get_y() + band.get_height()))
 
 
 # ---------------------------------------------------------------------------------------------- windows

@@ -17,6 +17,7 @@ from drift.running.protocols.decode import Decode
 def cache_of(keys: torch.Tensor, values: torch.Tensor, new: int, **options: Any) -> Carried:
     """A cache of block 1."""
     given = {"step": 0, "block": 1, "new": new, "sliding": False, "attention": None, "rotate": lambda k, shift: k}
+    given |= {"unit_roundoff": U64}
     return Carried(keys, values, **(given | options))
 
 

@@ -68,6 +68,7 @@ def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
     assert {p.name for p in out.iterdir()} == {*pages, "figures", rendering.INPUTS}
     figures = {p.name for p in (out / "figures").iterdir()}
     assert {
+        "front.png",
         "claims-plateau-append.png", "claims-plateau-restart.png", "claims-growth.png", "claims-precision.png",
         "claims-level-vs-roundoff.png", "plateau-drift-per-step-append.png",
         "plateau-drift-per-step-restart.png", "plateau-heat-map.png",
@@ -77,8 +78,11 @@ def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
     assert all((out / "figures" / name).read_bytes()[:4] == b"\x89PNG" for name in figures)
     index = (out / "index.html").read_text()
     links = set(re.findall(r'(?:src|href)="([^"]+)"', index))
-    assert {f"figures/{name}" for name in figures} <= links
-    assert all((out / link).is_file() for link in links)
+    assert {"figures/front.png", *pages - {"index.html"}} <= links
+    for link in links:
+        file, _, place = link.partition("#")
+        assert (out / file).is_file(), link
+        assert not place or re.search(f"id=.{place}.", (out / file).read_text()), link
     assert "append: drift scales with the unit roundoff: it is rounding, in all 2 models" in index
     assert "restart: drift does not depend on the precision: it is structural" in index
     assert "broken.nc is left out" in said
@@ -134,10 +138,12 @@ def _rows(text: str) -> list[list[str]]:
 def test_claims_page_has_the_table_of_the_audit(rendered: tuple[Path, str], sweep: Path) -> None:
     text = (rendered[0] / "claims.html").read_text()
     found = auditing.audit(drift.open_sweep(sweep))
-    assert _rows(text) == [
+    shown = [[protocol, *rest] for protocols, *rest in _rows(text) for protocol in protocols.split(", ")]
+    wanted = [
         [s.protocol or "–", f"{model.SIGNS[s.status]} {s.status.value}", s.words, claims_page.differing(s)]
         for s in found.summaries
     ]
+    assert sorted(shown) == sorted(wanted)
     for s in found.summaries:
         assert f"{s.claim.name}</th>" in text
         assert html.escape(s.claim.published, quote=False) in html.unescape(text)

@@ -123,11 +123,13 @@ def matrix(found: Audit) -> pd.DataFrame:
 def html(found: Audit) -> str:
     """Write the claims table as HTML; the class of a verdict is its name."""
     names = ("claim", "what was published", "protocol", "verdict", "finding", "other measures that disagree")
-    rows = []
+    rows, keys = [], set[str]()
     for claim, summaries in _parts(found).items():
         lines = _rows(summaries)
         span = f' rowspan="{len(lines)}"'
-        first = f"<th scope='row'{span}>{escape(claim.name)}</th><td{span}>{escape(claim.published)}</td>"
+        anchor = "" if claim.key in keys else f" id='{claim.key}'"
+        keys.add(claim.key)
+        first = f"<th scope='row'{anchor}{span}>{escape(claim.name)}</th><td{span}>{escape(claim.published)}</td>"
         for protocols, s in lines:
             name = s.status.value
             verdict = f'<span class="{name.replace(" ", "-")}">{SIGNS[s.status]} {name}</span>'
