@@ -79,9 +79,9 @@ def text_file(path: Path, characters: int = 4000, seed: int = 0) -> Path:
 
 
 def write_config(path: Path, **content: Any) -> Path:
-    """Write a configuration, without controls unless it says so."""
+    """Write a configuration, without controls and floors unless it says so: they take more than most folds."""
     if "grids" in content or "model" in content:
-        content = {"controls": False} | content
+        content = {"controls": False, "floor_draws": 0} | content
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
 

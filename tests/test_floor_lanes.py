@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ import scipy.stats
 import torch
 from conftest import make_model
 from rounding import WIDE
+from sweep_tools import text_file, tiny_checkpoint, write_config
 from test_descent import IMPLEMENTATIONS, Everything, KeepAll
 from transformers import DynamicCache
 
 import drift
+from drift import dataset
 from drift.dataset.contract import FLOORS, VARIABLES
 from drift.dataset.curves import floor_curves
 from drift.dataset.rungs import rung
@@ -25,7 +29,10 @@ from drift.running.model.numerics import numerics, rung_of
 from drift.running.model.widening import widen
 from drift.running.noise import EmbeddingNoise, disturbed
 from drift.running.protocols import parse
-from drift.running.protocols.full import FLOOR_DRAWS, FLOOR_SCALE, floor_draw
+from drift.running.protocols.full import FLOOR_DRAWS, FLOOR_SCALE, floor_draw, floor_record
+from drift.running.sweep.config import MOST_DRAWS, load_config
+from drift.running.sweep.planning import plan
+from drift.running.sweep.running import run
 
 pytestmark = pytest.mark.numerical
 
@@ -322,3 +329,24 @@ def test_noise_that_would_not_be_kept_is_refused(token_ids: Callable[..., Any]) 
         drift.trace(
             make_model("llama"), token_ids(1, 32), 8, "random_walk(streaming(window=8,positions=cache),noise=1)"
         )
+
+
+def test_the_draws_of_a_sweep_are_recorded_and_part_of_a_cells_identity(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "tiny")
+    text_file(tmp_path / "text.txt")
+    given = {"model": str(tmp_path / "tiny"), "dtype": "fp32", "chunk_size": 8, "tokens": 48, "device": "cpu"}
+    names = {}
+    for draws in (0, 1, 2):
+        config = write_config(
+            tmp_path / "c.yaml", name="c", floor_draws=draws, corpus=f"file:{tmp_path / 'text.txt'}", **given
+        )
+        (cell,) = plan(config, tmp_path / f"out{draws}").cells
+        names[draws] = cell.file
+        assert (cell.record.get("floor") == floor_record(draws)) == bool(draws)
+    assert len(set(names.values())) == 3
+    assert run(config, tmp_path / "out2").done == 1
+    made = dataset.read(tmp_path / "out2" / names[2])
+    assert made["draw"].values.tolist() == json.loads(made.attrs["floor_json"])["seeds"] == [1, 2]
+    assert json.loads(made.attrs["config_json"])["floor"] == floor_record(2)
+    with pytest.raises(ConfigError, match=f"floor_draws: must be at most {MOST_DRAWS}, but is 10000"):
+        load_config({"model": "m", "floor_draws": 10000})

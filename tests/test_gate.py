@@ -39,7 +39,7 @@ from drift.reading.floor.model import Standing
 from drift.reading.plateau import curves, terminal
 from drift.reading.plateau.model import Verdict
 from drift.reading.report import front
-from drift.reading.report.answers import answers
+from drift.reading.report.answers import Answers, answers
 from drift.reading.statistics import rate, slope
 
 MEASURE, LAYER = "hidden_rel_l2", "last"
@@ -187,16 +187,16 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
     "summary.describing.headline": lambda s: summary.headline(dataset.folds(s)).values(),
     "summary.describing.curve_sentences": lambda s: summary.curve_sentences(dataset.folds(s)),
     "report.front.write_front": lambda s: re.findall(r'<ul class="lead">(.*?)</ul>', index(s), flags=re.DOTALL),
-    "report.answers.answers": lambda s: [
-        *answers(s).sentences,
-        *(one.word for _, _, row in answers(s).rows for one in row),
-        *answers(s).contradictions,
-    ],
+    "report.answers.answers": lambda s: first_page(answers(s)),
     "figures.floor.drift_and_floor": lambda s: texts(figures.drift_and_floor(s)),
     "figures.chain.drift_per_step": lambda s: texts(figures.drift_per_step(dataset.folds(s))),
     "figures.level.level_vs_roundoff": lambda s: texts(figures.level_vs_roundoff(dataset.folds(s))),
     "figures.plateau.plateau_fit": lambda s: texts(figures.plateau_fit(dataset.folds(s))),
 }
+
+
+def first_page(said: Answers) -> list[str]:
+    return [*said.sentences, *(field.word for _, _, row in said.rows for field in row), *said.contradictions]
 
 
 def index(sweep: Sweep) -> str:
