@@ -66,7 +66,7 @@ tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: var(--
   background: var(--wash); border: 1px solid var(--line); border-radius: 4px; max-width: none; }
 .contents li { margin: 2px 0; break-inside: avoid; }
 .front td, .front th { text-align: left; } .front td a { color: inherit; }
-.front td:nth-last-child(2) { min-width: 6em; }
+.front td:nth-last-child(2) { min-width: 6em; } .front .soft { font-weight: 400; }
 figure.main { margin: 14px 0; } figure.main img { max-height: 88vh; width: auto; }
 .contradiction { border: 2px solid #b34700; color: #b34700; font-weight: 700; padding: 8px 14px; border-radius: 4px; }
 details { margin: 10px 0; } summary { cursor: pointer; color: var(--link); }
@@ -75,7 +75,9 @@ details { margin: 10px 0; } summary { cursor: pointer; color: var(--link); }
 .controls { max-width: 1080px; margin: 12px auto 0; padding: 8px 24px; font-size: 14px; color: var(--soft); }
 .controls.failed { border: 3px solid #b34700; border-radius: 4px; color: var(--ink); font-size: 16px;
   font-weight: 600; }
-@media (max-width: 640px) { .contents { columns: 1; } h1 { font-size: 25px; } }
+@media (max-width: 640px) { .contents { columns: 1; } h1 { font-size: 25px; }
+  .front .soft { display: none; } .front th, .front td, .front td:nth-last-child(2) { padding: 4px 3px; min-width: 0; }
+  .front .verdict span { padding: 0 3px; font-size: 11px; font-weight: 400; } }
 @media print { header { display: none; } .scroll { max-height: none; overflow: visible; } }
 """
 _PAGE = """<!DOCTYPE html>
