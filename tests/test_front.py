@@ -34,7 +34,7 @@ def chain(model: str = "alpha", protocol: str = "append", excess: float = 0.95, 
 
 
 def page(cells: list[xr.Dataset], folder: Path, pages: tuple[Page, ...] = ()) -> str:
-    write_front(Sweep(cells), pages, folder, (), "Drift report: mine", "")
+    write_front(Sweep(cells), pages, folder, (), "Drift report: mine", "", "figures")
     return (folder / "index.html").read_text(encoding="utf-8")
 
 

@@ -201,7 +201,7 @@ def first_page(said: Answers) -> list[str]:
 
 def index(sweep: Sweep) -> str:
     assert sweep.folder is not None
-    front.write_front(sweep, (), sweep.folder, (), "a sweep", "")
+    front.write_front(sweep, (), sweep.folder, (), "a sweep", "", "figures")
     return (sweep.folder / "index.html").read_text(encoding="utf-8")
 
 

@@ -158,9 +158,9 @@ class DocumentRecorder(Recorder):
                 if fold.of.reference == reference:
                     fold.logit_piece(rows, logits, within, compared)
 
-    def variables(self, comparison: Comparison) -> Arrays:
-        """The variables of the data contract for one of the comparisons, without the document axis."""
-        return next(fold for fold in self._folds if fold.of == comparison).variables()
+    def variables(self, comparison: int) -> Arrays:
+        """The variables of the data contract for one of the comparisons, by its place, without the document axis."""
+        return self._folds[comparison].variables()
 
 
 def _within(held: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:

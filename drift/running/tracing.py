@@ -287,9 +287,8 @@ class _Passes:
         folds = [table.comparison(self.asked[p]) for p in places]
         floors = [[table.floor(self.asked[p], seed) for seed in self.floor_seeds] for p in places]
         # Folds that are cut into the same steps have the same floor.
-        recorder = DocumentRecorder(
-            text, list(dict.fromkeys([*folds, *itertools.chain.from_iterable(floors)])), self.logit_stride
-        )
+        comparisons = list(dict.fromkeys([*folds, *itertools.chain.from_iterable(floors)]))
+        recorder = DocumentRecorder(text, comparisons, self.logit_stride)
         descend(
             self.model,
             table.lanes,
@@ -299,9 +298,9 @@ class _Passes:
             limits=self.limits,
             on_block=on_block,
         )
+        found = {comparison: recorder.variables(place) for place, comparison in enumerate(comparisons)}
         return [
-            recorder.variables(fold) | _stacked([recorder.variables(draw) for draw in draws])
-            for fold, draws in zip(folds, floors, strict=True)
+            found[fold] | _stacked([found[draw] for draw in draws]) for fold, draws in zip(folds, floors, strict=True)
         ]
 
 

@@ -16,7 +16,7 @@ from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import floor as verdicts
 from drift.reading.amplitudes import measure_values
-from drift.reading.cells import TEXT_AXES, axis_value
+from drift.reading.cells import deepest
 from drift.reading.controls.gating import gate
 from drift.reading.excess import excess_values, floor_values, missing
 from drift.reading.figures.captions import BAND
@@ -76,7 +76,7 @@ def drift_and_floor(
     DatasetError
         If no cell of the protocol has a floor for this measure.
     """
-    cells = _deepest(keep(sweep, lambda ds: _has_floor(ds, measure, protocol)))
+    cells = sweep.derive(deepest(keep(sweep, lambda ds: _has_floor(ds, measure, protocol))))
     if not len(cells):
         raise DatasetError(f"no cell of {protocol} carries the rounding floor of {measure}")
     models, dtypes = cells.values("model"), dtypes_of(cells)
@@ -109,21 +109,6 @@ def drift_and_floor(
 
 def _has_floor(ds: xr.Dataset, measure: str, protocol: str) -> bool:
     return bool(ds["protocol"].item() == protocol and missing(ds, measure, Of.EXCESS) is None)
-
-
-def _deepest(cells: Sweep) -> Sweep:
-    """Keep one cell of every model and precision."""
-    best: dict[tuple[str, str], xr.Dataset] = {}
-    for ds in cells:
-        key = ds["model"].item(), ds["dtype"].item()
-        if key not in best or _rank(ds) > _rank(best[key]):
-            best[key] = ds
-    chosen = {id(ds) for ds in best.values()}
-    return keep(cells, lambda ds: id(ds) in chosen)
-
-
-def _rank(ds: xr.Dataset) -> tuple[Any, ...]:
-    return ds.sizes["step"], ds.sizes["document"], *(str(axis_value(ds, axis)) for axis in TEXT_AXES)
 
 
 def _frame(values: Any) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from drift import dataset
 from drift.dataset.choosing import keep
 from drift.dataset.sweep import Sweep
 from drift.reading import claims, floor, summary
+from drift.reading.cells import cell_identity
 from drift.reading.claims.model import SIGNS, Audit, ClaimSummary, Status
 from drift.reading.controls.gating import gate
 from drift.reading.excess import missing
@@ -96,7 +97,7 @@ def answers(sweep: Sweep, evidence: str = "claims.html") -> Answers:
         readings=readings,
         rows=_rows(audit, readings, evidence),
         practice=_practice(sweep, cells),
-        contradictions=[one.words for one in floor.contradictions(sweep, MEASURE)],
+        contradictions=list(audit.contradictions),
         ran=[line.replace("**", "") for line in summary.contents(sweep)],
         not_run=[
             f"{s.claim.key} ({s.claim.part}): {s.claim.published} Not tested: {s.words}"
@@ -175,9 +176,7 @@ def _practice(sweep: Sweep, cells: Sweep) -> list[str]:
 
 
 def _named(ds: xr.Dataset) -> str:
-    return "{protocol}, {model}, {dtype}, chunk {chunk_size}".format(
-        **{name: ds[name].item() for name in ("protocol", "model", "dtype", "chunk_size")}
-    )
+    return "{protocol}, {model}, {dtype}, chunk {chunk_size}".format(**cell_identity(ds))
 
 
 def _token_words(ds: xr.Dataset) -> str:

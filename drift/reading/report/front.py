@@ -34,7 +34,7 @@ def write_front(
     links: Sequence[tuple[str, str]],
     title: str,
     banner: str,
-    folder: str = "figures",
+    folder: str,
 ) -> Path:
     """Write ``index.html``: the answers, one figure, one table, and what the other pages show.
 
@@ -62,9 +62,11 @@ def write_front(
         figure=f"{folder}/{figure[0].name}" if figure else "",
         alt=figure[1] if figure else "",
         pages=[
-            {"file": page.html.name, "title": page.title, "shows": page.figures[0][1].split(". ")[0]}
-            if page.figures
-            else {"file": page.html.name, "title": page.title, "shows": ""}
+            {
+                "file": page.html.name,
+                "title": page.title,
+                "shows": page.figures[0][1].split(". ")[0] if page.figures else "",
+            }
             for page in pages
         ],
     )
