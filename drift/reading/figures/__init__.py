@@ -14,6 +14,7 @@ from drift.reading.figures.plateau import plateau_fit
 from drift.reading.figures.showing import described, png, show
 from drift.reading.figures.side_by_side import readings
 from drift.reading.figures.style import choose, groups
+from drift.reading.figures.why import growth_with_position, inherited_per_step, inherited_through_depth
 
 __all__ = [
     "attribution",
@@ -25,7 +26,10 @@ __all__ = [
     "equivalence",
     "gains",
     "groups",
+    "growth_with_position",
     "heat_map",
+    "inherited_per_step",
+    "inherited_through_depth",
     "keys_values",
     "level_vs_chunk_size",
     "level_vs_roundoff",
