@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from drift.dataset.contract import VARIABLES
 from drift.reading.amplitudes import amplitude_power, measure_name
 from drift.reading.figures.captions import late_of
 from drift.reading.figures.style import (
@@ -25,6 +26,7 @@ from drift.reading.figures.style import (
     log_y,
     make_grid,
     name_x,
+    say_empty,
     set_style,
 )
 from drift.reading.plateau.model import Plateau
@@ -64,9 +66,10 @@ def _models(found: Explained) -> dict[str, str]:
     return {one.labels["model"]: one.labels["family"] for one in found.chains}
 
 
-def _label(found: Explained) -> str:
-    root = "square root of\n" if amplitude_power(found.measure) != 1 else ""
-    return root + textwrap.fill(measure_name(found.measure, found.layer), 30)
+def _label(measure: str, layer: int | str | None) -> str:
+    root = "square root of\n" if amplitude_power(measure) != 1 else ""
+    name = VARIABLES[measure].long_name if layer is None else measure_name(measure, layer)
+    return root + textwrap.fill(name, 30)
 
 
 # ---------------------------------------------------------------------------------------------- along and through
@@ -83,7 +86,7 @@ def inherited_per_step(found: Explained) -> Figure | None:
             _draw(ax, one, through=False)
             count_steps(ax, one.labels["steps"])
             name_x(ax, "chain step (1 = first chunk)")
-        _scales(found, axes)
+        _scales(found, axes, found.layer)
         caption = _FORMULA.format(more="") + _precisions(found)
         return finish_figure(figure, _chain_title(found), caption, _legend(found.chains))
 
@@ -99,7 +102,7 @@ def inherited_through_depth(found: Explained) -> Figure | None:
             _draw(ax, one, through=True)
             layers = one.through is not None and len(one.through.at) == one.ds.sizes["layer"]
             name_x(ax, "layer (0 = embeddings, last = after\nthe final norm)" if layers else "block")
-        _scales(found, axes)
+        _scales(found, axes, None)
         late = late_of(one.labels["steps"] for one in drawn)
         caption = _FORMULA.format(more=f" and steps {late}") + _precisions(found)
         return finish_figure(figure, _depth_title(drawn), caption, _legend(drawn))
@@ -122,15 +125,16 @@ def _panels(found: Explained, axes: np.ndarray) -> list[tuple[Axes, Chain]]:
             if (dtype, model) in chains:
                 panels.append((ax, chains[dtype, model]))
             else:
-                ax.text(0.5, 0.5, f"no chain in {dtype}", transform=ax.transAxes, ha="center", va="center", color="0.4")
+                say_empty(ax, f"no chain in {dtype}")
+                ax.set_axis_off()
     return panels
 
 
-def _scales(found: Explained, axes: np.ndarray) -> None:
+def _scales(found: Explained, axes: np.ndarray, layer: int | str | None) -> None:
     for row, dtype in enumerate(_ends(found)):
         if any(len(line.get_xdata()) for ax in axes[row] for line in ax.lines):
             log_y(axes[row][0])
-        axes[row][0].set_ylabel(f"{dtype}\n{_label(found)}")
+        axes[row][0].set_ylabel(f"{dtype}\n{_label(found.measure, layer)}")
 
 
 def _draw(ax: Axes, one: Chain, through: bool) -> None:
@@ -147,7 +151,7 @@ def _draw(ax: Axes, one: Chain, through: bool) -> None:
             notes.append(f"{quantity.value} {zeros}")
     said = [f"exactly 0: {', '.join(notes)}"] if notes else []
     if profile.negative:
-        said.append(f"drift the smaller one: {profile.negative}")
+        said.append(f"inherited part negative: {profile.negative}")
     if profile.nonfinite:
         said.append(f"NaN or Inf: {profile.nonfinite:,} values")
     if said:

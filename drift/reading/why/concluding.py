@@ -44,26 +44,28 @@ def response_sentences(found: Explained) -> list[str]:
         return [absent("Full attention disturbed by more or less than one unit roundoff", RESPONSE_COMMAND)]
     if not found.gate.is_open:
         return [f"{WITHHELD[:1].upper()}{WITHHELD[1:]}."]
-    return [f"{one.labels['model']}, {one.labels['dtype']}: {_response_words(one)}." for one in found.responses]
+    return [f"{_responding(one)}: {_response_words(one)}." for one in found.responses]
+
+
+def _responding(one: Response) -> str:
+    return "{model}, {dtype}".format(**one.noise.labels)
 
 
 def _response_words(one: Response) -> str:
-    felt = [(s, v) for s, v in zip(one.sizes, one.levels, strict=True) if v > 0]
-    silent = [s for s, v in zip(one.sizes, one.levels, strict=True) if v == 0]
+    felt = [(s, v) for s, v in zip(one.noise.sizes.tolist(), one.levels, strict=True) if v > 0]
+    quiet = one.noise.silent.tolist()
     unfelt = (
-        f"; a disturbance of {range_words(silent)} unit roundoffs changes no bit, since rounding undoes it" if silent
+        f"; a disturbance of {range_words(quiet)} unit roundoffs changes no bit, since rounding undoes it" if quiet
         else ""
     )  # fmt: skip
-    if not felt or any(math.isnan(v) for v in one.levels):
-        return f"no response that could be given in floors{unfelt}"
+    if not felt:
+        return f"no response that could be held against that to one unit roundoff{unfelt}"
     (least, low), (most, high) = felt[0], felt[-1]
+    near = f"one of {number(least)} unit roundoffs ends {number(low, 3)} floors away"
     words = {
-        Responding.SATURATED: f"a disturbance of {number(least)} unit roundoffs ends {number(low, 3)} floors away, as if "
-        "it had been one: the network does not keep its size",
-        Responding.SHRINKS: f"a disturbance of {number(least)} unit roundoffs ends {number(low, 3)} floors away: a "
-        "smaller one ends nearer",
-        Responding.NOT_TESTED: f"none below one unit roundoff was felt; one of {number(least)} ends {number(low, 3)} "
-        "floors away",
+        Responding.SATURATED: f"{near}, as if it had been of one: the network does not keep its size",
+        Responding.SHRINKS: f"{near}: a smaller disturbance ends nearer",
+        Responding.NOT_TESTED: f"none below one unit roundoff was felt; {near}",
     }[one.verdict]
     beyond = [(s, v) for s, v in felt if v > FACTOR]
     if beyond:
@@ -73,7 +75,9 @@ def _response_words(one: Response) -> str:
             words += f", and one of {number(most)} at {number(high, 3)}"
     else:
         words += f"; none up to {number(most)} unit roundoffs ends above the floor"
-    return words + unfelt
+    ends = one.noise.proportional
+    stretch = f"; in proportion to its size from {number(ends[0])} to {number(ends[1])}" if ends else ""
+    return words + stretch + unfelt
 
 
 def response_table(found: Explained) -> pd.DataFrame:
@@ -81,14 +85,14 @@ def response_table(found: Explained) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "model": one.labels["model"],
-                "precision": one.labels["dtype"],
+                "model": one.noise.labels["model"],
+                "precision": one.noise.labels["dtype"],
                 "disturbance, unit roundoffs": number(size),
                 "response": number(absolute, 3),
-                "in floors": number(level, 3),
+                "in floors": "–" if math.isnan(level) else number(level, 3),
             }
             for one in found.responses
-            for size, absolute, level in zip(one.sizes, one.absolute, one.levels, strict=True)
+            for size, absolute, level in zip(one.noise.sizes, one.noise.level, one.levels, strict=True)
         ]
     )
 
@@ -106,21 +110,28 @@ def explanation(found: Explained) -> list[str]:
 def _saturation(found: Explained) -> Iterator[str]:
     """Does the network keep the size of a disturbance?"""
     kinds = Counter(one.verdict for one in found.responses)
-    total = kinds[Responding.SATURATED] + kinds[Responding.SHRINKS]
+    shrinks, total = kinds[Responding.SHRINKS], kinds[Responding.SATURATED] + kinds[Responding.SHRINKS]
+    starts = [one.noise.proportional[0] for one in found.responses if one.noise.proportional is not None]
+    large = (
+        f" Large ones are kept, in proportion from {range_words(starts)} unit roundoffs on, in {len(starts)} of "
+        f"{len(found.responses)} responses." if starts else ""
+    )  # fmt: skip
     about = "The size of a disturbance"
     if not total:
         yield (
-            f"{about}: not tested below one unit roundoff; that the network ends any of them at its floor is not shown."
+            f"{about}: not tested below one unit roundoff; that the network ends any smaller one at its floor is not "
+            f"shown.{large}"
         )
-    elif kinds[Responding.SHRINKS]:
+    elif shrinks:
         yield (
-            f"{about}: kept in {kinds[Responding.SHRINKS]} of {total} responses, where one below a unit roundoff ends "
-            "nearer than the floor: the floor is no common end of disturbances there."
+            f"{about}: kept in {shrinks} of {total} responses, where one below a unit roundoff ends nearer than the "
+            f"floor: the floor is no common end of disturbances there.{large}"
         )
     else:
         yield (
-            f"{about}: not kept: in {'all ' if total > 1 else ''}{total} response{'s' * (total > 1)} one below a unit "
-            f"roundoff ends where one of a unit roundoff does, within a factor {number(FACTOR, 3)}: at the floor."
+            f"{about}: not kept below a unit roundoff: in {'all ' if total > 1 else ''}{total} "
+            f"response{'s' * (total > 1)} a smaller one ends where one of a unit roundoff does, within a factor "
+            f"{number(FACTOR, 3)}: at the floor.{large}"
         )
 
 
@@ -185,8 +196,8 @@ def _grown(found: Explained) -> Iterator[str]:
         return
     flat = sum(g.verdict.is_plateau for g in growth)
     words = (
-        f"against the floor drift changes by {range_words(rates, write=percent)} per doubling of the chain, and is flat "
-        f"in {flat} of {total} chains"
+        f"against the floor drift changes by {range_words(rates, write=percent)} per doubling of the chain, and is "
+        f"flat in {flat} of {total} chains"
     )
     if counts[Position.FLOOR_TOO]:
         words += f"; in {counts[Position.FLOOR_TOO]} drift grows and full attention's own floor grows with it"

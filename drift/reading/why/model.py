@@ -14,7 +14,7 @@ import xarray as xr
 
 from drift.reading.controls.gating import Gate
 from drift.reading.excess import Missing
-from drift.reading.floor.model import Rounding
+from drift.reading.floor import NoiseResponse, Rounding
 from drift.reading.plateau.model import Plateau
 from drift.reading.statistics.arrays import Float
 
@@ -272,20 +272,16 @@ class Response:
 
     Attributes
     ----------
-    labels : dict
-    sizes : tuple of float
-        In unit roundoffs, ascending.
+    noise : NoiseResponse
+        Sizes and levels.
     levels : tuple of float
-        In floors, geometric mean past the first quarter over documents; exactly 0 where no bit differs.
-    absolute : tuple of float
-        The same as the measure has it.
+        In units of the response to one unit roundoff, which is a draw of the floor; NaN where that was not measured,
+        exactly 0 where no bit differs.
     verdict : Responding
     """
 
-    labels: dict[str, Any]
-    sizes: tuple[float, ...]
+    noise: NoiseResponse
     levels: tuple[float, ...]
-    absolute: tuple[float, ...]
     verdict: Responding
 
 

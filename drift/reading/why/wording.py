@@ -159,8 +159,8 @@ def _mixed(found: Explained, judged: Sequence[tuple[Chain, Rounding]]) -> str:
     if not known:
         reasons = dict.fromkeys(r.reason.value for _, r in judged if r.reason is not None)
         return (
-            f"Why drift of {found.protocol} is flat, or is not, these data do not decide: it cannot be held against its "
-            f"floor in {of_chains(total, total)} ({'; '.join(reasons)})"
+            f"Why drift of {found.protocol} is flat, or is not, these data do not decide: it cannot be held against "
+            f"its floor in {of_chains(total, total)} ({'; '.join(reasons)})"
         )
     floors = range_words(r.level for r in known)
     near = sum(r.level_interval[0] >= 1 / FACTOR and r.level_interval[1] <= FACTOR for r in known)
@@ -204,13 +204,13 @@ def formula() -> str:
     return (
         "A *value* is one document at one step. The error of one step is that of a chunk computed on full attention's "
         "own keys and values: it inherits nothing. Where it is exactly zero, **all** drift is inherited. Elsewhere the "
-        "inherited part is drawn by inherited² = drift² − (error of one step)², of root mean squares. That holds if both errors are independent, "
-        "so that they add in squares. They are not where the error of one step is itself as large as the floor: two "
-        "results that both lie as far from full attention as rounding goes are equally far from it, whether they have "
-        "a digit in common or not, and the formula gives little where all may be inherited. So it is put to a test: "
-        "drift where a step errs over drift where it does not, in floors; independent errors would make that ratio "
-        "√(1 + (error of one step / inherited drift)²), errors that do not add up make it 1. Where the interval "
-        f"({coverage(ALPHA)}, over documents) holds one of the two and not the other, it is decided."
+        "inherited part is drawn by inherited² = drift² − (error of one step)², of root mean squares. That holds if "
+        "both errors are independent, so that they add in squares. They are not where the error of one step is itself "
+        "as large as the floor: two results that both lie as far from full attention as rounding goes are equally far "
+        "from it, whether they have a digit in common or not, and the formula gives little where all may be inherited. "
+        "So it is put to a test: drift where a step errs over drift where it does not, in floors; independent errors "
+        "would make that ratio √(1 + (error of one step / inherited drift)²), errors that do not add up make it 1. "
+        f"Where its interval ({coverage(ALPHA)}, over documents) holds one of the two and not the other, it is decided."
     )
 
 
