@@ -31,7 +31,7 @@ from drift.reading.figures.style import (
 )
 from drift.reading.plateau.model import Plateau
 from drift.reading.why import Chain, Explained, Quantity
-from drift.reading.wording.numbers import coverage, number, percent, range_words
+from drift.reading.wording.numbers import coverage, percent, range_words
 from drift.reading.wording.windows import judged_words
 
 __all__ = ["growth_with_position", "inherited_per_step", "inherited_through_depth"]
@@ -87,7 +87,8 @@ def inherited_per_step(found: Explained) -> Figure | None:
             count_steps(ax, one.labels["steps"])
             name_x(ax, "chain step (1 = first chunk)")
         _scales(found, axes, found.layer)
-        caption = _FORMULA.format(more="") + _precisions(found)
+        late = late_of(one.labels["steps"] for one in found.chains)
+        caption = f"{_FORMULA.format(more='')} Late: {late}.{_precisions(found)}"
         return finish_figure(figure, _chain_title(found), caption, _legend(found.chains))
 
 
@@ -240,7 +241,7 @@ def _rates(one: Chain) -> dict[str, Plateau]:
 def _growth_caption(judged: Plateau, margin: float) -> str:
     return (
         f"Amplitudes over {judged_words()}, the same steps for all; bars: {coverage(judged.alpha)} intervals. Shaded: "
-        f"within the margin of {number(100 * margin)} %. Floor and error of one step have no chain. What is exactly 0 "
+        f"within the margin of {100 * margin:g} %. Floor and error of one step have no chain. What is exactly 0 "
         "too often has no growth."
     )
 
