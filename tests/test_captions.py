@@ -229,6 +229,15 @@ def test_inherited_per_step(cut: tuple[float, ...], steps: int) -> None:
     assert share[2] == number(math.exp(floors.mean()))
 
 
+def test_a_row_whose_first_panel_is_empty_keeps_its_scale() -> None:
+    mine = [cell("bf16", model="a"), cell("bf16", model="b"), cell("fp32", model="b")]
+    figure = figures.inherited_per_step(why.explain(Sweep(mine)))
+    assert figure is not None
+    assert figure.axes[2].get_ylabel().startswith("fp32")
+    assert figure.axes[2].axison
+    assert "Inherited part" not in caption(figure)  # which is not drawn without the error of one step
+
+
 @holds("inherited_through_depth")
 @pytest.mark.parametrize("steps", [32, 4])
 def test_inherited_through_depth(cut: tuple[float, ...], steps: int) -> None:

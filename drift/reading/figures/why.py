@@ -37,9 +37,8 @@ from drift.reading.wording.windows import judged_words
 __all__ = ["growth_with_position", "inherited_per_step", "inherited_through_depth"]
 
 _FORMULA = (
-    "Root mean squares over documents{more}; bands: smallest to largest document. Inherited part: inherited² = drift² "
-    "− (error of one step)²: all drift where that error is exactly 0, elsewhere only if both errors are independent. "
-    "Log scale."
+    " Inherited part: inherited² = drift² − (error of one step)²: all drift where that error is exactly 0, elsewhere "
+    "only if both errors are independent."
 )
 _EXCESS = "drift / floor"
 _GROWING = (*(q.value for q in (Quantity.DRIFT, Quantity.FLOOR, Quantity.ONE_STEP)), _EXCESS)
@@ -88,7 +87,7 @@ def inherited_per_step(found: Explained) -> Figure | None:
             name_x(ax, "chain step (1 = first chunk)")
         _scales(found, axes, found.layer)
         late = late_of(one.labels["steps"] for one in found.chains)
-        caption = f"{_FORMULA.format(more='')} Late: {late}.{_precisions(found)}"
+        caption = f"{_caption(found, '')} Late: {late}.{_precisions(found)}"
         return finish_figure(figure, _chain_title(found), caption, _legend(found.chains))
 
 
@@ -105,8 +104,13 @@ def inherited_through_depth(found: Explained) -> Figure | None:
             name_x(ax, "layer (0 = embeddings, last = after\nthe final norm)" if layers else "block")
         _scales(found, axes, None)
         late = late_of(one.labels["steps"] for one in drawn)
-        caption = _FORMULA.format(more=f" and steps {late}") + _precisions(found)
+        caption = _caption(found, f" and steps {late}") + _precisions(found)
         return finish_figure(figure, _depth_title(drawn), caption, _legend(drawn))
+
+
+def _caption(found: Explained, more: str) -> str:
+    formula = _FORMULA if any(one.parts is not None for one in found.chains) else ""
+    return f"Root mean squares over documents{more}; bands: smallest to largest document.{formula} Log scale."
 
 
 def _grid(found: Explained) -> tuple[Figure, np.ndarray]:
@@ -127,7 +131,8 @@ def _panels(found: Explained, axes: np.ndarray) -> list[tuple[Axes, Chain]]:
                 panels.append((ax, chains[dtype, model]))
             else:
                 say_empty(ax, f"no chain in {dtype}")
-                ax.set_axis_off()
+                ax.tick_params(bottom=False, labelbottom=False)  # the first panel of a row bears its scale all the same
+                ax.grid(False)
     return panels
 
 
@@ -173,13 +178,12 @@ def _precisions(found: Explained) -> str:
 
 def _chain_title(found: Explained) -> str:
     parts = [one.parts for one in found.chains if one.parts is not None]
-    silent = [p for p in parts if not math.isnan(p.inherited.value)]
-    if silent:
-        shares = range_words((100 * p.silent / (p.values - p.nonfinite) for p in silent), 2)
-        levels = range_words((p.inherited.value for p in silent), 2)
+    levels = [p.inherited.value for p in parts if not math.isnan(p.inherited.value)]
+    if levels:
+        shares = range_words((100 * p.silent / (p.values - p.nonfinite) for p in parts if p.values > p.nonfinite), 2)
         return (
-            f"At {shares} % of values one step makes no error and all drift is inherited: late in the chain, {levels} "
-            "floors there"
+            f"At {shares} % of values one step makes no error and all drift is inherited: late in the chain, "
+            f"{range_words(levels, 2)} floors there"
         )
     if parts:
         return f"Drift of {found.protocol}, its floor, and the error of one step along the chain"
