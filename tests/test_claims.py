@@ -820,10 +820,31 @@ def test_zeros_and_nan_are_said_and_never_a_silent_number(how: str) -> None:
         assert statuses["C4 plateau"] is UNDETERMINED
 
 
-def test_a_rise_from_exactly_zero_is_a_rise_without_a_factor() -> None:
-    found = only([c for c in spoilt("all start at zero") if "bad" in c.attrs["title"]], "C1 rise")
-    assert (found.status, found.estimate) == (SUPPORTED, math.inf)
-    assert found.as_dict()["estimate"] is None
+@pytest.mark.parametrize(("law", "status"), [(flat(), REFUTED), (saturated, SUPPORTED)], ids=["flat", "saturated"])
+def test_a_rise_is_counted_from_the_first_step_that_is_not_the_same_bits(
+    law: Callable[[np.ndarray], np.ndarray], status: Status
+) -> None:
+    ds = cell(law)
+    alone = only([ds], "C1 rise")
+    values = amplitude(ds).copy()
+    put(ds, np.concatenate([np.zeros((len(values), 6)), values], axis=1)[:, :128])
+    found = only([ds], "C1 rise")
+    assert (alone.detail["same_at_first"], found.detail["same_at_first"]) == (0, 6)
+    assert (alone.status, found.status) == (status, status)
+    assert "times step 7, the first that is not the same bits" in found.words
+    level = np.log(amplitude(ds)[:, late_start(128) :]).mean()
+    assert found.estimate == pytest.approx(math.exp(level - np.log(amplitude(ds)[:, 6]).mean()), rel=0.02)
+
+
+def test_a_first_step_of_zero_in_some_documents_has_no_factor() -> None:
+    ds = cell(saturated)
+    values = amplitude(ds).copy()
+    values[0, 0] = 0
+    put(ds, values)
+    found = only([ds], "C1 rise")
+    assert found.detail["same_at_first"] == 0
+    assert math.isfinite(found.estimate) or "exactly zero in some documents" in found.words
+    assert "exactly zero" in found.words
 
 
 def test_a_curve_whose_every_finding_is_nan_leaves_no_number_in_the_summary() -> None:

@@ -26,8 +26,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C1", "rise",
         "drift rises briefly (about ten transitions) before it saturates",
-        "level at least {rise:g} times the first step",
-        c1_rise, "", "another first step: where both passes are the same bits at first, any drift is a rise",
+        "level at least {rise:g} times the first step at which the passes are not the same bits",
+        c1_rise, "", "another first step: other kernels, or another chunk size",
     ),
     Claim(
         "C1", "excess",

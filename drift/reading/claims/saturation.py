@@ -17,6 +17,7 @@ from drift.reading.controls.gating import gate
 from drift.reading.plateau.deciding import plateaus
 from drift.reading.plateau.model import Plateau
 from drift.reading.plateau.wording import certificate
+from drift.reading.statistics.arrays import Float
 from drift.reading.wording.numbers import coverage
 
 __all__ = ["c1_plateau", "c1_rise", "chain_name", "growth_finding", "verdicts"]
@@ -105,24 +106,39 @@ def _needed(p: Plateau) -> str:
 
 
 def c1_rise(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
-    """Yield, per cell, whether drift rose before its late level."""
-    for ds, scope, p in verdicts(sweep, measure, layer, setting):
+    """Yield, per cell, whether drift rose before its late level, from the first step at which the passes differ.
+
+    Steps of the same bits before it say how far kernels handle a row alike in a chunk and in the whole (and the first
+    chunk of a fold has nothing before it): any drift after them would be a rise.
+    """
+    for ds, scope, _ in verdicts(sweep, measure, layer, setting):
+        values = amplitude(ds, measure, layer)
+        same = _same_at_first(values)
+        (p,) = plateaus([values[:, same:]], margin=setting.growth, alpha=setting.alpha, rise_min=setting.rise)
+        p = gate(sweep).let(p)
         low, high = p.rise_interval
         status = decide_status(p.p_rise, p.p_no_rise, setting.alpha)
-        words = f"the level is {p.rise_factor:.3g} times the first step"
+        first = f"step {same + 1}, the first that is not the same bits" if same else "the first step"
+        words = f"the level is {p.rise_factor:.3g} times {first}"
         if math.isinf(p.rise_factor):
-            words = "the first step is exactly zero, both passes being the same bits there, and the level is not"
+            words = f"{first} is exactly zero in some documents, and the level is not"
         elif math.isnan(p.rise_factor):
-            words = "there is no level to compare with the first step"
+            words = f"there is no level to compare with {first}"
         if math.isfinite(low):
             words += f" ({coverage(setting.alpha)} interval {low:.3g} to {high:.3g})"
         if not math.isnan(p.onset_step):
-            words += f"; within the margin of it by step {p.onset_step:.0f} of {p.steps}"
+            words += f"; within the margin of it by step {same + p.onset_step:.0f} of {same + p.steps}"
         if math.isfinite(p.rise_factor):
-            words += zeros_words(amplitude(ds, measure, layer))
+            words += zeros_words(values)
         yield Finding(
-            "C1", "rise", ds["protocol"].item(), measure, scope, status, "level / first step", p.rise_factor,
-            p.rise_interval, (setting.rise, math.inf), p.p_rise, p.p_no_rise,
+            "C1", "rise", ds["protocol"].item(), measure, scope, status, "level / first step that differs",
+            p.rise_factor, p.rise_interval, (setting.rise, math.inf), p.p_rise, p.p_no_rise,
             f"{words}; {documents_words(p.documents)}.", "", (file_name(ds),),
-            {"onset_step": p.onset_step, "steps": p.steps},
+            {"onset_step": same + p.onset_step, "steps": same + p.steps, "same_at_first": same},
         )  # fmt: skip
+
+
+def _same_at_first(values: Float) -> int:
+    """Count the steps before the first at which any document is not exactly 0; none where all are."""
+    differs = (values != 0).any(axis=0)
+    return int(differs.argmax()) if differs.any() else 0
