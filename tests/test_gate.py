@@ -40,6 +40,7 @@ from drift.reading.plateau import curves, terminal
 from drift.reading.plateau.model import Verdict
 from drift.reading.report import front
 from drift.reading.report.answers import Answers, answers
+from drift.reading.report.exhibits import Exhibit
 from drift.reading.statistics import rate, slope
 
 MEASURE, LAYER = "hidden_rel_l2", "last"
@@ -187,7 +188,7 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
     "summary.describing.headline": lambda s: summary.headline(dataset.folds(s)).values(),
     "summary.describing.curve_sentences": lambda s: summary.curve_sentences(dataset.folds(s)),
     "report.front.write_front": lambda s: re.findall(r'<ul class="lead">(.*?)</ul>', index(s), flags=re.DOTALL),
-    "report.answers.answers": lambda s: first_page(answers(s)),
+    "report.answers.answers": lambda s: first_page(answers([Exhibit(s)])),
     "figures.floor.drift_and_floor": lambda s: texts(figures.drift_and_floor(s)),
     "figures.chain.drift_per_step": lambda s: texts(figures.drift_per_step(dataset.folds(s))),
     "figures.level.level_vs_roundoff": lambda s: texts(figures.level_vs_roundoff(dataset.folds(s))),
@@ -196,12 +197,12 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
 
 
 def first_page(said: Answers) -> list[str]:
-    return [*said.sentences, *(field.word for _, _, row in said.rows for field in row), *said.contradictions]
+    return [*said.sentences, *(field.word for row in said.rows for field in row.fields)]
 
 
 def index(sweep: Sweep) -> str:
     assert sweep.folder is not None
-    front.write_front(sweep, (), sweep.folder, (), "a sweep", "", "figures")
+    front.write_front([Exhibit(sweep)], (), sweep.folder, (), "a sweep", "", "figures")
     return (sweep.folder / "index.html").read_text(encoding="utf-8")
 
 
@@ -209,7 +210,7 @@ def index(sweep: Sweep) -> str:
 SILENT = """
 amplitudes.holding figures.style.sizes_words figures.style.smallest_chunks
 cells.deepest cells.grouped_cells cells.longest cells.protocol_lines cells.protocol_summaries
-cells.select claims.chunking.c3 claims.models.c4_level
+cells.select report.practice.practice claims.chunking.c3 claims.models.c4_level
 claims.against.chains_with_floor claims.saturation.c1_rise claims.missing.undecided claims.page.commands
 controls.evaluating.evaluate
 controls.floor.floors controls.floor.in_floors controls.gating.gate figures.logits.logits_per_step

@@ -411,3 +411,27 @@ def test_a_current_report_is_not_rendered_again(sweep: Path, tmp_path: Path, cap
     assert rendered()
     assert rendered("--force")
     assert not rendered()
+
+
+def test_evidence_has_a_page_of_its_own_and_answers_what_its_chains_decide(
+    sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evidence, out = tmp_path / "deep chains", tmp_path / "out"
+    synthetic.sweep(evidence, ["alpha"], ["bf16"], ["append"], [8], layers=2, tokens=256)
+    command = [str(sweep), "--notebook", "claims", "--evidence", str(evidence), "--out", str(out)]
+    assert drift_report.main(command) == 0
+    name = evidence.name
+    page = out / f"claims-{name.replace(' ', '-')}.html"
+    assert f"(evidence: {name})" in page.read_text()
+    index = (out / "index.html").read_text()
+    assert f'href="{page.name}#C1"' in index
+    assert f"† from the evidence {name}" in index
+    assert f"python -m drift.verify {shlex.quote(str(evidence))} --cell " in html.unescape(index)
+    assert list((out / "figures").glob(f"{page.stem}-*.png"))
+    capfd.readouterr()
+    assert drift_report.main(command) == 0
+    assert "(current;" in capfd.readouterr().out
+    os.utime(next(evidence.glob("*.nc")), (1, 1))
+    assert drift_report.main([*command, "--evidence", str(evidence)]) == 2
+    assert "would overwrite the page of the first" in capfd.readouterr().err
+    assert drift_report.main([*command[:-2], "--out", str(out), "--evidence", str(tmp_path / "nowhere")]) == 2
