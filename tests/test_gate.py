@@ -210,7 +210,7 @@ def index(sweep: Sweep) -> str:
 SILENT = """
 amplitudes.holding figures.style.sizes_words figures.style.smallest_chunks
 cells.deepest cells.grouped_cells cells.longest cells.protocol_lines cells.protocol_summaries
-cells.select report.practice.practice claims.chunking.c3 claims.models.c4_level
+cells.select report.practice.practice report.exhibits.deepest_exhibit claims.chunking.c3 claims.models.c4_level
 claims.against.chains_with_floor claims.saturation.c1_rise claims.missing.undecided claims.page.commands
 controls.evaluating.evaluate
 controls.floor.floors controls.floor.in_floors controls.gating.gate figures.logits.logits_per_step
@@ -311,12 +311,13 @@ def test_claims_that_are_withheld_would_be_supported_from_no_margin(spoilt: Swee
 
 
 def takers() -> Iterator[str]:
-    """Public functions of the reading wing that take a sweep."""
+    """Public functions of the reading wing that take a sweep, or the exhibits of a report."""
     for module in pkgutil.walk_packages(drift.reading.__path__, "drift.reading."):
         here = importlib.import_module(module.name)
         for name, function in vars(here).items():
             mine = inspect.isfunction(function) and function.__module__ == module.name and name[0] != "_"
-            if mine and any("Sweep" in str(p.annotation) for p in inspect.signature(function).parameters.values()):
+            given = [str(p.annotation) for p in inspect.signature(function).parameters.values()] if mine else []
+            if any(kind in text for text in given for kind in ("Sweep", "Exhibit")):
                 yield f"{module.name.removeprefix('drift.reading.')}.{name}"
 
 
