@@ -73,7 +73,7 @@ test: PREFETCH := smollm2-135m-instruct
 test: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct
 	@$(MAKE) --no-print-directory lint
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Logs in build/cpus, figures in bench/results/cpus.json; about a quarter of an hour on two cores.
 test-cpus: PREFETCH := smollm2-135m-instruct
