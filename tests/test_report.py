@@ -31,7 +31,7 @@ from drift.reading.report.notebooks import DEFAULT_NOTEBOOKS
 from drift.reading.report.pages import controls_banner
 
 ROOT = Path(drift.__file__).parents[1]
-NOTEBOOKS = ("claims", "plateau", "precision", "readings", "layers")
+NOTEBOOKS = ("claims", "why", "plateau", "precision", "readings", "layers")
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -301,10 +301,10 @@ def test_a_failing_notebook_leaves_what_it_had(sweep: Path, tmp_path: Path, capf
     [
         (
             ["-p", "colour=red"],
-            "no notebook has a parameter 'colour'; there are alpha, layer, margins, measure, models",
+            "no notebook has a parameter 'colour'; there are alpha, layer, margins, measure, models, protocol",
         ),
         (["-p", "sweep=other"], "first argument"),
-        (["--notebook", "absent"], "drift comes with claims, plateau, precision, readings, layers"),
+        (["--notebook", "absent"], "drift comes with claims, why, plateau, precision, readings, layers"),
         (["--notebook", "no/such.ipynb"], "no such notebook"),
     ],
 )

@@ -9,11 +9,13 @@ from drift.reading.figures.gain import gains
 from drift.reading.figures.ladder import levels
 from drift.reading.figures.level import level_vs_chunk_size, level_vs_roundoff
 from drift.reading.figures.logits import logits_per_step
+from drift.reading.figures.noise import response_to_noise
 from drift.reading.figures.parts import attribution
 from drift.reading.figures.plateau import plateau_fit
 from drift.reading.figures.showing import described, png, show
 from drift.reading.figures.side_by_side import readings
 from drift.reading.figures.style import choose, groups
+from drift.reading.figures.why import growth_with_position, inherited_per_step, inherited_through_depth
 
 __all__ = [
     "attribution",
@@ -25,7 +27,10 @@ __all__ = [
     "equivalence",
     "gains",
     "groups",
+    "growth_with_position",
     "heat_map",
+    "inherited_per_step",
+    "inherited_through_depth",
     "keys_values",
     "level_vs_chunk_size",
     "level_vs_roundoff",
@@ -36,6 +41,7 @@ __all__ = [
     "png",
     "readings",
     "response",
+    "response_to_noise",
     "show",
     "worst_tokens",
 ]

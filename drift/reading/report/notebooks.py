@@ -18,7 +18,7 @@ from drift.errors import DriftError, ReportError
 
 __all__ = ["DEFAULT_NOTEBOOKS", "NotebookFailure", "execute_notebook", "find_notebook", "own_kernel", "share_out"]
 
-DEFAULT_NOTEBOOKS = ("claims", "plateau", "precision", "readings", "layers")
+DEFAULT_NOTEBOOKS = ("claims", "why", "plateau", "precision", "readings", "layers")
 
 
 class NotebookFailure(ReportError):
