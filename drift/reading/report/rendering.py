@@ -12,7 +12,7 @@ import drift
 from drift.dataset.hashing import content_hash
 from drift.dataset.opening import open_sweep
 from drift.errors import ReportError
-from drift.reading import controls
+from drift.reading import controls, floor
 from drift.reading.report.front import write_front
 from drift.reading.report.notebooks import (
     DEFAULT_NOTEBOOKS,
@@ -24,7 +24,7 @@ from drift.reading.report.notebooks import (
 )
 from drift.reading.report.pages import (
     Page,
-    contents_list,
+    contradictions_banner,
     controls_banner,
     page_body,
     page_title,
@@ -39,6 +39,7 @@ __all__ = ["render"]
 
 #: Folders whose code makes the pages: a change of any file there makes a page stale.
 _CODE = ("dataset", "reading")
+_MADE_OF = (".py", ".css", ".j2")
 #: Beside the pages: the fingerprint of what they were made of.
 INPUTS = "made-of.sha256"
 #: Folder of the figures beside the pages, as pages link to it.
@@ -53,7 +54,7 @@ def _inputs(sweep: Sweep, source: Path, shares: Mapping[Path, Mapping[str, Any]]
         return [path.name, state.st_size, state.st_mtime_ns]
 
     package = Path(drift.__file__).parent
-    code = [path for folder in _CODE for path in sorted((package / folder).rglob("*.py"))]
+    code = [path for folder in _CODE for path in sorted((package / folder).rglob("*")) if path.suffix in _MADE_OF]
     return content_hash(
         {
             "sweep": str(source.resolve()),
@@ -122,7 +123,7 @@ def render(
     given = {path: {**shares[path], "sweep": str(source.resolve())} for path in paths}
     executed, failed = _execute(given, target, f"{len(sweep)} cells", report)
     title = f"Drift report: {sweep.plan.get('name') or source.resolve().name}"
-    _write_pages(sweep, executed, target, title, controls_banner(checked), report)
+    _write_pages(sweep, executed, target, title, _banner(sweep, checked, parameters or {}), report)
     if failed:
         raise NotebookFailure("\n".join(str(error) for error in failed))
     made_of.write_text(f"{inputs}\n", encoding="utf-8")
@@ -147,6 +148,12 @@ def _warn(sweep: Sweep, checked: controls.Checkup, report: Callable[[str], None]
         report("warning: controls of the instrument failed: the pages say so and draw no conclusion")
     for file, reason in sweep.problems.items():
         report(f"warning: {file} is left out: {reason.removeprefix(f'{file}: ')}")
+
+
+def _banner(sweep: Sweep, checked: controls.Checkup, parameters: Mapping[str, Any]) -> str:
+    """What stands at the top of every page: contradictions, by the measure of the pages, and the controls."""
+    asked = {name: parameters[name] for name in ("measure", "layer") if name in parameters}
+    return contradictions_banner(floor.contradictions(sweep, **asked)) + controls_banner(checked)
 
 
 def _find(notebooks: Sequence[str]) -> list[Path]:
@@ -220,7 +227,6 @@ def _write_page(
         stale.unlink()
     page = Page(name, page_title(notebook, name), target / f"{name}.html", save_figures(notebook, name, figures))
     body = page_body(notebook)
-    body = body.replace("<h2 ", contents_list(body) + "<h2 ", 1)
     page.html.write_text(whole_page(page.title, body, links, page.html.name, banner), encoding="utf-8")
     report(f"{page.html}: {page.html.stat().st_size / 1e6:.1f} MB, {len(page.figures)} figures")
     return page
