@@ -153,7 +153,7 @@ def _caveats(found: Slope, documents: int, level: Float | None, unrelated: float
     if found.zeros:
         yield f"{found.zeros} of {found.points} late steps left out: exactly zero at some precision"
     if found.misfit > 2:
-        yield f"a rung lies {found.misfit:.2g}-fold off the line: see the pairs"
+        yield f"one precision lies {found.misfit:.2g}-fold off the line: see the pairs"
     if level is not None and level.size and level.max() > NEAR * unrelated:
         yield f"near the distance of unrelated states ({unrelated:.2g}): a slope near 0 means little there"
 

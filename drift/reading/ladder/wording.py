@@ -80,7 +80,7 @@ def slope_words(found: Slope) -> str:
     return f"slope {interval}: {found.verdict.value}{reason}"
 
 
-_MIXED = "16-bit rungs accumulate in fp32, which lowers their constant"
+_MIXED = "16-bit precisions accumulate in fp32, which lowers their constant"
 
 
 def shown(found: Sequence[Ladder]) -> pd.DataFrame:
@@ -146,15 +146,15 @@ def departure(found: Sequence[Ladder]) -> str:
         return ""
     said = [f"{math.exp(np.mean(logs)):.2g} in {dtype}" for (_, dtype), logs in sorted(constants.items()) if logs]
     text = f"Where drift is rounding, its level in unit roundoffs is {', '.join(said)}"
-    text += " (geometric means over the ladders with most rungs)."
+    text += " (geometric means over the folds that were run at most precisions)."
     alike, across = (
         [p.slope.interval.value for one in rounding for p in one.pairs if p.mixed is mixed] for mixed in (False, True)
     )
     if alike and across:
         text += (
             " bf16 and fp16 round what they store and accumulate in fp32; fp32 and fp64 accumulate in themselves, "
-            f"which is more roundings of size u. The slope between rungs of the same kind is {_span(alike)}, between "
-            f"the two kinds {_span(across)}"
+            "which is more roundings of size u. The slope between precisions of the same kind is "
+            f"{_span(alike)}, between the two kinds {_span(across)}"
         )
         # Said only of what the numbers show: next to nothing is missing where rungs are of a kind.
         explained = max(across) < 1 - DEPARTURE and min(alike) > 1 - DEPARTURE
