@@ -29,6 +29,7 @@ from drift.dataset.sweep import Sweep
 from drift.errors import ConfigError, DatasetError
 from drift.reading import amplitudes
 from drift.reading.amplitudes import AMPLITUDE_POWERS
+from drift.reading.cells import DEEP_STEPS
 from drift.reading.claims import auditing, chunking, model, page, testing
 from drift.reading.claims import published as claims_published
 from drift.reading.claims.auditing import audit
@@ -376,12 +377,18 @@ def test_the_margin_is_what_was_asked() -> None:
     assert held([ds], "C1 rise", rise=5).status is REFUTED
 
 
-def test_of_one_model_and_precision_the_deepest_chain_counts() -> None:
-    cells = [cell(power(0.5), chunk_size=64), cell(flat(), chunk_size=32, steps=256), cell(power(0.5), documents=8)]
-    found = only(cells, "C1 plateau")
+def test_of_one_model_and_precision_the_deepest_chain_counts_and_every_deep_one_in_other_chunks() -> None:
+    flat_one = cell(flat(), chunk_size=32, steps=256)
+    shallow = cell(power(0.5), chunk_size=64, steps=DEEP_STEPS - 1)
+    found = only([shallow, flat_one], "C1 plateau")
     assert found.status is SUPPORTED
     assert found.detail["transitions"] == 255
-    more = only([cells[0], cell(flat(), documents=8)], "C1 plateau")
+    deep = cell(power(0.5), chunk_size=64, steps=DEEP_STEPS)
+    row = held([deep, flat_one, cell(flat(), chunk_size=64, steps=20)], "C1 plateau")
+    assert [f.detail["transitions"] for f in row.findings] == [255, DEEP_STEPS - 1]
+    assert [f.status for f in row.findings] == [SUPPORTED, REFUTED]
+    assert row.status is REFUTED
+    more = only([cell(power(0.5), chunk_size=64), cell(flat(), documents=8)], "C1 plateau")
     assert (more.status, more.detail["documents"]) == (SUPPORTED, 8)
 
 
@@ -395,10 +402,10 @@ def test_drift_of_unrelated_states_is_flat_and_says_that_it_means_little() -> No
 @pytest.mark.parametrize(
     ("law", "status", "kind"),
     [
-        (0.0, SUPPORTED, "insensitive to precision"),
-        (1.0, REFUTED, "proportional to the unit roundoff"),
-        (0.5, REFUTED, "partly sensitive to precision"),
-        (-0.1, REFUTED, "sensitive to precision"),
+        (0.0, SUPPORTED, "structural"),
+        (1.0, REFUTED, "rounding"),
+        (0.5, REFUTED, "both"),
+        (-0.1, REFUTED, "undetermined"),
     ],
 )
 def test_c2_finds_the_power_of_the_unit_roundoff(measure: str, law: float, status: Status, kind: str) -> None:

@@ -184,6 +184,7 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
     ],
     "gain.gains": lambda s: [*(g.rate.verdict.value for g in gain.gains(s)), *gain.gain_sentences(gain.gains(s))],
     "side_by_side.side_by_side": lambda s: column(side_by_side.side_by_side(s), "verdict"),
+    "summary.scaling.scaling_table": lambda s: column(summary.scaling_table(s), "the ladder says", "against the floor"),
     "summary.levels.table": lambda s: column(summary.table(s), "verdict"),
     "summary.describing.headline": lambda s: summary.headline(dataset.folds(s)).values(),
     "summary.describing.curve_sentences": lambda s: summary.curve_sentences(dataset.folds(s)),
@@ -209,7 +210,7 @@ def index(sweep: Sweep) -> str:
 #: Functions that take a sweep and draw no conclusion: they choose, describe, or speak of the instrument.
 SILENT = """
 amplitudes.holding figures.style.sizes_words figures.style.smallest_chunks
-cells.deepest cells.grouped_cells cells.longest cells.protocol_lines cells.protocol_summaries
+cells.deepest cells.grouped_cells cells.judged_chains cells.longest cells.protocol_lines cells.protocol_summaries
 cells.select report.practice.practice report.exhibits.deepest_exhibit claims.chunking.c3 claims.models.c4_level
 claims.against.chains_with_floor claims.saturation.c1_rise claims.missing.undecided claims.page.commands
 controls.evaluating.evaluate
@@ -219,7 +220,9 @@ figures.depth.worst_tokens figures.level.level_vs_chunk_size figures.side_by_sid
 figures.style.dtypes_of figures.style.groups figures.style.model_title figures.style.need_cells gain.by_layer
 excess.accumulations excess.without_one_step plateau.curves.from_sweep plateau.curves.left_out
 side_by_side.chains summary.describing.chunk_sentences
-summary.describing.depth_sentences summary.describing.logit_sentences summary.describing.token_sentences
+summary.describing.depth_answer claims.showing.by_chunk
+summary.describing.depth_sentences summary.explaining.words summary.tables.depth_table
+summary.describing.logit_sentences summary.describing.token_sentences
 summary.inventory.contents summary.inventory.failures summary.inventory.nonfinite summary.inventory.problems
 summary.inventory.provenance summary.levels.curves summary.levels.depth summary.levels.tokens
 summary.reproducing.reproduce

@@ -53,7 +53,7 @@ CLAIMS: tuple[Claim, ...] = (
         f"{100 * PUBLISHED_EFFECT:g} % lower)",
         "change over the tested range of precisions within {precision}, {effects} times the published effect; the "
         "alternative, proportionality to the unit roundoff, is a log-log slope within {proportional:g} of 1",
-        c2, "", "more rungs (fp16, tf32, fp64), other kernels: bf16 rounds what it stores and accumulates in fp32",
+        c2, "", "more precisions (fp16, tf32, fp64), other kernels: bf16 rounds what it stores and accumulates in fp32",
     ),
     Claim(
         "C3", "chunk size",

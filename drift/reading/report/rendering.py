@@ -13,7 +13,7 @@ import drift
 from drift.dataset.hashing import content_hash
 from drift.dataset.opening import open_sweep
 from drift.errors import ReportError
-from drift.reading import controls
+from drift.reading import controls, floor
 from drift.reading.report.exhibits import Exhibit
 from drift.reading.report.front import write_front
 from drift.reading.report.notebooks import (
@@ -26,7 +26,7 @@ from drift.reading.report.notebooks import (
 )
 from drift.reading.report.pages import (
     Page,
-    contents_list,
+    contradictions_banner,
     controls_banner,
     page_body,
     page_title,
@@ -43,6 +43,7 @@ __all__ = ["render"]
 _CLAIMS = "claims"
 #: Folders whose code makes the pages: a change of any file there makes a page stale.
 _CODE = ("dataset", "reading")
+_MADE_OF = (".py", ".css", ".j2")
 #: Beside the pages: the fingerprint of what they were made of.
 INPUTS = "made-of.sha256"
 #: Folder of the figures beside the pages, as pages link to it.
@@ -86,7 +87,7 @@ def _stamp(path: Path) -> list[Any]:
 def _inputs(sweep: Sweep, source: Path, jobs: Sequence[_Job]) -> str:
     """Fingerprint of all that a report is made of: cells, failures, notebooks, parameters, and the code that draws."""
     package = Path(drift.__file__).parent
-    code = [path for folder in _CODE for path in sorted((package / folder).rglob("*.*")) if path.suffix != ".pyc"]
+    code = [path for folder in _CODE for path in sorted((package / folder).rglob("*")) if path.suffix in _MADE_OF]
     sources = dict.fromkeys([source, *(job.source for job in jobs)])
     return content_hash(
         {
@@ -163,7 +164,8 @@ def render(
     executed, failed = _execute(jobs, target, report)
     title = f"Drift report: {sweep.plan.get('name') or source.resolve().name}"
     exhibits = [Exhibit(sweep, f"{_CLAIMS}.html", "", str(source)), *beside]
-    _write_pages(exhibits, executed, target, title, report)
+    banners = {one.name: _banner(one.sweep, parameters or {}) for one in exhibits}
+    _write_pages(exhibits, executed, target, title, banners, report)
     if failed:
         raise NotebookFailure("\n".join(str(error) for error in failed))
     made_of.write_text(f"{inputs}\n", encoding="utf-8")
@@ -209,6 +211,12 @@ def _warn(sweep: Sweep, checked: controls.Checkup, report: Callable[[str], None]
         report("warning: controls of the instrument failed: the pages say so and draw no conclusion")
     for file, reason in sweep.problems.items():
         report(f"warning: {file} is left out: {reason.removeprefix(f'{file}: ')}")
+
+
+def _banner(sweep: Sweep, parameters: Mapping[str, Any]) -> str:
+    """What stands at the top of every page: contradictions, by the measure of the pages, and the controls."""
+    asked = {name: parameters[name] for name in ("measure", "layer") if name in parameters}
+    return contradictions_banner(floor.contradictions(sweep, **asked)) + controls_banner(controls.evaluate(sweep))
 
 
 def _find(notebooks: Sequence[str]) -> list[Path]:
@@ -260,10 +268,10 @@ def _write_pages(
     executed: Sequence[tuple[_Job, Any]],
     target: Path,
     title: str,
+    banners: Mapping[str, str],
     report: Callable[[str], None],
 ) -> None:
     """Write a page per executed notebook, and the one that links them."""
-    banners = {one.name: controls_banner(controls.evaluate(one.sweep)) for one in exhibits}
     links = [("index.html", "Overview"), *((f"{job.name}.html", job.title(n)) for job, n in executed)]
     pages = [_write_page(job, notebook, target, links, banners[job.about], report) for job, notebook in executed]
     write_front(exhibits, pages, target, links, title, banners[""], FIGURES)
@@ -284,7 +292,6 @@ def _write_page(
     saved = save_figures(notebook, job.name, figures)
     page = Page(job.name, job.title(notebook), target / f"{job.name}.html", saved)
     body = page_body(notebook)
-    body = body.replace("<h2 ", contents_list(body) + "<h2 ", 1)
     page.html.write_text(whole_page(page.title, body, links, page.html.name, banner), encoding="utf-8")
     report(f"{page.html}: {page.html.stat().st_size / 1e6:.1f} MB, {len(page.figures)} figures")
     return page
