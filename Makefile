@@ -13,6 +13,7 @@ PRESET ?= default
 TORCH_INDEX ?=
 SWEEP ?= data/sweeps/default
 REPORT ?= reports/local/default
+EVIDENCE := data/evidence/deep
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -60,8 +61,8 @@ report: PREFETCH := --all
 report: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch --all
 	@$(PY) -m drift.sweep default --jobs auto --out $(SWEEP)
-	@$(PY) -m drift.report $(SWEEP) --out $(REPORT)
-	@$(PY) -m drift.verify data/evidence/deep --sample 2 || test $$? -eq 3
+	@$(PY) -m drift.report $(SWEEP) --evidence $(EVIDENCE) --out $(REPORT)
+	@$(PY) -m drift.verify $(EVIDENCE) --sample 2 || test $$? -eq 3
 	@echo "drift: the report lies in $(abspath $(REPORT)):"
 	@ls -1 $(abspath $(REPORT))/*.html
 
@@ -72,7 +73,7 @@ test: PREFETCH := smollm2-135m-instruct
 test: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct
 	@$(MAKE) --no-print-directory lint
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Logs in build/cpus, figures in bench/results/cpus.json; about a quarter of an hour on two cores.
 test-cpus: PREFETCH := smollm2-135m-instruct

@@ -44,6 +44,11 @@ def _parser() -> argparse.ArgumentParser:
         "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
         help="parameter for the notebooks, such as measure=logit_kl or 'models=[\"gemma-3-270m\"]'; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--evidence", action="append", default=[], metavar="FOLDER",
+        help="a sweep that was computed before: what its deeper chains decide stands on the first page, marked, and it "
+        "gets a page of its own; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="render again even where nothing has changed")
     return parser
 
@@ -68,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out,
             parameters,
             report=lambda line: print(line, flush=True),
+            evidence=args.evidence,
             unless_current=not args.force,
         )
     except NotebookFailure as error:

@@ -29,6 +29,7 @@ from drift.dataset.sweep import Sweep
 from drift.errors import ConfigError, DatasetError
 from drift.reading import amplitudes
 from drift.reading.amplitudes import AMPLITUDE_POWERS
+from drift.reading.cells import DEEP_STEPS
 from drift.reading.claims import auditing, chunking, model, page, testing
 from drift.reading.claims import published as claims_published
 from drift.reading.claims.auditing import audit
@@ -376,12 +377,18 @@ def test_the_margin_is_what_was_asked() -> None:
     assert held([ds], "C1 rise", rise=5).status is REFUTED
 
 
-def test_of_one_model_and_precision_the_deepest_chain_counts() -> None:
-    cells = [cell(power(0.5), chunk_size=64), cell(flat(), chunk_size=32, steps=256), cell(power(0.5), documents=8)]
-    found = only(cells, "C1 plateau")
+def test_of_one_model_and_precision_the_deepest_chain_counts_and_every_deep_one_in_other_chunks() -> None:
+    flat_one = cell(flat(), chunk_size=32, steps=256)
+    shallow = cell(power(0.5), chunk_size=64, steps=DEEP_STEPS - 1)
+    found = only([shallow, flat_one], "C1 plateau")
     assert found.status is SUPPORTED
     assert found.detail["transitions"] == 255
-    more = only([cells[0], cell(flat(), documents=8)], "C1 plateau")
+    deep = cell(power(0.5), chunk_size=64, steps=DEEP_STEPS)
+    row = held([deep, flat_one, cell(flat(), chunk_size=64, steps=20)], "C1 plateau")
+    assert [f.detail["transitions"] for f in row.findings] == [255, DEEP_STEPS - 1]
+    assert [f.status for f in row.findings] == [SUPPORTED, REFUTED]
+    assert row.status is REFUTED
+    more = only([cell(power(0.5), chunk_size=64), cell(flat(), documents=8)], "C1 plateau")
     assert (more.status, more.detail["documents"]) == (SUPPORTED, 8)
 
 
@@ -395,10 +402,10 @@ def test_drift_of_unrelated_states_is_flat_and_says_that_it_means_little() -> No
 @pytest.mark.parametrize(
     ("law", "status", "kind"),
     [
-        (0.0, SUPPORTED, "insensitive to precision"),
-        (1.0, REFUTED, "proportional to the unit roundoff"),
-        (0.5, REFUTED, "partly sensitive to precision"),
-        (-0.1, REFUTED, "sensitive to precision"),
+        (0.0, SUPPORTED, "structural"),
+        (1.0, REFUTED, "rounding"),
+        (0.5, REFUTED, "both"),
+        (-0.1, REFUTED, "undetermined"),
     ],
 )
 def test_c2_finds_the_power_of_the_unit_roundoff(measure: str, law: float, status: Status, kind: str) -> None:
@@ -820,10 +827,31 @@ def test_zeros_and_nan_are_said_and_never_a_silent_number(how: str) -> None:
         assert statuses["C4 plateau"] is UNDETERMINED
 
 
-def test_a_rise_from_exactly_zero_is_a_rise_without_a_factor() -> None:
-    found = only([c for c in spoilt("all start at zero") if "bad" in c.attrs["title"]], "C1 rise")
-    assert (found.status, found.estimate) == (SUPPORTED, math.inf)
-    assert found.as_dict()["estimate"] is None
+@pytest.mark.parametrize(("law", "status"), [(flat(), REFUTED), (saturated, SUPPORTED)], ids=["flat", "saturated"])
+def test_a_rise_is_counted_from_the_first_step_that_is_not_the_same_bits(
+    law: Callable[[np.ndarray], np.ndarray], status: Status
+) -> None:
+    ds = cell(law)
+    alone = only([ds], "C1 rise")
+    values = amplitude(ds).copy()
+    put(ds, np.concatenate([np.zeros((len(values), 6)), values], axis=1)[:, :128])
+    found = only([ds], "C1 rise")
+    assert (alone.detail["same_at_first"], found.detail["same_at_first"]) == (0, 6)
+    assert (alone.status, found.status) == (status, status)
+    assert "times step 7, the first that is not the same bits" in found.words
+    level = np.log(amplitude(ds)[:, late_start(128) :]).mean()
+    assert found.estimate == pytest.approx(math.exp(level - np.log(amplitude(ds)[:, 6]).mean()), rel=0.02)
+
+
+def test_a_first_step_of_zero_in_some_documents_has_no_factor() -> None:
+    ds = cell(saturated)
+    values = amplitude(ds).copy()
+    values[0, 0] = 0
+    put(ds, values)
+    found = only([ds], "C1 rise")
+    assert found.detail["same_at_first"] == 0
+    assert math.isfinite(found.estimate) or "exactly zero in some documents" in found.words
+    assert "exactly zero" in found.words
 
 
 def test_a_curve_whose_every_finding_is_nan_leaves_no_number_in_the_summary() -> None:

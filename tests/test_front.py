@@ -15,11 +15,14 @@ from drift import dataset
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import claims, figures, floor
+from drift.reading.claims.model import Status
 from drift.reading.excess import excess_values, floor_values
 from drift.reading.figures import captions
-from drift.reading.report.answers import READINGS, answers
+from drift.reading.report.answers import READINGS, Answers, answers
+from drift.reading.report.exhibits import Exhibit, deepest_exhibit
 from drift.reading.report.front import write_front
 from drift.reading.report.pages import Page
+from drift.reading.report.practice import Advice, advice, advice_words
 
 MODELS = ("alpha", "beta")
 
@@ -34,8 +37,12 @@ def chain(model: str = "alpha", protocol: str = "append", excess: float = 0.95, 
 
 
 def page(cells: list[xr.Dataset], folder: Path, pages: tuple[Page, ...] = ()) -> str:
-    write_front(Sweep(cells), pages, folder, (), "Drift report: mine", "", "figures")
+    write_front([Exhibit(Sweep(cells))], pages, folder, (), "Drift report: mine", "", "figures")
     return (folder / "index.html").read_text(encoding="utf-8")
+
+
+def said_of(cells: list[xr.Dataset]) -> Answers:
+    return answers([Exhibit(Sweep(cells))])
 
 
 # ---------------------------------------------------------------------------------------------- the figure
@@ -92,25 +99,30 @@ def test_the_page_answers_with_what_the_audit_says(tmp_path: Path) -> None:
         for dtype in ("bf16", "fp32")
         for size in (16, 32)
     ]
-    said = answers(Sweep(cells))
+    said = said_of(cells)
     audit = claims.audit(Sweep(cells))
     assert said.readings == ["append", "restart"]
     by_place = {(s.claim.name, s.protocol): s for s in audit.summaries}
     seen = 0
-    for name, _, fields in said.rows:
-        for reading, field in zip(said.readings, fields, strict=True):
-            if (name, reading) in by_place:
-                assert field.word == by_place[name, reading].status.value
-                assert by_place[name, reading].words in field.why
+    for row in said.rows:
+        for reading, field in zip(said.readings, row.fields, strict=True):
+            found = by_place.get((row.name, reading))
+            if found is not None:
+                assert field.word == found.status.value
+                assert found.words in field.why or found.status is Status.NOT_TESTED
+                assert not field.source
                 seen += 1
     assert seen >= 10
     text = page(cells, tmp_path)
     plain = html.unescape(re.sub(r"<[^>]+>", " ", text))
     for sentence in said.sentences:
         assert sentence in plain
-    assert "append: all 8 chains at the floor: drift is rounding" in said.sentences[0]
+    # Of every model and precision the longest chain, as in the table and in the figure.
+    assert "append: all 4 chains at the floor: drift is rounding" in said.sentences[0]
+    assert "over up to 63 transitions; against the floor it changes by" in said.sentences[0]
     assert any("restart" in sentence and "above the floor" in sentence for sentence in said.sentences)
-    open_fields = sum(field.kind == "undetermined" for _, _, fields in said.rows for field in fields)
+    open_fields = sum(field.kind == "undetermined" for row in said.rows for field in row.fields)
+    assert len(said.undetermined) == open_fields
     count = len(said.rows) * len(said.readings)
     assert (f"{open_fields} of {count} fields are undetermined" in plain) == bool(open_fields)
     assert (tmp_path / "figures" / "front.png").read_bytes().startswith(b"\x89PNG")
@@ -118,17 +130,95 @@ def test_the_page_answers_with_what_the_audit_says(tmp_path: Path) -> None:
 
 
 def test_other_readings_have_no_column() -> None:
-    found = answers(Sweep([chain(), chain(protocol="quantized"), chain(protocol="isolated", excess=70.0)]))
+    found = said_of([chain(), chain(protocol="quantized"), chain(protocol="isolated", excess=70.0)])
     assert found.readings == ["append", "isolated"]
     assert set(found.readings) < set(READINGS)
 
 
+def practice(cells: list[xr.Dataset], controls: list[xr.Dataset] | None = None) -> list[str]:
+    found = answers([Exhibit(Sweep(cells, controls=controls or []))]).questions
+    return next(one.lines for one in found if "serves a model" in one.asked)
+
+
 def test_practice_names_the_coarsest_precision_and_the_numbers_of_its_cells() -> None:
     bf16, fp32 = chain(dtype="bf16"), chain(dtype="fp32")
-    (line,) = answers(Sweep([bf16, fp32])).practice
-    assert line.startswith("append, alpha, bf16, chunk 16: ")
+    _, line = practice([bf16, fp32, chain(dtype="bf16", chunk_size=64)])
+    assert line.startswith("alpha, bf16, chunks of 16: ")
     steps = dataset.curve(bf16, "top1_agreement")[:, 16:]
     assert f"{100 * (1 - steps.mean()):.1f} % of the most likely next tokens are others" in line
+
+
+def test_practice_compares_with_full_attention_by_other_kernels() -> None:
+    other = chain(protocol="full(attention=eager)", tokens=256)
+    other.attrs["control"] = "floor"
+    finer = other.assign_coords(dtype="fp32")
+    _, line = practice([chain()], [other, finer])
+    assert line.count("for comparison") == 1
+    assert "for comparison `full(attention=eager)` over 256 tokens:" in line
+
+
+@pytest.mark.parametrize(
+    ("excess", "expected"),
+    [
+        ((0.95, 0.9), Advice.AS_ANOTHER_KERNEL),
+        ((0.95, 40.0), Advice.MORE_THAN_ROUNDING),
+        ((0.95, 2**0.5), Advice.OPEN),
+    ],
+)
+def test_advice_follows_from_where_chains_stand(excess: tuple[float, float], expected: Advice) -> None:
+    cells = [chain(excess=one, model=name) for one, name in zip(excess, MODELS, strict=True)]
+    assert advice([floor.rounding(ds) for ds in cells]) is expected
+    assert practice(cells)[0] == advice_words(expected)
+
+
+# ---------------------------------------------------------------------------------------------- other evidence
+def both(**options: object) -> list[Exhibit]:
+    own = [chain(protocol=name, tokens=256, **options) for name in ("append", "isolated")]
+    deep = [chain(chunk_size=8, excess=3.0), chain(chunk_size=8, model="beta", excess=3.0)]
+    return [Exhibit(Sweep(own)), Exhibit(Sweep(deep), "claims-deep.html", "deep", "data/deep")]
+
+
+def test_what_a_chain_comes_to_is_answered_by_the_deepest_chains_that_test_it() -> None:
+    own, deep = both()
+    said = answers([own, deep])
+    by_name = {row.name: dict(zip(said.readings, row.fields, strict=True)) for row in said.rows}
+    assert by_name["C1 plateau"]["append"].source == "deep"
+    assert by_name["C1 plateau"]["append"].link == "claims-deep.html#C1"
+    (found,) = (s for s in deep.audit.summaries if s.claim.name == "C1 plateau")
+    assert by_name["C1 plateau"]["append"].word == found.status.value
+    assert by_name["C1 plateau"]["isolated"].source == ""
+    assert "above the floor" in said.sentences[0]
+    assert "over up to 127 transitions" in said.sentences[0]
+    (source,) = said.sources
+    assert "append 127" in source
+    assert "isolated" not in source
+
+
+def test_evidence_that_is_no_deeper_answers_nothing() -> None:
+    own, deep = both()
+    shallow = Exhibit(Sweep([chain(tokens=128)]), "claims-other.html", "other")
+    assert {field.source for row in answers([own, shallow]).rows for field in row.fields} == {""}
+    assert deepest_exhibit([own, shallow, deep], "append", lambda one: True) is deep
+    assert deepest_exhibit([own, own], "append", lambda one: True) is own
+    assert deepest_exhibit([own], "restart", lambda one: True) is None
+    assert deepest_exhibit([own, deep], "append", lambda one: one is own) is own
+
+
+def test_precision_is_answered_by_the_sweep_itself() -> None:
+    own, deep = both()
+    own = Exhibit(Sweep([*own.sweep, chain(tokens=256, dtype="fp32")]))
+    deep = Exhibit(Sweep([*deep.sweep, chain(chunk_size=8, dtype="fp32", excess=3.0)]), "d.html", "deep")
+    row = next(row for row in answers([own, deep]).rows if row.name == "C2 precision")
+    assert row.fields[0].source == ""
+
+
+def test_the_page_marks_what_other_evidence_says(tmp_path: Path) -> None:
+    write_front(both(), (), tmp_path, (), "Drift report: mine", "", "figures")
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "†</a>" in text
+    assert "† from the evidence deep, which was computed before" in text
+    plain = html.unescape(re.sub(r"<[^>]+>", " ", text))
+    assert "python -m drift.verify data/deep --cell " in plain
 
 
 def test_what_stands_in_a_file_is_text_on_the_page(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from drift.reading.plateau import curves, terminal
 from drift.reading.plateau.model import Verdict
 from drift.reading.report import front
 from drift.reading.report.answers import Answers, answers
+from drift.reading.report.exhibits import Exhibit
 from drift.reading.statistics import rate, slope
 
 MEASURE, LAYER = "hidden_rel_l2", "last"
@@ -183,11 +184,12 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
     ],
     "gain.gains": lambda s: [*(g.rate.verdict.value for g in gain.gains(s)), *gain.gain_sentences(gain.gains(s))],
     "side_by_side.side_by_side": lambda s: column(side_by_side.side_by_side(s), "verdict"),
+    "summary.scaling.scaling_table": lambda s: column(summary.scaling_table(s), "the ladder says", "against the floor"),
     "summary.levels.table": lambda s: column(summary.table(s), "verdict"),
     "summary.describing.headline": lambda s: summary.headline(dataset.folds(s)).values(),
     "summary.describing.curve_sentences": lambda s: summary.curve_sentences(dataset.folds(s)),
     "report.front.write_front": lambda s: re.findall(r'<ul class="lead">(.*?)</ul>', index(s), flags=re.DOTALL),
-    "report.answers.answers": lambda s: first_page(answers(s)),
+    "report.answers.answers": lambda s: first_page(answers([Exhibit(s)])),
     "figures.floor.drift_and_floor": lambda s: texts(figures.drift_and_floor(s)),
     "figures.chain.drift_per_step": lambda s: texts(figures.drift_per_step(dataset.folds(s))),
     "figures.level.level_vs_roundoff": lambda s: texts(figures.level_vs_roundoff(dataset.folds(s))),
@@ -196,20 +198,20 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
 
 
 def first_page(said: Answers) -> list[str]:
-    return [*said.sentences, *(field.word for _, _, row in said.rows for field in row), *said.contradictions]
+    return [*said.sentences, *(field.word for row in said.rows for field in row.fields)]
 
 
 def index(sweep: Sweep) -> str:
     assert sweep.folder is not None
-    front.write_front(sweep, (), sweep.folder, (), "a sweep", "", "figures")
+    front.write_front([Exhibit(sweep)], (), sweep.folder, (), "a sweep", "", "figures")
     return (sweep.folder / "index.html").read_text(encoding="utf-8")
 
 
 #: Functions that take a sweep and draw no conclusion: they choose, describe, or speak of the instrument.
 SILENT = """
 amplitudes.holding figures.style.sizes_words figures.style.smallest_chunks
-cells.deepest cells.grouped_cells cells.longest cells.protocol_lines cells.protocol_summaries
-cells.select claims.chunking.c3 claims.models.c4_level
+cells.deepest cells.grouped_cells cells.judged_chains cells.longest cells.protocol_lines cells.protocol_summaries
+cells.select report.practice.practice report.exhibits.deepest_exhibit claims.chunking.c3 claims.models.c4_level
 claims.against.chains_with_floor claims.saturation.c1_rise claims.missing.undecided claims.page.commands
 controls.evaluating.evaluate
 controls.floor.floors controls.floor.in_floors controls.gating.gate figures.logits.logits_per_step
@@ -218,7 +220,9 @@ figures.depth.worst_tokens figures.level.level_vs_chunk_size figures.side_by_sid
 figures.style.dtypes_of figures.style.groups figures.style.model_title figures.style.need_cells gain.by_layer
 excess.accumulations excess.without_one_step plateau.curves.from_sweep plateau.curves.left_out
 side_by_side.chains summary.describing.chunk_sentences
-summary.describing.depth_sentences summary.describing.logit_sentences summary.describing.token_sentences
+summary.describing.depth_answer claims.showing.by_chunk
+summary.describing.depth_sentences summary.explaining.words summary.tables.depth_table
+summary.describing.logit_sentences summary.describing.token_sentences
 summary.inventory.contents summary.inventory.failures summary.inventory.nonfinite summary.inventory.problems
 summary.inventory.provenance summary.levels.curves summary.levels.depth summary.levels.tokens
 summary.reproducing.reproduce
@@ -310,12 +314,13 @@ def test_claims_that_are_withheld_would_be_supported_from_no_margin(spoilt: Swee
 
 
 def takers() -> Iterator[str]:
-    """Public functions of the reading wing that take a sweep."""
+    """Public functions of the reading wing that take a sweep, or the exhibits of a report."""
     for module in pkgutil.walk_packages(drift.reading.__path__, "drift.reading."):
         here = importlib.import_module(module.name)
         for name, function in vars(here).items():
             mine = inspect.isfunction(function) and function.__module__ == module.name and name[0] != "_"
-            if mine and any("Sweep" in str(p.annotation) for p in inspect.signature(function).parameters.values()):
+            given = [str(p.annotation) for p in inspect.signature(function).parameters.values()] if mine else []
+            if any(kind in text for text in given for kind in ("Sweep", "Exhibit")):
                 yield f"{module.name.removeprefix('drift.reading.')}.{name}"
 
 

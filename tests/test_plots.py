@@ -162,8 +162,8 @@ def test_titles_come_from_the_data() -> None:
     many = {"tokens": 512, "documents": 4}
     rounding = Sweep([small(dtype=d, level=flat(synthetic.APPEND[d]), **many) for d in ("bf16", "fp32")])
     structural = Sweep([small(dtype=d, level=flat(0.5), **many) for d in ("bf16", "fp32")])
-    assert "it is rounding" in figures.drift_per_step(rounding).get_suptitle().replace("\n", " ")
-    assert "it is structural" in figures.drift_per_step(structural).get_suptitle().replace("\n", " ")
+    assert "rounding: drift is" in figures.drift_per_step(rounding).get_suptitle().replace("\n", " ")
+    assert "structural: drift does" in figures.drift_per_step(structural).get_suptitle().replace("\n", " ")
     assert "to the power 0.00" in figures.level_vs_roundoff(structural).get_suptitle().replace("\n", " ")
 
 

@@ -23,12 +23,12 @@ from drift._resources import resource
 from drift.claims import main as claims_main
 from drift.errors import ReportError
 from drift.plateau import main as judge
-from drift.reading import controls
+from drift.reading import controls, floor
 from drift.reading.claims import auditing, model
 from drift.reading.claims import page as claims_page
 from drift.reading.report import rendering
 from drift.reading.report.notebooks import DEFAULT_NOTEBOOKS
-from drift.reading.report.pages import controls_banner
+from drift.reading.report.pages import controls_banner, page_body
 
 ROOT = Path(drift.__file__).parents[1]
 NOTEBOOKS = ("claims", "why", "plateau", "precision", "readings", "layers")
@@ -70,8 +70,8 @@ def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
     assert {
         "front.png",
         "claims-plateau-append.png", "claims-plateau-restart.png", "claims-growth.png", "claims-precision.png",
-        "claims-level-vs-roundoff.png", "plateau-drift-per-step-append.png",
-        "plateau-drift-per-step-restart.png", "plateau-heat-map.png",
+        "claims-chunk-size.png", "plateau-drift-per-step-append.png",
+        "plateau-drift-per-step-restart.png", "layers-heat-map-append.png",
         "plateau-logits-per-step.png", "plateau-level-vs-roundoff.png", "plateau-level-vs-chunk-size.png",
         "layers-growth-through-depth.png", "layers-keys-and-values.png", "layers-worst-tokens-append.png",
     } <= figures  # fmt: skip
@@ -83,8 +83,8 @@ def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
         file, _, place = link.partition("#")
         assert (out / file).is_file(), link
         assert not place or re.search(f"id=.{place}.", (out / file).read_text()), link
-    assert "append: drift scales with the unit roundoff: it is rounding, in all 2 models" in index
-    assert "restart: drift does not depend on the precision: it is structural" in index
+    assert "append: rounding: drift is proportional to the unit roundoff, in all 2 models" in index
+    assert "restart: structural: drift does not depend on the precision" in index
     assert "broken.nc is left out" in said
     assert "1 files could not be used" in index
     assert f"report: {out / 'index.html'}" in said
@@ -116,7 +116,7 @@ def _network(text: str) -> list[str]:
 def test_plateau_page_says_what_the_cells_say(rendered: tuple[Path, str]) -> None:
     text = (rendered[0] / "plateau.html").read_text()
     for words in (
-        "it scales with rounding", "so it is structural", "log-log slope",
+        "rounding: drift is proportional", "structural: drift does not depend", "log-log slope",
         "python -m drift.sweep --set model=alpha,beta",
         "None: every value in every lane is finite.", "broken.nc", "What was run on what", "level / unit roundoff",
         "per doubling of depth (90 % interval", "two one-sided tests",
@@ -176,11 +176,73 @@ def test_claims_come_first(rendered: tuple[Path, str]) -> None:
     for page in rendered[0].glob("*.html"):
         links = re.findall(r'(?:href="(\w+)\.html"|class="here")>', page.read_text().split("</nav>")[0])
         assert [name or page.stem for name in links] == ["index", *NOTEBOOKS]
-    text = (rendered[0] / "claims.html").read_text().split("<main>")[1]
-    order = [text.index(mark) for mark in ("<h1", '<div class="claims">', "Supported</strong>", "<h2", "<img")]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_page_opens_with_sentence_figure_and_table_and_folds_the_rest(
+    rendered: tuple[Path, str], name: str
+) -> None:
+    body = (rendered[0] / f"{name}.html").read_text().split("<main>")[1]
+    unfolded = body[: body.index('<details class="fold"')]
+    order = [unfolded.index(mark) for mark in ("<h1", "<li>", "<img", "<table")]
     assert order == sorted(order)
-    between = text[text.index("</h1>") : text.index('<div class="claims">')]
-    assert re.sub(r"<[^>]+>", "", between).strip() == "", "something stands above the table"
+    assert "<h2" not in unfolded
+    assert len(re.findall("<h2", body)) == len(re.findall('<details class="fold"><summary id="[^"]+"><h2>', body)) > 3
+    assert len(_words(unfolded)) < 1500
+    # links to a section lead to what is visible while it is folded
+    ids = re.findall(r'\bid="([^"]+)"', body)
+    assert len(ids) == len(set(ids))
+
+
+def _words(body: str) -> list[str]:
+    return html.unescape(re.sub(r"<[^>]+>", " ", body)).split()
+
+
+def test_claims_have_anchors_that_are_seen_while_folded(rendered: tuple[Path, str]) -> None:
+    text = (rendered[0] / "claims.html").read_text()
+    for key in ("C1", "C2", "C3", "C4"):
+        assert re.search(f'<summary id="[^"]+"><h2><span id="{key}"></span>{key}: ', text), key
+
+
+def test_folded_sections_do_not_repeat_themselves(rendered: tuple[Path, str]) -> None:
+    text = (rendered[0] / "claims.html").read_text().split("<main>")[1]
+    sentences = [html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", text)]
+    long = [sentence for sentence in sentences if len(sentence.split()) > 25]
+    # the table of verdicts has a finding in full where a claim rests on one
+    assert len(long) > 20
+    assert max(long.count(sentence) for sentence in long) <= 2
+    assert len(_words(text)) < 20_000
+
+
+def test_a_page_without_an_answer_opens_its_first_section() -> None:
+    v4 = nbformat.v4
+    heads = [v4.new_markdown_cell(f"## {name} `x`\n\ntext of {name}") for name in ("one", "two")]
+    body = page_body(v4.new_notebook(cells=[v4.new_markdown_cell("# Title"), *heads]))
+    assert re.findall(r'<details class="fold"( open)?><summary id="[^"]+"><h2>(\w+) <code>x</code></h2>', body) == [
+        (" open", "one"), ("", "two")
+    ]  # fmt: skip
+    assert body.index("text of one") < body.index("</details>") < body.index("text of two")
+
+
+def test_a_contradiction_is_at_the_top_of_every_page(tmp_path: Path) -> None:
+    """A ladder that says rounding, three floors above it: the same line on the first page and on every other."""
+    for dtype, level in (("bf16", 1e-2), ("fp32", 1e-2 * 2.0**-16)):
+        ds = synthetic.cell(dtype=dtype, documents=4, tokens=512, chunk_size=8, layers=2, noise=0.05,
+                            level=lambda step, x=3 * level: x + 0 * step,
+                            floor=lambda step, x=level: x + 0 * step)  # fmt: skip
+        dataset.write(ds, tmp_path / "sweep" / f"{dtype}.nc")
+    (found,) = floor.contradictions(drift.open_sweep(tmp_path / "sweep"))
+    rendering.render(tmp_path / "sweep", ["layers", "readings"], tmp_path / "out", report=lambda line: None)
+    for name in ("index", "layers", "readings"):
+        top, main = (tmp_path / "out" / f"{name}.html").read_text().split("<main>")
+        assert f'<p class="contradiction" role="alert">Contradiction: {html.escape(found.words)}</p>' in top, name
+        assert "Contradiction" not in main
+    assert ".contradiction {" in resource_css()
+    assert re.search(r"\.contradiction \{[^}]*color: #b00020", resource_css())
+
+
+def resource_css() -> str:
+    return (Path(drift.__file__).parent / "reading" / "report" / "templates" / "page.css").read_text()
 
 
 def test_margins_reach_the_claims_and_the_commands(sweep: Path, tmp_path: Path) -> None:
@@ -411,3 +473,27 @@ def test_a_current_report_is_not_rendered_again(sweep: Path, tmp_path: Path, cap
     assert rendered()
     assert rendered("--force")
     assert not rendered()
+
+
+def test_evidence_has_a_page_of_its_own_and_answers_what_its_chains_decide(
+    sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evidence, out = tmp_path / "deep chains", tmp_path / "out"
+    synthetic.sweep(evidence, ["alpha"], ["bf16"], ["append"], [8], layers=2, tokens=256)
+    command = [str(sweep), "--notebook", "claims", "--evidence", str(evidence), "--out", str(out)]
+    assert drift_report.main(command) == 0
+    name = evidence.name
+    page = out / f"claims-{name.replace(' ', '-')}.html"
+    assert f"(evidence: {name})" in page.read_text()
+    index = (out / "index.html").read_text()
+    assert f'href="{page.name}#C1"' in index
+    assert f"† from the evidence {name}" in index
+    assert f"python -m drift.verify {shlex.quote(str(evidence))} --cell " in html.unescape(index)
+    assert list((out / "figures").glob(f"{page.stem}-*.png"))
+    capfd.readouterr()
+    assert drift_report.main(command) == 0
+    assert "(current;" in capfd.readouterr().out
+    os.utime(next(evidence.glob("*.nc")), (1, 1))
+    assert drift_report.main([*command, "--evidence", str(evidence)]) == 2
+    assert "would overwrite the page of the first" in capfd.readouterr().err
+    assert drift_report.main([*command[:-2], "--out", str(out), "--evidence", str(tmp_path / "nowhere")]) == 2

@@ -23,6 +23,7 @@ from drift.reading import figures, ladder, summary
 from drift.reading.plateau.deciding import plateau
 from drift.reading.statistics.slope import Scaling
 from drift.reading.wording import numbers, tables
+from drift.reading.wording.verdicts import SCALING_WORDS
 
 pytestmark = pytest.mark.numerical
 
@@ -109,17 +110,32 @@ def test_slope_leaves_out_what_has_no_logarithm_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("power", "noise", "kind", "said"),
     [
-        (1.0, 0.1, Scaling.ROUNDING, "it scales with rounding (log-log slope "),
-        (0.0, 0.1, Scaling.STRUCTURAL, "it does not scale with the unit roundoff, so it is structural (log-log slope "),
-        (0.5, 0.1, Scaling.BOTH, "it shrinks with the unit roundoff, but less than in proportion: rounding and more"),
+        (1.0, 0.1, Scaling.ROUNDING, "rounding: drift is proportional to the unit roundoff (log-log slope "),
+        (0.0, 0.1, Scaling.STRUCTURAL, "structural: drift does not depend on the precision (log-log slope "),
+        (
+            0.5,
+            0.1,
+            Scaling.BOTH,
+            "both: drift shrinks with the unit roundoff, but less than in proportion (log-log slope ",
+        ),
         (
             1.4,
             0.1,
             Scaling.UNDETERMINED,
-            "undetermined (drift shrinks faster than the unit roundoff; log-log slope 1.4",
+            "undetermined: these data do not decide (drift shrinks faster than the unit roundoff; log-log slope 1.4",
         ),
-        (-0.5, 0.1, Scaling.UNDETERMINED, "undetermined (drift is larger at finer precision; log-log slope -0.5"),
-        (0.805, 0.3, Scaling.UNDETERMINED, "undetermined (the interval reaches across a margin; log-log slope 0.8"),
+        (
+            -0.5,
+            0.1,
+            Scaling.UNDETERMINED,
+            "undetermined: these data do not decide (drift is larger at finer precision; log-log slope -0.5",
+        ),
+        (
+            0.805,
+            0.3,
+            Scaling.UNDETERMINED,
+            "undetermined: these data do not decide (the interval reaches across a margin; log-log slope 0.8",
+        ),
     ],
 )
 def test_one_judge_of_rounding(power: float, noise: float, kind: Scaling, said: str) -> None:
@@ -133,8 +149,7 @@ def test_one_judge_of_rounding(power: float, noise: float, kind: Scaling, said: 
     (one,) = ladder.ladders(sweep)
     assert one.slope.verdict is kind
     assert said in summary.curve_sentences(sweep)[0]
-    assert (kind.value in summary.headline(sweep)["append"]) or kind in (Scaling.UNDETERMINED, Scaling.BOTH)
-    assert "cannot be said" in summary.headline(sweep)["append"] or kind is not Scaling.UNDETERMINED
+    assert SCALING_WORDS[kind] in summary.headline(sweep)["append"]
     title = figures.level_vs_roundoff(sweep).axes[0].get_title()
     assert (f": {kind.value}" in title) or kind is Scaling.UNDETERMINED
     assert "rounding" not in title or kind is Scaling.ROUNDING
@@ -145,7 +160,7 @@ def test_a_divergence_is_judged_by_its_square_root() -> None:
     for ds in cells:
         ds["logit_kl"].values[...] = dataset.curve(ds, "hidden_rel_l2") ** 2
     text = summary.curve_sentences(Sweep(cells), "logit_kl")[0]
-    assert "it scales with rounding (log-log slope of its square root 1.0" in text
+    assert "rounding: drift is proportional to the unit roundoff (log-log slope of its square root 1.0" in text
 
 
 def test_slopes_of_points_have_no_verdict() -> None:
@@ -165,12 +180,12 @@ def real() -> Sweep:
 def test_sentences_say_rounding_and_structural(real: Sweep) -> None:
     append = [s for s in summary.curve_sentences(real) if s.startswith("append")]
     assert "1.3e-2 in bf16" in append[0] or "1.2e-2 to 1.3e-2 in bf16" in append[0]
-    assert "65,536-fold change in unit roundoff: it scales with rounding" in append[0]
-    assert "it scales with rounding (log-log slope 0.87" in append[0]
+    assert "65,536-fold change in unit roundoff; rounding: drift is proportional" in append[0]
+    assert "proportional to the unit roundoff (log-log slope 0.87" in append[0]
     assert "undetermined (too few steps)" in append[1]
     restart = [s for s in summary.curve_sentences(real) if s.startswith("restart")]
-    assert "it does not scale with the unit roundoff, so it is structural" in restart[0]
-    assert summary.headline(real)["append"].startswith("append: drift scales with the unit roundoff: it is rounding")
+    assert "structural: drift does not depend on the precision" in restart[0]
+    assert summary.headline(real)["append"].startswith("append: rounding: drift is proportional to the unit roundoff")
     assert "structural" in summary.headline(real)["reprime"]
     assert "1 ± 0.2" in summary.thresholds()
     assert "± 0.05 of 0" in summary.thresholds()
@@ -189,8 +204,8 @@ def test_models_that_disagree_are_named() -> None:
     cells = [small(model="a", dtype=d, level=flat(0.5)) for d in ("bf16", "fp32")]
     cells += [small(model="b", dtype=d, level=flat(synthetic.APPEND[d])) for d in ("bf16", "fp32")]
     text = summary.headline(Sweep(cells))["append"]
-    assert "a: drift does not depend" in text
-    assert "b: drift scales" in text
+    assert "a: structural: drift does not depend" in text
+    assert "b: rounding: drift is proportional" in text
 
 
 @pytest.mark.parametrize(("power", "word"), [(0.0, "flat"), (0.3, "growing"), (-0.3, "decaying")])
@@ -341,8 +356,8 @@ def test_select_and_longest(real: Sweep) -> None:
 def test_headlines_are_the_verdicts_of_the_ladder() -> None:
     """A slope of .6 is neither, and one precision says nothing but takes nothing from what several say."""
     cells = [small(dtype=d, level=flat(synthetic.ROUNDOFF[d] ** 0.6)) for d in ("bf16", "fp32")]
-    assert "rounding and more (slope 0.60)" in summary.headline(Sweep(cells))["append"]
+    assert "less than in proportion; slope 0.60" in summary.headline(Sweep(cells))["append"]
     good = [small(dtype=d, level=flat(synthetic.APPEND[d])) for d in ("bf16", "fp32")]
     alone = small(dtype="bf16", chunk_size=32, level=flat(synthetic.APPEND["bf16"]))
-    assert "it is rounding (slope" in summary.headline(Sweep([*good, alone]))["append"]
-    assert "cannot be said from these cells (one precision only)" in summary.headline(Sweep([alone]))["append"]
+    assert "proportional to the unit roundoff; slope" in summary.headline(Sweep([*good, alone]))["append"]
+    assert "these data do not decide (one precision only)" in summary.headline(Sweep([alone]))["append"]

@@ -16,7 +16,7 @@ from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 
-__all__ = ["DISTURBED", "ONE_STEP", "folds", "is_fold", "keep", "left_out"]
+__all__ = ["DISTURBED", "ONE_STEP", "REFERENCES", "folds", "is_fold", "keep", "left_out"]
 
 #: The protocol that computes every chunk on full attention's own keys and values: its drift is made in one step.
 ONE_STEP = "one_step"
@@ -24,7 +24,8 @@ ONE_STEP = "one_step"
 DISTURBED = ("full", ONE_STEP, "perturbed", "random_walk", "shifted")
 #: Protocols whose chain is one of generated tokens, not of chunks of a text.
 GENERATING = ("decode",)
-_REFERENCES = {
+#: What folds are compared with, in words.
+REFERENCES = {
     "full": "full attention at the same precision",
     "gold": "full attention in float64",
     "fold64": "the same fold in float64",
@@ -65,7 +66,7 @@ def folds(sweep: Sweep, reference: str = "full", generating: bool = False) -> Sw
     if len(sweep) and not len(found):
         there = sorted({f"{ds['protocol'].item()} against {ds['reference'].item()}" for ds in sweep})
         raise DatasetError(
-            f"no cell compares a fold with {_REFERENCES.get(reference, reference)} (reference {reference!r}); there "
+            f"no cell compares a fold with {REFERENCES.get(reference, reference)} (reference {reference!r}); there "
             f"are: {', '.join(there[:8])}{', ...' * (len(there) > 8)}"
         )
     return found
@@ -78,7 +79,7 @@ def left_out(sweep: Sweep, kept: Sweep) -> str:
     for ds in sweep:
         if id(ds) not in mine:
             name, reference = parse_label(ds["protocol"].item()).name, ds["reference"].item()
-            what = f"{name} against {_REFERENCES.get(reference, reference)}" if reference != "full" else name
+            what = f"{name} against {REFERENCES.get(reference, reference)}" if reference != "full" else name
             counts[what] = counts.get(what, 0) + 1
     if not counts:
         return ""

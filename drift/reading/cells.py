@@ -12,6 +12,7 @@ from drift.dataset.contract import SCALARS
 from drift.dataset.sweep import Sweep
 
 __all__ = [
+    "DEEP_STEPS",
     "TEXT_AXES",
     "after_layer",
     "axis_value",
@@ -19,6 +20,7 @@ __all__ = [
     "deepest",
     "file_name",
     "grouped_cells",
+    "judged_chains",
     "layer_words",
     "longest",
     "protocol_lines",
@@ -112,3 +114,21 @@ def deepest(sweep: Sweep) -> list[xr.Dataset]:
         if key not in found or size > (found[key].sizes["step"], found[key].sizes["document"]):
             found[key] = ds
     return list(found.values())
+
+
+#: A chain of so many steps is judged in whatever chunks it comes: 31 transitions, three times as deep as the published
+#: rise. A shorter one is judged where there is none deeper.
+DEEP_STEPS = 32
+
+
+def judged_chains(sweep: Sweep) -> list[xr.Dataset]:
+    """The chains that verdicts on depth rest on: of every model and precision the deepest, then those in other chunks.
+
+    A chain in other chunks counts from :data:`DEEP_STEPS` steps on; per chunk size it is the longest one, and of those
+    as long the one with more documents.
+    """
+    first = deepest(sweep)
+    there = {id(ds) for ds in first}
+    sizes = sorted({ds["chunk_size"].item() for ds in sweep})
+    by_size = (deepest(sweep.derive(ds for ds in sweep if ds["chunk_size"].item() == size)) for size in sizes)
+    return first + [ds for cells in by_size for ds in cells if ds.sizes["step"] >= DEEP_STEPS and id(ds) not in there]

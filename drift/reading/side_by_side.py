@@ -8,6 +8,7 @@ audit of :mod:`drift.claims` and nothing else.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,18 @@ from drift.reading.summary.describing import lost_words
 from drift.reading.wording import numbers
 from drift.reading.wording.numbers import percent
 
-__all__ = ["chains", "reading_sentences", "reproduced", "shown", "side_by_side"]
+__all__ = ["by_reading", "chains", "reading_sentences", "reproduced", "shown", "side_by_side"]
 
 
 def chains(sweep: Sweep) -> Sweep:
     """Keep, per protocol, model and precision, the deepest chain of a fold against full attention."""
+    return _chosen(sweep, cells.deepest)
+
+
+def _chosen(sweep: Sweep, choose: Callable[[Sweep], list[xr.Dataset]]) -> Sweep:
     part = dataset.folds(sweep, generating=True)
-    deepest = {id(ds) for p in part.values("protocol") for ds in cells.deepest(part.sel(protocol=p))}
-    return dataset.keep(part, lambda ds: id(ds) in deepest)
+    chosen = {id(ds) for p in part.values("protocol") for ds in choose(part.sel(protocol=p))}
+    return dataset.keep(part, lambda ds: id(ds) in chosen)
 
 
 def _gap(ds: xr.Dataset) -> np.ndarray:
@@ -41,19 +46,21 @@ def _gap(ds: xr.Dataset) -> np.ndarray:
 
 
 def side_by_side(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> pd.DataFrame:
-    """Describe the deepest chain of every protocol, model and precision, one row each.
+    """Describe the chains of every protocol that C1 is judged by, one row each.
+
+    Those are :func:`drift.reading.cells.judged_chains`, so that verdicts here are counted as there.
 
     Returns
     -------
     pandas.DataFrame
         The columns of :func:`drift.reading.summary.levels.table` (levels of the measure itself), ``floors``
-        (the level in units of the floor, see :mod:`drift.reading.controls`; NaN where none was measured), ``nll_full``,
-        ``nll_fold``, ``nll_gap`` with
+        (the level in units of how far full attention is from itself on other kernels, see
+        :mod:`drift.reading.controls`; NaN where that was not measured), ``nll_full``, ``nll_fold``, ``nll_gap`` with
         ``gap_low`` and ``gap_high`` (smallest and largest document), ``nll_nonfinite`` (values of NLL past the first
         quarter that are NaN or Inf, which those leave out), and ``token_agreement`` where the chain is one of generated
         tokens.
     """
-    part = chains(sweep)
+    part = _chosen(sweep, cells.judged_chains)
     table = summary.table(part, measure, layer)
     checked = controls.evaluate(sweep, measure, layer)
     rows: list[dict[str, Any]] = []
@@ -90,7 +97,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         "steps": table["steps"],
         "documents": table["documents"],
         "level": table["level"].map(lambda v: numbers.number(v, 3)),
-        "level / floor": table["floors"].map(lambda v: "–" if math.isnan(v) else numbers.number(v)),
+        "level / other kernels": table["floors"].map(lambda v: "–" if math.isnan(v) else numbers.number(v)),
         "verdict": [v.replace("_", " ") + (f" ({r})" if r else "")
                     for v, r in zip(table["verdict"], table["reason"], strict=True)],
         "growth per doubling": table["growth"].map(lambda v: "–" if math.isnan(v) else percent(v)),
@@ -104,19 +111,45 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def by_reading(table: pd.DataFrame) -> pd.DataFrame:
+    """Write a row per reading: how far it drifts, what its chains do, and what that costs."""
+    rows = []
+    for protocol, mine in table.groupby("protocol", sort=False):
+        bad = lost_words(int(mine["nonfinite"].sum() + mine["nll_nonfinite"].sum()))
+        rows.append(
+            {
+                "reading": protocol,
+                "level": ", ".join(_levels(mine)),
+                "chains": f"{_models(mine)}: {_verdicts(mine)}",
+                "change of NLL [nat per token]": numbers.range_words(mine["nll_gap"], write=numbers.signed_number)
+                + bad.rstrip("."),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _levels(rows: pd.DataFrame) -> list[str]:
+    return [f"{numbers.range_words(group['level'])} in {dtype}" for dtype, group in rows.groupby("dtype", sort=False)]
+
+
+def _verdicts(rows: pd.DataFrame) -> str:
+    kinds = [v.replace("_", " ") for v in rows["verdict"]]
+    return ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
+
+
+def _models(rows: pd.DataFrame) -> str:
+    """Count chains, and the models that they are of: a model is in it once per precision and chunk size."""
+    chains, models = len(rows), rows["model"].nunique()
+    return f"{chains} chain{'s' * (chains != 1)} of {models} model{'s' * (models != 1)}"
+
+
 def reading_sentences(table: pd.DataFrame) -> list[str]:
     """Say per reading how far it drifts, what its chains do, and what that costs."""
     said = []
     for protocol, rows in table.groupby("protocol", sort=False):
-        kinds = [v.replace("_", " ") for v in rows["verdict"]]
-        counted = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
-        parts = [
-            f"{numbers.range_words(group['level'])} in {dtype}" for dtype, group in rows.groupby("dtype", sort=False)
-        ]
-        chains = f"{len(rows)} chain{'s' * (len(rows) != 1)}"
         bad = int(rows["nonfinite"].sum() + rows["nll_nonfinite"].sum())
         said.append(
-            f"{protocol}: level {', '.join(parts)}; of {chains} {counted}; change of NLL "
+            f"{protocol}: level {', '.join(_levels(rows))}; of {_models(rows)} {_verdicts(rows)}; change of NLL "
             f"{numbers.range_words(rows['nll_gap'], write=numbers.signed_number)} nat per token." + lost_words(bad)
         )
     return said or ["There are no cells to describe."]

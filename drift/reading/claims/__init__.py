@@ -40,6 +40,16 @@ from drift.reading.claims.page import (
 )
 from drift.reading.claims.published import CLAIMS
 from drift.reading.claims.saturation import verdicts
+from drift.reading.claims.showing import (
+    answer,
+    by_chunk,
+    by_measure,
+    chain_answer,
+    chain_table,
+    findings,
+    measures_legend,
+    verdict_table,
+)
 from drift.reading.claims.wording import span, writer
 from drift.reading.statistics.intervals import holm
 
@@ -59,8 +69,13 @@ __all__ = [
     "Status",
     "amplitude",
     "amplitude_power",
+    "answer",
     "audit",
+    "by_chunk",
+    "by_measure",
     "by_protocol",
+    "chain_answer",
+    "chain_table",
     "changes",
     "commands",
     "deepest",
@@ -68,18 +83,21 @@ __all__ = [
     "estimate",
     "evidence",
     "files",
+    "findings",
     "holm",
     "html",
     "limits",
     "markdown",
     "matrix",
     "meaning",
+    "measures_legend",
     "method",
     "parse_margins",
     "settings",
     "span",
     "undecided",
     "verdict_sentences",
+    "verdict_table",
     "verdicts",
     "writer",
 ]

@@ -10,7 +10,7 @@ import xarray as xr
 from drift.dataset.choosing import keep
 from drift.dataset.sweep import Sweep
 from drift.reading import floor
-from drift.reading.cells import deepest, file_name
+from drift.reading.cells import file_name, judged_chains
 from drift.reading.claims.model import Finding, Setting, Status
 from drift.reading.claims.saturation import chain_name, growth_finding
 from drift.reading.controls.gating import gate
@@ -24,8 +24,8 @@ __all__ = ["c1_accumulation", "c1_excess", "chains_with_floor"]
 
 
 def chains_with_floor(sweep: Sweep, measure: str) -> list[xr.Dataset]:
-    """Per model and precision the longest chain among those that have a floor."""
-    return deepest(keep(sweep, lambda ds: missing(ds, measure, Of.EXCESS) is None))
+    """The judged chains among those that have a floor."""
+    return judged_chains(keep(sweep, lambda ds: missing(ds, measure, Of.EXCESS) is None))
 
 
 def _asked(setting: Setting) -> dict[str, float]:
@@ -49,7 +49,7 @@ def c1_accumulation(sweep: Sweep, measure: str, layer: int | str, setting: Setti
     Where that error is exactly zero there is no ratio to test, and all drift is inherited: that is said in its place.
     """
     pairs = {id(found.ds): found for found in accumulations(sweep, measure, layer)}
-    for ds in deepest(sweep.derive(found.ds for found in pairs.values())):
+    for ds in judged_chains(sweep.derive(found.ds for found in pairs.values())):
         found, scope = pairs[id(ds)], chain_name(ds)
         curve = Curve(scope, {}, found.values, (), Of.ACCUMULATION, found.inherited)
         (p,) = curves.judge([curve], gate(sweep), **_asked(setting))

@@ -11,7 +11,7 @@ import pandas as pd
 from drift import dataset
 from drift.dataset.sweep import Sweep
 from drift.reading.amplitudes import amplitude
-from drift.reading.cells import deepest
+from drift.reading.cells import judged_chains
 from drift.reading.claims.against import chains_with_floor
 from drift.reading.claims.model import SIGNS, Audit, Finding, Setting, Status
 from drift.reading.claims.page import share_words
@@ -59,7 +59,7 @@ def undecided(found: Audit, sweep: Sweep) -> pd.DataFrame:
     for s in found.summaries:
         chains: Sequence[Float] = ()  # in the order of the findings
         if s.claim.name == "C1 plateau":
-            chains = [amplitude(ds, found.measure, found.layer) for ds in deepest(sweep.sel(protocol=s.protocol))]
+            chains = [amplitude(ds, found.measure, found.layer) for ds in judged_chains(sweep.sel(protocol=s.protocol))]
         if s.claim.name == "C1 excess" and s.protocol:
             with_floor = chains_with_floor(sweep.sel(protocol=s.protocol), found.measure)
             chains = [excess_values(ds, found.measure, found.layer) for ds in with_floor]

@@ -110,6 +110,8 @@ class Claim:
         Whether the audit also needs the cells of the protocol's one-step error.
     ours : bool
         Whether nobody published it: it says what a published claim comes from, and is none.
+    of_depth : bool
+        Whether the verdict is about what a chain comes to, so that of several sweeps the one of the deepest answers.
     """
 
     key: str
@@ -122,6 +124,7 @@ class Claim:
     absent: str = "no cells to compare."
     one_step: bool = False
     ours: bool = False
+    of_depth: bool = False
 
     @property
     def name(self) -> str:

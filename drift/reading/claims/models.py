@@ -91,9 +91,10 @@ def c4_level(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> 
 
 def c4_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
     """Whether every model has the plateau, per precision: C1 again, over models."""
-    found = list(c1_plateau(sweep, measure, layer, setting))
+    cells = deepest(sweep)
+    found = c1_plateau(sweep.derive(cells), measure, layer, setting)
     by_dtype: dict[str, list[tuple[xr.Dataset, Finding]]] = {}
-    for ds, finding in zip(deepest(sweep), found, strict=True):
+    for ds, finding in zip(cells, found, strict=True):
         by_dtype.setdefault(ds["dtype"].item(), []).append((ds, finding))
     for dtype, pairs in by_dtype.items():
         if len(pairs) < 2:

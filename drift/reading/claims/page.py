@@ -36,6 +36,8 @@ __all__ = [
     "matrix",
     "meaning",
     "method",
+    "pair_words",
+    "probability",
     "share_words",
     "verdict_sentences",
 ]
@@ -123,18 +125,17 @@ def matrix(found: Audit) -> pd.DataFrame:
 def html(found: Audit) -> str:
     """Write the claims table as HTML; the class of a verdict is its name."""
     names = ("claim", "what was published", "protocol", "verdict", "finding", "other measures that disagree")
-    rows, keys = [], set[str]()
+    rows = []
     for claim, summaries in _parts(found).items():
         lines = _rows(summaries)
         span = f' rowspan="{len(lines)}"'
-        anchor = "" if claim.key in keys else f" id='{claim.key}'"
-        keys.add(claim.key)
-        first = f"<th scope='row'{anchor}{span}>{escape(claim.name)}</th><td{span}>{escape(claim.published)}</td>"
+        first = f"<th scope='row'{span}>{escape(claim.name)}</th><td{span}>{escape(claim.published)}</td>"
         for protocols, s in lines:
             name = s.status.value
             verdict = f'<span class="{name.replace(" ", "-")}">{SIGNS[s.status]} {name}</span>'
-            rest = f"<td>{escape(s.words)}</td><td>{escape(differing(s))}</td>"
-            rows.append(f'<tr>{first}<td>{escape(protocols)}</td><td class="verdict">{verdict}</td>{rest}</tr>')
+            rest = f"<td>{escape(s.words)}</td><td data-label='other measures'>{escape(differing(s))}</td>"
+            under = f"<td data-label='under'>{escape(protocols)}</td>"
+            rows.append(f'<tr>{first}{under}<td class="verdict">{verdict}</td>{rest}</tr>')
             first = ""
     head = "".join(f"<th>{name}</th>" for name in names)
     alarms = [f'<p class="contradiction" role="alert">{escape(line)}</p>' for line in contradiction_lines(found)]
@@ -208,11 +209,11 @@ def evidence(found: Audit) -> pd.DataFrame:
                     "verdict": f"{SIGNS[f.status]} {f.status.value}",
                     "estimated": f.effect,
                     "estimate": "–" if math.isnan(f.estimate) else write(f.estimate),
-                    f"{coverage(found.setting.alpha)} interval": _pair(f.interval, write),
-                    "margin": _pair(f.margin, write),
-                    "p (support)": _p(f.p_support),
-                    "p (refute)": _p(f.p_refute),
-                    "p (refute, Holm)": _p(adjusted),
+                    f"{coverage(found.setting.alpha)} interval": pair_words(f.interval, write),
+                    "margin": pair_words(f.margin, write),
+                    "p (support)": probability(f.p_support),
+                    "p (refute)": probability(f.p_refute),
+                    "p (refute, Holm)": probability(adjusted),
                     "finding": f.words,
                     "files": ", ".join(f.cells),
                 }
@@ -220,17 +221,19 @@ def evidence(found: Audit) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _pair(pair: tuple[float, float], write: Callable[[float], str]) -> str:
+def pair_words(pair: tuple[float, float], write: Callable[[float], str]) -> str:
+    """Write both ends of an interval; a dash where it cannot be formed."""
     return "–" if any(map(math.isnan, pair)) else " to ".join(write(x) for x in pair)
 
 
 def estimate(finding: Finding) -> str:
     """Write an estimate with its interval."""
     write = writer(next(c for c in CLAIMS if (c.key, c.part) == (finding.claim, finding.part)))
-    return f"{write(finding.estimate)} ({_pair(finding.interval, write)})"
+    return f"{write(finding.estimate)} ({pair_words(finding.interval, write)})"
 
 
-def _p(p: float) -> str:
+def probability(p: float) -> str:
+    """Write a p-value; a dash where nothing was tested."""
     return "–" if math.isnan(p) else f"{p:.2g}" if p >= 1e-6 else "< 1e-6"
 
 

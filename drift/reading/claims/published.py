@@ -21,13 +21,13 @@ CLAIMS: tuple[Claim, ...] = (
         f"{PUBLISHED_DEPTH}",
         "growth per doubling of depth within {growth}: over the {doublings} doublings to depth {depth} at most a "
         "factor {growth_reach}; a square root grows {root} per doubling, a logarithm {logarithm} or more",
-        c1_plateau, "", _MORE,
+        c1_plateau, "", _MORE, of_depth=True,
     ),
     Claim(
         "C1", "rise",
         "drift rises briefly (about ten transitions) before it saturates",
-        "level at least {rise:g} times the first step",
-        c1_rise, "", "another first step: where both passes are the same bits at first, any drift is a rise",
+        "level at least {rise:g} times the first step at which the passes are not the same bits",
+        c1_rise, "", "another first step: other kernels, or another chunk size", of_depth=True,
     ),
     Claim(
         "C1", "excess",
@@ -36,6 +36,7 @@ CLAIMS: tuple[Claim, ...] = (
         "growth of drift over its rounding floor within {growth} per doubling of depth",
         c1_excess, "", _MORE,
         absent="no rounding floor was measured by this measure; `" + FLOOR_COMMAND + "` measures it.", ours=True,
+        of_depth=True,
     ),
     Claim(
         "C1", "accumulation",
@@ -44,6 +45,7 @@ CLAIMS: tuple[Claim, ...] = (
         "growth of drift over its one-step error within {growth} per doubling of depth",
         c1_accumulation, "", _MORE,
         absent="no one-step error was measured; `" + ONE_STEP_COMMAND + "` measures it.", one_step=True, ours=True,
+        of_depth=True,
     ),
     Claim(
         "C2", "precision",
@@ -51,14 +53,14 @@ CLAIMS: tuple[Claim, ...] = (
         f"{100 * PUBLISHED_EFFECT:g} % lower)",
         "change over the tested range of precisions within {precision}, {effects} times the published effect; the "
         "alternative, proportionality to the unit roundoff, is a log-log slope within {proportional:g} of 1",
-        c2, "", "more rungs (fp16, tf32, fp64), other kernels: bf16 rounds what it stores and accumulates in fp32",
+        c2, "", "more precisions (fp16, tf32, fp64), other kernels: bf16 rounds what it stores and accumulates in fp32",
     ),
     Claim(
         "C3", "chunk size",
         f"robust across chunk sizes {PUBLISHED_CHUNKS[0]} to {PUBLISHED_CHUNKS[-1]}",
         "change per doubling of the chunk size within {chunk}: at most {chunk_reach} over the published "
         "{chunk_doublings} doublings",
-        c3, "", "more documents, where undetermined; chunk sizes beyond those measured here",
+        c3, "", "more documents, where undetermined; chunk sizes beyond those measured here", of_depth=True,
     ),
     Claim(
         "C4", "level",
@@ -66,12 +68,13 @@ CLAIMS: tuple[Claim, ...] = (
         "levels of any two tested models within a factor {family:g}, at the same chunk size and number of tokens: "
         "{family_bits}, where the precisions are {bits} bits apart",
         c4_level, "", "larger models; with fewer than {families} families nothing can be said of families at large",
+        of_depth=True,
     ),
     Claim(
         "C4", "plateau",
         "every family has the plateau",
         "C1 supported for every tested model; refuted by one that is refuted",
-        c4_plateau, "", "whatever changes C1 for one of the models",
+        c4_plateau, "", "whatever changes C1 for one of the models", of_depth=True,
     ),
     Claim(
         "C5", "retrieval",

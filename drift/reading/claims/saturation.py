@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import xarray as xr
 
 from drift.dataset.sweep import Sweep
 from drift.reading.amplitudes import BOUNDED, NEAR, UNRELATED, amplitude
-from drift.reading.cells import deepest, file_name
+from drift.reading.cells import deepest, file_name, judged_chains
 from drift.reading.claims.model import Finding, Setting, Status
 from drift.reading.claims.testing import decide_status, documents_words, zeros_words
 from drift.reading.controls.gating import gate
 from drift.reading.plateau.deciding import plateaus
 from drift.reading.plateau.model import Plateau
 from drift.reading.plateau.wording import certificate
-from drift.reading.wording.numbers import coverage
+from drift.reading.statistics.arrays import Float
+from drift.reading.wording.numbers import coverage, rise_words
 
 __all__ = ["c1_plateau", "c1_rise", "chain_name", "growth_finding", "verdicts"]
 
 
 # ---------------------------------------------------------------------------------------------- C1
 def verdicts(
-    sweep: Sweep, measure: str, layer: int | str, setting: Setting
+    sweep: Sweep,
+    measure: str,
+    layer: int | str,
+    setting: Setting,
+    choose: Callable[[Sweep], list[xr.Dataset]] = deepest,
 ) -> Iterator[tuple[xr.Dataset, str, Plateau]]:
-    """Yield each deepest chain with its name and the verdict on it, which the controls of the sweep may withhold."""
-    cells, asked = deepest(sweep), gate(sweep)
+    """Yield chains with their names and the verdicts on them, which the controls of the sweep may withhold.
+
+    By default the deepest chain of every model and precision; C1 judges :func:`~drift.reading.cells.judged_chains`.
+    """
+    cells, asked = choose(sweep), gate(sweep)
     found = plateaus(
         [amplitude(ds, measure, layer) for ds in cells],
         margin=setting.growth,
@@ -45,7 +53,7 @@ def chain_name(ds: xr.Dataset) -> str:
 
 def c1_plateau(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
     """Yield, per cell, whether drift is a plateau by two one-sided tests."""
-    for ds, scope, p in verdicts(sweep, measure, layer, setting):
+    for ds, scope, p in verdicts(sweep, measure, layer, setting, judged_chains):
         extra = zeros_words(amplitude(ds, measure, layer)) if p.zeros and math.isfinite(p.growth_per_doubling) else ""
         found = growth_finding("plateau", ds, measure, scope, p, setting, extra)
         if measure in BOUNDED and p.level > NEAR * UNRELATED:
@@ -105,24 +113,39 @@ def _needed(p: Plateau) -> str:
 
 
 def c1_rise(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> Iterator[Finding]:
-    """Yield, per cell, whether drift rose before its late level."""
-    for ds, scope, p in verdicts(sweep, measure, layer, setting):
+    """Yield, per cell, whether drift rose before its late level, from the first step at which the passes differ.
+
+    Steps of the same bits before it say how far kernels handle a row alike in a chunk and in the whole (and the first
+    chunk of a fold has nothing before it): any drift after them would be a rise.
+    """
+    for ds, scope, _ in verdicts(sweep, measure, layer, setting, judged_chains):
+        values = amplitude(ds, measure, layer)
+        same = _same_at_first(values)
+        (p,) = plateaus([values[:, same:]], margin=setting.growth, alpha=setting.alpha, rise_min=setting.rise)
+        p = gate(sweep).let(p)
         low, high = p.rise_interval
         status = decide_status(p.p_rise, p.p_no_rise, setting.alpha)
-        words = f"the level is {p.rise_factor:.3g} times the first step"
+        first = f"step {same + 1}, the first that is not the same bits" if same else "the first step"
+        words = f"the level is {rise_words(p.rise_factor)} times {first}"
         if math.isinf(p.rise_factor):
-            words = "the first step is exactly zero, both passes being the same bits there, and the level is not"
+            words = f"{first} is exactly zero in some documents, and the level is not"
         elif math.isnan(p.rise_factor):
-            words = "there is no level to compare with the first step"
+            words = f"there is no level to compare with {first}"
         if math.isfinite(low):
-            words += f" ({coverage(setting.alpha)} interval {low:.3g} to {high:.3g})"
+            words += f" ({coverage(setting.alpha)} interval {rise_words(low)} to {rise_words(high)})"
         if not math.isnan(p.onset_step):
-            words += f"; within the margin of it by step {p.onset_step:.0f} of {p.steps}"
+            words += f"; within the margin of it by step {same + p.onset_step:.0f} of {same + p.steps}"
         if math.isfinite(p.rise_factor):
-            words += zeros_words(amplitude(ds, measure, layer))
+            words += zeros_words(values)
         yield Finding(
-            "C1", "rise", ds["protocol"].item(), measure, scope, status, "level / first step", p.rise_factor,
-            p.rise_interval, (setting.rise, math.inf), p.p_rise, p.p_no_rise,
+            "C1", "rise", ds["protocol"].item(), measure, scope, status, "level over first step that differs",
+            p.rise_factor, p.rise_interval, (setting.rise, math.inf), p.p_rise, p.p_no_rise,
             f"{words}; {documents_words(p.documents)}.", "", (file_name(ds),),
-            {"onset_step": p.onset_step, "steps": p.steps},
+            {"onset_step": same + p.onset_step, "steps": same + p.steps, "same_at_first": same},
         )  # fmt: skip
+
+
+def _same_at_first(values: Float) -> int:
+    """Count the steps before the first at which any document is not exactly 0; none where all are."""
+    differs = (values != 0).any(axis=0)
+    return int(differs.argmax()) if differs.any() else 0

@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 
 from drift.reading.cells import file_name
-from drift.reading.claims.model import Finding, Setting, Status
+from drift.reading.claims.model import Finding, Status
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.noise import Estimate
 from drift.reading.statistics.windows import DOCUMENTS, ZEROS, late_part
-from drift.reading.wording.numbers import count, coverage
+from drift.reading.wording.numbers import count
 
 __all__ = [
     "NO_LEVEL",
@@ -23,7 +23,6 @@ __all__ = [
     "log_levels",
     "margin_tests",
     "nothing_found",
-    "slope_interval_words",
     "zeros_words",
 ]
 
@@ -36,10 +35,10 @@ def log_levels(values: Float) -> Float | None:
     return np.log(np.maximum(values, positive.min() / 2)) if positive.size else None
 
 
-def zeros_words(*values: Float) -> str:
-    """Say how many values are exactly zero, which have no logarithm."""
+def zeros_words(*values: Float, said: str = "taken as half the smallest") -> str:
+    """Say how many values are exactly zero, which have no logarithm, and what was done with them."""
     n = sum(int((v == 0).sum()) for v in values)
-    return f"; {n} value{'s' * (n != 1)} exactly zero, taken as half the smallest" if n else ""
+    return f"; {n} value{'s' * (n != 1)} exactly zero, {said}" if n else ""
 
 
 def decide_status(support: float, refute: float, alpha: float) -> Status:
@@ -80,8 +79,3 @@ def nothing_found(
 
 TOO_FEW_STEPS = f"too few steps for a noise model, and fewer than {count(DOCUMENTS)} documents"
 NO_LEVEL = "drift is exactly zero, NaN or Inf too often to have a level"
-
-
-def slope_interval_words(estimate: float, half: float, setting: Setting) -> str:
-    """Write the interval of a slope with its coverage."""
-    return f"{coverage(setting.alpha)} interval {estimate - half:z.3f} to {estimate + half:z.3f}"

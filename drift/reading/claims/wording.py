@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from drift.reading.claims.model import Claim, Finding, Status
-from drift.reading.wording.numbers import percent
+from drift.reading.wording.numbers import fixed_number, percent, rise_words
+from drift.reading.wording.verdicts import STORAGE_WORDS, is_stored_coarsely
 
 __all__ = ["GROWTH_CLAIMS", "claim_sentence", "span", "writer"]
 
@@ -20,10 +21,16 @@ def _count(findings: Sequence[Finding]) -> str:
     return ", ".join(said) + f" of {len(findings)}"
 
 
+def _counted(kinds: Sequence[str]) -> str:
+    said = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
+    return f" ({said})" if said else ""
+
+
 def claim_sentence(claim: Claim, findings: Sequence[Finding], status: Status) -> str:
     """One sentence on a summary, from the findings."""
+    note = f" {STORAGE_WORDS}" if claim.key == "C2" and is_stored_coarsely(findings[0].protocol) else ""
     if len(findings) == 1:
-        return f"{findings[0].scope}: {findings[0].words}"
+        return f"{findings[0].scope}: {findings[0].words}{note}"
     good = [f for f in findings if math.isfinite(f.estimate)]
     text = _count(findings)
     if status is not Status.REFUTED and any(f.status is Status.REFUTED for f in findings):
@@ -43,7 +50,7 @@ def claim_sentence(claim: Claim, findings: Sequence[Finding], status: Status) ->
         depths = sorted({f.detail["transitions"] for f in findings})
         text += f"; chains of {span(depths)} transitions"
         kinds = [f.detail["verdict"].replace("_", " ") for f in findings if f.status is not Status.NOT_TESTED]
-        text += " (" + ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) + ")"
+        text += _counted(kinds)
         needed = [f.detail["documents_needed"] for f in findings if f.status is Status.UNDETERMINED]
         if needed and all(math.isfinite(n) for n in needed):
             text += f"; to decide all, about {max(needed):.0f} documents of this depth"
@@ -54,10 +61,8 @@ def claim_sentence(claim: Claim, findings: Sequence[Finding], status: Status) ->
         if inherited:
             text += f"; in {inherited} the one-step error is exactly zero too often for a ratio: drift is inherited"
     if claim.key == "C2":
-        kinds = [f.detail["kind"] for f in findings if f.detail]
-        if kinds:
-            text += " (" + ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) + ")"
-    return text + "."
+        text += _counted([f.detail["kind"] for f in findings if f.detail])
+    return f"{text}.{note}"
 
 
 def span(values: Sequence[int]) -> str:
@@ -69,4 +74,8 @@ def writer(claim: Claim) -> Callable[[float], str]:
     """How an estimate of a claim is written."""
     if claim.name in (*GROWTH_CLAIMS, "C3 chunk size"):
         return percent
+    if claim.key == "C2":
+        return fixed_number
+    if claim.name == "C1 rise":
+        return rise_words
     return lambda v: f"{v:.3g}" if abs(v) >= 0.0005 else f"{v:z.4f}"

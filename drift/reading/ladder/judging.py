@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from drift.reading.amplitudes import BOUNDED, NEAR, UNRELATED, amplitude, holdin
 from drift.reading.cells import grouped_cells
 from drift.reading.statistics import levels
 from drift.reading.statistics.arrays import Float
-from drift.reading.statistics.slope import Slope, slope
+from drift.reading.statistics.slope import Slope, slope, slope_of_levels
 from drift.reading.statistics.windows import DOCUMENTS
 from drift.reading.wording.numbers import plain
 
@@ -116,7 +116,9 @@ def _ladders(sweep: Sweep, measure: str, layer: int | str, gate: controls.Gate) 
             values = values[:, :, 1:]  # the first step has no previous one
         if measure.startswith("logit") and np.isnan(values).all():
             continue
-        overall = gate.let(slope(u, values))
+        found, used = slope_of_levels(u, values)
+        overall = gate.let(found)
+        lost = [_dtype(ds) for place, ds in enumerate(kept) if place not in used]
         pairs = [
             Pair(_dtype(kept[i]), _dtype(kept[j]), gate.let(slope([u[i], u[j]], values[[i, j]])))
             for i, j in itertools.combinations(range(len(u)), 2)
@@ -130,7 +132,7 @@ def _ladders(sweep: Sweep, measure: str, layer: int | str, gate: controls.Gate) 
             level,
             overall,
             tuple(pairs),
-            tuple(_caveats(overall, axes["documents"], level if measure in BOUNDED else None, UNRELATED)),
+            (*_lost(lost), *_caveats(overall, axes["documents"], level if measure in BOUNDED else None, UNRELATED)),
         )
 
 
@@ -138,8 +140,12 @@ def _dtype(ds: xr.Dataset) -> str:
     return str(ds["dtype"].item())
 
 
-def _caveats(found: Slope, documents: int, level: Float | None, unrelated: float) -> Iterator[str]:
+def _lost(dtypes: Sequence[str]) -> Iterator[str]:
+    if dtypes:
+        yield f"{', '.join(dtypes)} left out: exactly zero too often, or NaN or Inf"
 
+
+def _caveats(found: Slope, documents: int, level: Float | None, unrelated: float) -> Iterator[str]:
     if documents == 1:
         yield "one document: the interval is over the steps of its chain and says nothing of other documents"
     elif documents < DOCUMENTS:
@@ -147,7 +153,7 @@ def _caveats(found: Slope, documents: int, level: Float | None, unrelated: float
     if found.zeros:
         yield f"{found.zeros} of {found.points} late steps left out: exactly zero at some precision"
     if found.misfit > 2:
-        yield f"a rung lies {found.misfit:.2g}-fold off the line: see the pairs"
+        yield f"one precision lies {found.misfit:.2g}-fold off the line: see the pairs"
     if level is not None and level.size and level.max() > NEAR * unrelated:
         yield f"near the distance of unrelated states ({unrelated:.2g}): a slope near 0 means little there"
 

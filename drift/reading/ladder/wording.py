@@ -15,9 +15,9 @@ from drift.reading.amplitudes import LADDER_MEASURES, amplitude_power
 from drift.reading.ladder.attribution import PARTS, Attribution
 from drift.reading.ladder.judging import Ladder, ladders
 from drift.reading.statistics.intervals import ALPHA
-from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Scaling, Slope
+from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN, Scaling, ScalingReason, Slope
 from drift.reading.wording.numbers import coverage, fixed_number, interval_words, number
-from drift.reading.wording.verdicts import SCALING_WORDS
+from drift.reading.wording.verdicts import SCALING_WORDS, STORAGE_WORDS, is_stored_coarsely
 from drift.reading.wording.windows import late_words
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def slope_words(found: Slope) -> str:
     return f"slope {interval}: {found.verdict.value}{reason}"
 
 
-_MIXED = "16-bit rungs accumulate in fp32, which lowers their constant"
+_MIXED = "16-bit precisions accumulate in fp32, which lowers their constant"
 
 
 def shown(found: Sequence[Ladder]) -> pd.DataFrame:
@@ -146,15 +146,15 @@ def departure(found: Sequence[Ladder]) -> str:
         return ""
     said = [f"{math.exp(np.mean(logs)):.2g} in {dtype}" for (_, dtype), logs in sorted(constants.items()) if logs]
     text = f"Where drift is rounding, its level in unit roundoffs is {', '.join(said)}"
-    text += " (geometric means over the ladders with most rungs)."
+    text += " (geometric means over the folds that were run at most precisions)."
     alike, across = (
         [p.slope.interval.value for one in rounding for p in one.pairs if p.mixed is mixed] for mixed in (False, True)
     )
     if alike and across:
         text += (
             " bf16 and fp16 round what they store and accumulate in fp32; fp32 and fp64 accumulate in themselves, "
-            f"which is more roundings of size u. The slope between rungs of the same kind is {_span(alike)}, between "
-            f"the two kinds {_span(across)}"
+            "which is more roundings of size u. The slope between precisions of the same kind is "
+            f"{_span(alike)}, between the two kinds {_span(across)}"
         )
         # Said only of what the numbers show: next to nothing is missing where rungs are of a kind.
         explained = max(across) < 1 - DEPARTURE and min(alike) > 1 - DEPARTURE
@@ -167,23 +167,48 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def headlines(found: Sequence[Ladder]) -> dict[str, str]:
-    """Say per protocol what its ladders are: ``"append: rounding in all 6 ladders"``."""
+def headlines(found: Sequence[Ladder], notes: bool = True) -> dict[str, str]:
+    """Say per protocol what its ladders are: ``"append: rounding: drift is ..., in all 3 models; slope 0.88"``.
+
+    Parameters
+    ----------
+    found : sequence of Ladder
+    notes : bool
+        Whether to say what the word means where the cache is stored in fewer bits.
+    """
     said: dict[str, str] = {}
-    for protocol in dict.fromkeys(one.labels["protocol"] for one in found):
-        mine = [one.slope for one in found if one.labels["protocol"] == protocol]
-        kinds = [s.verdict for s in mine]
-        if len(set(kinds)) == 1:
-            words = SCALING_WORDS[kinds[0]] + (f", in all {len(mine)} ladders" if len(mine) > 1 else "")
-            words = words if kinds[0] is not Scaling.UNDETERMINED else Scaling.UNDETERMINED.value
-        else:
-            words = ", ".join(f"{kinds.count(k)} {k.value}" for k in dict.fromkeys(kinds)) + f" of {len(mine)} ladders"
-        reasons = dict.fromkeys(s.reason.value for s in mine if s.reason)
-        words += f" ({'; '.join(reasons)})" if reasons else ""
-        slopes = [s.interval.value for s in mine if math.isfinite(s.interval.value)]
+    for protocol in dict.fromkeys(str(one.labels["protocol"]) for one in found):
+        mine = [one for one in found if one.labels["protocol"] == protocol]
+        # What was run at one precision takes nothing from what was run at several.
+        several = [one for one in mine if one.slope.reason is not ScalingReason.ONE_RUNG]
+        words = _kinds_words(several or mine)
+        models = len({one.labels["model"] for one in several})
+        alone = len({one.labels["model"] for one in mine}) - models
+        if several and alone:
+            words += f" ({models} model{'s' * (models != 1)}; {alone} more ran at one precision only)"
+        slopes = [one.slope.interval.value for one in mine if math.isfinite(one.slope.interval.value)]
         words += f"; slope {_span(slopes)}" if slopes else ""
-        said[str(protocol)] = f"{protocol}: {words}."
+        note = f". {STORAGE_WORDS.rstrip('.')}" if notes and is_stored_coarsely(protocol) else ""
+        said[protocol] = f"{protocol}: {words}{note}."
     return said
+
+
+def _kinds_words(found: Sequence[Ladder]) -> str:
+    """Say what ladders are, model by model where models differ, and why where that is undetermined."""
+    per_model: dict[str, list[Scaling]] = {}
+    for one in found:
+        per_model.setdefault(one.labels["model"], []).append(one.slope.verdict)
+    kinds = {tuple(dict.fromkeys(mine)) for mine in per_model.values()}
+    if len(kinds) == 1 and len(next(iter(kinds))) == 1:
+        words = SCALING_WORDS[next(iter(kinds))[0]]
+        words += f", in all {len(per_model)} models" if len(per_model) > 1 else ""
+    else:
+        words = "; ".join(
+            f"{model}: {' or '.join(SCALING_WORDS[kind] for kind in dict.fromkeys(mine))}"
+            for model, mine in per_model.items()
+        )
+    reasons = dict.fromkeys(one.slope.reason.value for one in found if one.slope.reason)
+    return words + (f" ({'; '.join(reasons)})" if reasons else "")
 
 
 def attribution_frame(found: Sequence[Attribution]) -> pd.DataFrame:

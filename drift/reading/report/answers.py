@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from shlex import quote
 
-import xarray as xr
-
-from drift import dataset
-from drift.dataset.choosing import keep
-from drift.dataset.sweep import Sweep
-from drift.reading import claims, floor, summary
-from drift.reading.cells import cell_identity
-from drift.reading.claims.model import SIGNS, Audit, ClaimSummary, Status
+from drift.reading import floor, summary
+from drift.reading.cells import deepest, file_name
+from drift.reading.claims.model import SIGNS, Claim, ClaimSummary, Status
 from drift.reading.controls.gating import gate
-from drift.reading.excess import missing
-from drift.reading.quantities import Of
-from drift.reading.summary.levels import late_mean
-from drift.reading.wording.numbers import number, percent, range_words
+from drift.reading.floor.model import Rounding
+from drift.reading.report.exhibits import MEASURE, Exhibit, deepest_exhibit
+from drift.reading.report.practice import advice, advice_words, practice
+from drift.reading.wording.numbers import percent, range_words
 
-__all__ = ["READINGS", "Answer", "Answers", "answers"]
+__all__ = ["READINGS", "Answer", "Answers", "Question", "Row", "answers"]
 
 #: The readings of the fold that the first page decides on, the literal one first.
 READINGS = ("append", "reprime", "restart", "isolated")
-MEASURE = "hidden_rel_l2"
+_LITERAL = "append"
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,8 @@ class Answer:
         The finding in a sentence, and what would decide it.
     link : str
         Where its evidence stands.
+    source : str
+        Name of the evidence that answers; empty where it is the report's own sweep.
     """
 
     sign: str
@@ -46,6 +43,25 @@ class Answer:
     kind: str
     why: str
     link: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim, with an answer per reading."""
+
+    name: str
+    published: str
+    fields: list[Answer]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a reader asks, with its answer line by line, and the page that goes on."""
+
+    asked: str
+    lines: list[str]
+    page: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,131 +74,206 @@ class Answers:
         The answers in words.
     readings : list of str
         Columns of the table.
-    rows : list of (str, str, list of Answer)
-        Name of the claim, what was published, and an answer per reading.
-    practice : list of str
-        What it means for someone who serves at 16 bits.
-    contradictions : list of str
-        Where two answers to one question exclude each other.
+    rows : list of Row
+    sources : list of str
+        What was answered from other evidence than the report's own sweep, in words.
+    questions : list of Question
     ran, not_run : list of str
         What the sweep holds, and what it does not.
     """
 
     sentences: list[str]
-    readings: list[str]
-    rows: list[tuple[str, str, list[Answer]]]
-    practice: list[str]
-    contradictions: list[str]
-    ran: list[str]
-    not_run: list[str]
+    readings: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+    not_run: list[str] = field(default_factory=list)
+
+    @property
+    def undetermined(self) -> list[tuple[str, str, Answer]]:
+        """Name of the claim, reading and answer of every field that is undetermined."""
+        return [
+            (row.name, reading, one)
+            for row in self.rows
+            for reading, one in zip(self.readings, row.fields, strict=True)
+            if one.kind == _kind(Status.UNDETERMINED)
+        ]
 
 
-def answers(sweep: Sweep, evidence: str = "claims.html") -> Answers:
-    """Answer from a sweep.
+def answers(exhibits: Sequence[Exhibit]) -> Answers:
+    """Answer from a sweep, and from evidence that was computed before.
+
+    A verdict on what a chain comes to is taken from the exhibit whose chains are the deepest among those that test it,
+    every other from the first exhibit that tests it.
 
     Parameters
     ----------
-    sweep : Sweep
-    evidence : str
-        The page that the table links to.
+    exhibits : sequence of Exhibit
+        The report's own sweep first.
     """
-    cells = keep(sweep, dataset.is_fold)
-    if not len(cells):
-        nothing = "No cell compares a fold with full attention at the same precision."
-        return Answers([nothing], [], [], [], [], summary.contents(sweep), [])
-    readings = [name for name in READINGS if name in cells.values("protocol")]
-    audit = claims.audit(sweep, MEASURE, "last")
+    own = exhibits[0]
+    ran = _plain(summary.contents(own.sweep))
+    if not len(own.folds):
+        return Answers(["No cell compares a fold with full attention at the same precision."], ran=ran)
+    exhibits = [one for one in exhibits if len(one.folds)]
+    readings = [name for name in READINGS if name in own.folds.values("protocol")]
+    rows = _rows(exhibits, readings)
+    used = {one.source for row in rows for one in row.fields if one.source}
+    standing = {name: _standing(exhibits, name) for name in readings}
     return Answers(
-        sentences=_sentences(sweep, cells),
+        sentences=_sentences(own, standing),
         readings=readings,
-        rows=_rows(audit, readings, evidence),
-        practice=_practice(sweep, cells),
-        contradictions=list(audit.contradictions),
-        ran=[line.replace("**", "") for line in summary.contents(sweep)],
+        rows=rows,
+        sources=[_source_words(one, readings) for one in exhibits if one.name in used],
+        questions=_questions(exhibits, readings, rows, standing),
+        ran=[*ran, *(line for one in exhibits[1:] for line in _ran_before(one))],
         not_run=[
-            f"{s.claim.key} ({s.claim.part}): {s.claim.published} Not tested: {s.words}"
-            for s in audit.summaries
+            f"{s.claim.key} ({s.claim.part}): {s.claim.published}. Not tested: {s.words}"
+            for s in own.audit.summaries
             if s.status is Status.NOT_TESTED and not s.protocol
         ],
+    )  # fmt: skip
+
+
+def _ran_before(one: Exhibit) -> list[str]:
+    return [f"Evidence {one.name}, computed before: {line}" for line in _plain(summary.contents(one.sweep))]
+
+
+def _plain(lines: Sequence[str]) -> list[str]:
+    """Take Markdown's emphasis out."""
+    return [line.replace("**", "") for line in lines]
+
+
+def _source_words(one: Exhibit, readings: Sequence[str]) -> str:
+    deep = ", ".join(f"{name} {n}" for name in readings if (n := one.transitions(name)))
+    return (
+        f"from the evidence {one.name}, which was computed before and not by this run: its chains are deeper "
+        f"(transitions: {deep}), and a verdict on what a chain comes to is taken from the deepest chains that test it"
     )
 
 
 # ---------------------------------------------------------------------------------------------- sentences
-def _sentences(sweep: Sweep, cells: Sweep) -> list[str]:
-    """What drift is, what the chain does to it, and what the other readings are."""
-    asked = gate(sweep)
-    with_floor = keep(cells, lambda ds: missing(ds, MEASURE, Of.EXCESS) is None)
-    if not len(with_floor):
-        return list(summary.headline(cells, MEASURE).values())
+def _standing(exhibits: Sequence[Exhibit], protocol: str) -> tuple[int, list[Rounding]]:
+    """Say where the deepest chains of a reading stand to their floors, and how many transitions they have."""
+    one = deepest_exhibit(exhibits, protocol, lambda exhibit: bool(exhibit.with_floor(protocol)))
+    if one is None:
+        return 0, []
+    asked = gate(one.sweep)
+    return one.transitions(protocol), [floor.rounding(ds, MEASURE, asked=asked) for ds in one.with_floor(protocol)]
+
+
+def _sentences(own: Exhibit, standing: dict[str, tuple[int, list[Rounding]]]) -> list[str]:
+    """What drift is under each reading, and what the chain does to it under the literal one."""
+    if not any(found for _, found in standing.values()):
+        return list(summary.headline(own.folds, MEASURE).values())
     said = []
-    standing = {
-        name: [floor.rounding(ds, MEASURE, asked=asked) for ds in with_floor if ds["protocol"].item() == name]
-        for name in READINGS
-        if name in with_floor.values("protocol")
-    }
-    literal = standing.pop("append", [])
-    if literal:
-        said.append(f"{floor.headline('append', literal)}.")
-        growth = [one.growth.growth_per_doubling for one in literal if math.isfinite(one.growth.growth_per_doubling)]
-        changes = range_words(growth, write=percent)
-        said.append(
-            f"Against the floor it changes by {changes} per doubling of the chain: whatever growth drift itself shows, "
-            "full attention's own rounding shows over the same tokens."
-            if growth and all(one.growth.verdict.is_plateau for one in literal)
-            else f"Against the floor it changes by {changes} per doubling of the chain."
-        )
-    said += [f"{floor.headline(name, found)}." for name, found in standing.items()]
+    for name, (transitions, found) in standing.items():
+        if not found:
+            continue
+        line = f"{floor.headline(name, found)}, over up to {transitions} transitions"
+        said.append(f"{line}; {_trend_words(found)}." if name == _LITERAL else f"{line}.")
     return said
 
 
+def _trend_words(found: Sequence[Rounding]) -> str:
+    changes = range_words([one.growth.growth_per_doubling for one in found], write=percent)
+    words = f"against the floor it changes by {changes} per doubling of the chain"
+    if all(one.growth.verdict.is_plateau for one in found):
+        words += ": whatever growth drift itself shows, full attention's own rounding shows over the same tokens"
+    return words
+
+
 # ---------------------------------------------------------------------------------------------- table
-def _rows(audit: Audit, readings: Sequence[str], evidence: str) -> list[tuple[str, str, list[Answer]]]:
+def _rows(exhibits: Sequence[Exhibit], readings: Sequence[str]) -> list[Row]:
     """The claims that drift can test, one row each."""
-    by_claim: dict[str, dict[str, ClaimSummary]] = {}
-    about = {s.claim.name: s.claim for s in audit.summaries if s.claim.audit is not None}
-    for s in audit.summaries:
-        by_claim.setdefault(s.claim.name, {})[s.protocol] = s
+    tested = {s.claim.name: s.claim for s in exhibits[0].audit.summaries if s.claim.audit is not None}
     return [
-        (name, claim.published, [_answer(by_claim[name].get(reading), evidence, claim.key) for reading in readings])
-        for name, claim in about.items()
+        Row(
+            claim.name, claim.published, [_answer(*_found(exhibits, claim, reading), claim.key) for reading in readings]
+        )
+        for claim in tested.values()
     ]
 
 
-def _answer(found: ClaimSummary | None, evidence: str, key: str) -> Answer:
+def _summary(exhibit: Exhibit, claim: Claim, reading: str) -> ClaimSummary | None:
+    """What an exhibit says of a claim under a reading, where it tests it."""
+    wanted = (claim.name, reading)
+    found = (s for s in exhibit.audit.summaries if (s.claim.name, s.protocol) == wanted)
+    return next((s for s in found if s.status is not Status.NOT_TESTED), None)
+
+
+def _found(exhibits: Sequence[Exhibit], claim: Claim, reading: str) -> tuple[Exhibit, ClaimSummary | None]:
+    """Choose the exhibit that answers, and what it says."""
+    if claim.of_depth:
+        one = deepest_exhibit(exhibits, reading, lambda exhibit: _summary(exhibit, claim, reading) is not None)
+    else:
+        one = next((exhibit for exhibit in exhibits if _summary(exhibit, claim, reading) is not None), None)
+    return (exhibits[0], None) if one is None else (one, _summary(one, claim, reading))
+
+
+def _kind(status: Status) -> str:
+    return status.value.replace(" ", "-")
+
+
+def _answer(exhibit: Exhibit, found: ClaimSummary | None, key: str) -> Answer:
     status = Status.NOT_TESTED if found is None else found.status
-    why = "there is no such cell." if found is None else found.words
+    why = "there are no cells that test it." if found is None else found.words
     if status is Status.UNDETERMINED and found is not None:
         needed = [f.needed for f in found.findings if f.needed and f.status is Status.UNDETERMINED]
-        why = " ".join([why, *needed[:1]])
-    name = status.value
-    return Answer(SIGNS[status], name, name.replace(" ", "-"), why, f"{evidence}#{key}")
+        why = " ".join([why, *(f"It would take {words}." for words in needed[:1])])
+    return Answer(SIGNS[status], status.value, _kind(status), why, f"{exhibit.page}#{key}", exhibit.name)
 
 
-# ---------------------------------------------------------------------------------------------- practice
-def _practice(sweep: Sweep, cells: Sweep) -> list[str]:
-    """What the literal fold does to the next token at the coarsest precision, beside other accepted ways to compute."""
-    coarse = max(ds["unit_roundoff"].item() for ds in cells)
-    said = []
-    for ds in cells:
-        if ds["protocol"].item() != "append" or ds["unit_roundoff"].item() != coarse:
-            continue
-        said.append(f"{_named(ds)}: {_token_words(ds)}.")
-        for other in sweep:
-            label = str(other["protocol"].item())
-            alike = all(other[axis].item() == ds[axis].item() for axis in ("model", "dtype", "device"))
-            if alike and label.startswith("full(") and other.attrs.get("control") == "floor":
-                said.append(f"For comparison, {_named(other)}, a short text: {_token_words(other)}.")
-    return list(dict.fromkeys(said))
+# ---------------------------------------------------------------------------------------------- questions
+def _questions(
+    exhibits: Sequence[Exhibit],
+    readings: Sequence[str],
+    rows: Sequence[Row],
+    standing: dict[str, tuple[int, list[Rounding]]],
+) -> list[Question]:
+    """What a reader asks after the table."""
+    own = exhibits[0]
+
+    def by_reading(row: Row) -> list[str]:
+        return [f"{name}: {one.word}. {one.why}" for name, one in zip(readings, row.fields, strict=True)]
+
+    claims = {claim.name: claim for claim in (s.claim for s in own.audit.summaries)}
+    about = {row.name: row for row in rows}
+    literal = standing.get(_LITERAL, (0, []))[1]
+    serving = practice(own.sweep, own.folds, _LITERAL)
+    families, precisions = about.get("C4 plateau"), about.get("C2 precision")
+    asked = [
+        Question("Does the plateau hold, in every family?", by_reading(families) if families else [], own.page),
+        Question("Does precision matter?", by_reading(precisions) if precisions else [], own.page),
+        Question(
+            "Which reading of the protocol gives what was published?",
+            [_published_words(name, at, rows, claims) for at, name in enumerate(readings)],
+            "readings.html",
+        ),
+        Question(
+            "What does it mean for somebody who serves a model?",
+            [advice_words(advice(literal)) if literal else "", *serving] if literal or serving else [],
+        ),
+        Question("How do I check one of these numbers again?", _checking(exhibits)),
+    ]
+    return [
+        Question(one.asked, [line for line in one.lines if line], one.page) for one in asked if any(one.lines)
+    ]  # fmt: skip
 
 
-def _named(ds: xr.Dataset) -> str:
-    return "{protocol}, {model}, {dtype}, chunk {chunk_size}".format(**cell_identity(ds))
+def _published_words(reading: str, at: int, rows: Sequence[Row], claims: dict[str, Claim]) -> str:
+    """Count what a reading does to the published claims."""
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        if not claims[row.name].ours:
+            kinds.setdefault(row.fields[at].word, []).append(row.name)
+    return f"{reading}: " + "; ".join(f"{word} {', '.join(names)}" for word, names in kinds.items()) + "."
 
 
-def _token_words(ds: xr.Dataset) -> str:
-    changed = 1 - late_mean(ds, "top1_agreement")
-    nll = late_mean(ds, "nll_fold") - late_mean(ds, "nll_full")
-    return (
-        f"{number(100 * changed)} % of the most likely next tokens are others, the negative log-likelihood changes by "
-        f"{number(nll) if nll >= 0 else '−' + number(-nll)} nat per token"
-    )
+def _checking(exhibits: Sequence[Exhibit]) -> list[str]:
+    """Commands that compute a cell again and compare: of each exhibit, one of its deepest chains."""
+    return [
+        f"python -m drift.verify {quote(one.folder)} --cell {quote(file_name(deepest(one.folds)[0]))}"
+        for one in exhibits
+    ]

@@ -7,16 +7,16 @@ from functools import cache
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
-from drift.dataset.choosing import is_fold, keep
-from drift.dataset.sweep import Sweep
 from drift.reading import figures
-from drift.reading.excess import missing
-from drift.reading.quantities import Of
-from drift.reading.report.answers import MEASURE, READINGS, answers
+from drift.reading.report.answers import READINGS, answers
+from drift.reading.report.exhibits import MEASURE, Exhibit, deepest_exhibit
 from drift.reading.report.pages import Page, whole_page
 
 __all__ = ["write_front"]
+
+_FIGURE = "front.png"
 
 
 @cache
@@ -28,7 +28,7 @@ def _template() -> jinja2.Template:
 
 
 def write_front(
-    sweep: Sweep,
+    exhibits: Sequence[Exhibit],
     pages: Sequence[Page],
     out: Path,
     links: Sequence[tuple[str, str]],
@@ -40,7 +40,8 @@ def write_front(
 
     Parameters
     ----------
-    sweep : Sweep
+    exhibits : sequence of Exhibit
+        The report's own sweep first.
     pages : sequence of Page
         The other pages.
     out : pathlib.Path
@@ -55,12 +56,16 @@ def write_front(
     -------
     pathlib.Path
     """
-    figure = _figure(sweep, out / folder)
+    drawn = _figure(exhibits)
+    if drawn is not None:
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / folder / _FIGURE).write_bytes(figures.png(drawn))
     body = _template().render(
         title=title,
-        said=answers(sweep),
-        figure=f"{folder}/{figure[0].name}" if figure else "",
-        alt=figure[1] if figure else "",
+        said=answers(exhibits),
+        figure=f"{folder}/{_FIGURE}" if drawn is not None else "",
+        alt=figures.described(drawn) if drawn is not None else "",
+        there=[page.html.name for page in pages],
         pages=[
             {
                 "file": page.html.name,
@@ -75,20 +80,11 @@ def write_front(
     return index
 
 
-def _figure(sweep: Sweep, folder: Path) -> tuple[Path, str] | None:
+def _figure(exhibits: Sequence[Exhibit]) -> Figure | None:
     """Draw the figure that decides, of the first reading that has a floor; where none has, drift along the chain."""
-    cells = keep(sweep, is_fold)
-    if not len(cells):
-        return None
-    there = [ds for ds in cells if missing(ds, MEASURE, Of.EXCESS) is None]
-    protocols = [name for name in READINGS if any(ds["protocol"].item() == name for ds in there)]
-    protocols += [str(ds["protocol"].item()) for ds in there]
-    figure = (
-        figures.drift_and_floor(cells, MEASURE, protocol=protocols[0])
-        if protocols
-        else figures.drift_per_step(cells, MEASURE)
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "front.png"
-    path.write_bytes(figures.png(figure))
-    return path, figures.described(figure)
+    for name in READINGS:
+        one = deepest_exhibit(exhibits, name, lambda exhibit, name=name: bool(exhibit.with_floor(name)))  # type: ignore[misc]
+        if one is not None:
+            return figures.drift_and_floor(one.folds, MEASURE, protocol=name)
+    own = exhibits[0].folds
+    return figures.drift_per_step(own, MEASURE) if len(own) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ import drift
 from drift.dataset.hashing import content_hash
 from drift.dataset.opening import open_sweep
 from drift.errors import ReportError
-from drift.reading import controls
+from drift.reading import controls, floor
+from drift.reading.report.exhibits import Exhibit
 from drift.reading.report.front import write_front
 from drift.reading.report.notebooks import (
     DEFAULT_NOTEBOOKS,
@@ -24,7 +26,7 @@ from drift.reading.report.notebooks import (
 )
 from drift.reading.report.pages import (
     Page,
-    contents_list,
+    contradictions_banner,
     controls_banner,
     page_body,
     page_title,
@@ -37,32 +39,67 @@ if TYPE_CHECKING:
 
 __all__ = ["render"]
 
+#: The page that holds a sweep against the published claims: of evidence, the only one.
+_CLAIMS = "claims"
 #: Folders whose code makes the pages: a change of any file there makes a page stale.
 _CODE = ("dataset", "reading")
+_MADE_OF = (".py", ".css", ".j2")
 #: Beside the pages: the fingerprint of what they were made of.
 INPUTS = "made-of.sha256"
 #: Folder of the figures beside the pages, as pages link to it.
 FIGURES = "figures"
 
 
-def _inputs(sweep: Sweep, source: Path, shares: Mapping[Path, Mapping[str, Any]]) -> str:
+@dataclass(frozen=True)
+class _Job:
+    """A notebook to run on a sweep.
+
+    Attributes
+    ----------
+    name : str
+        Of its page, without suffix.
+    notebook : pathlib.Path
+    source : pathlib.Path
+        The sweep.
+    parameters : mapping
+        For the notebook, beside the sweep.
+    about : str
+        Name of the evidence that it is run on; empty for the report's own sweep.
+    """
+
+    name: str
+    notebook: Path
+    source: Path
+    parameters: Mapping[str, Any]
+    about: str = ""
+
+    def title(self, executed: Any) -> str:
+        """Title of the page."""
+        text = page_title(executed, self.notebook.stem)
+        return f"{text} (evidence: {self.about})" if self.about else text
+
+
+def _stamp(path: Path) -> list[Any]:
+    state = path.stat()
+    return [path.name, state.st_size, state.st_mtime_ns]
+
+
+def _inputs(sweep: Sweep, source: Path, jobs: Sequence[_Job]) -> str:
     """Fingerprint of all that a report is made of: cells, failures, notebooks, parameters, and the code that draws."""
-
-    def stamp(path: Path) -> list[Any]:
-        state = path.stat()
-        return [path.name, state.st_size, state.st_mtime_ns]
-
     package = Path(drift.__file__).parent
-    code = [path for folder in _CODE for path in sorted((package / folder).rglob("*.py"))]
+    code = [path for folder in _CODE for path in sorted((package / folder).rglob("*")) if path.suffix in _MADE_OF]
+    sources = dict.fromkeys([source, *(job.source for job in jobs)])
     return content_hash(
         {
-            "sweep": str(source.resolve()),
-            "cells": sorted(stamp(path) for path in source.glob("*.nc")),
+            "cells": {str(folder.resolve()): sorted(_stamp(p) for p in folder.glob("*.nc")) for folder in sources},
             "plan": {key: (sweep.plan or {}).get(key) for key in ("name", "description", "config")},
             "left_out": sorted(map(str, sweep.left_out)),
             "failures": sweep.failures,
             "problems": sorted(map(str, sweep.problems)),
-            "notebooks": {p.stem: [p.read_text(encoding="utf-8"), given] for p, given in shares.items()},
+            "notebooks": [
+                [job.name, str(job.source.resolve()), job.notebook.read_text(encoding="utf-8"), dict(job.parameters)]
+                for job in jobs
+            ],
             "code": [path.read_text(encoding="utf-8") for path in code],
         }
     )
@@ -75,6 +112,7 @@ def render(
     parameters: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
     *,
+    evidence: Sequence[str | os.PathLike[str]] = (),
     unless_current: bool = False,
 ) -> Path:
     """Render notebooks on a sweep.
@@ -91,6 +129,9 @@ def render(
         For the notebooks: numbers, text, booleans, None and lists of them.
     report : callable
         Gets a line of progress at a time.
+    evidence : sequence of path
+        Folders of sweeps that were computed before: the first page takes from them what deeper chains decide, and each
+        has a page of its own that holds it against the published claims.
     unless_current : bool
         Do nothing where the pages are there already and were made of the same cells, notebooks, parameters and code.
 
@@ -109,25 +150,48 @@ def render(
     sweep = _open(source := Path(folder))
     checked = controls.evaluate(sweep)
     _warn(sweep, checked, report)
-    paths = _find(notebooks)
-    shares = share_out(paths, parameters or {})
+    jobs = _jobs(notebooks, parameters or {}, source)
+    beside = _evidence(evidence, jobs)
+    jobs += [_Job(Path(one.page).stem, find_notebook(_CLAIMS), Path(one.folder), {}, one.name) for one in beside]
     target = Path(out) if out is not None else Path("reports") / "local" / source.resolve().name
-    inputs, made_of = _inputs(sweep, source, shares), target / INPUTS
+    inputs, made_of = _inputs(sweep, source, jobs), target / INPUTS
     index = target / "index.html"
-    if unless_current and _is_current(made_of, inputs, [index, *(target / f"{path.stem}.html" for path in paths)]):
+    if unless_current and _is_current(made_of, inputs, [index, *(target / f"{job.name}.html" for job in jobs)]):
         report(f"report: {index.resolve()} (current; --force renders it again)")
         return index
     made_of.unlink(missing_ok=True)
     _make_room(target)
-    given = {path: {**shares[path], "sweep": str(source.resolve())} for path in paths}
-    executed, failed = _execute(given, target, f"{len(sweep)} cells", report)
+    executed, failed = _execute(jobs, target, report)
     title = f"Drift report: {sweep.plan.get('name') or source.resolve().name}"
-    _write_pages(sweep, executed, target, title, controls_banner(checked), report)
+    exhibits = [Exhibit(sweep, f"{_CLAIMS}.html", "", str(source)), *beside]
+    banners = {one.name: _banner(one.sweep, parameters or {}) for one in exhibits}
+    _write_pages(exhibits, executed, target, title, banners, report)
     if failed:
         raise NotebookFailure("\n".join(str(error) for error in failed))
     made_of.write_text(f"{inputs}\n", encoding="utf-8")
     report(f"report: {index.resolve()}")
     return index
+
+
+def _jobs(notebooks: Sequence[str], parameters: Mapping[str, Any], source: Path) -> list[_Job]:
+    """Give every notebook of a report the parameters that it has."""
+    shares = share_out(_find(notebooks), parameters)
+    return [_Job(path.stem, path, source, given) for path, given in shares.items()]
+
+
+def _evidence(folders: Sequence[str | os.PathLike[str]], jobs: Sequence[_Job]) -> list[Exhibit]:
+    """Open the evidence, each under a name that no page has."""
+    names = {job.name for job in jobs}
+    found = []
+    for folder in map(Path, folders):
+        sweep = _open(folder)
+        name = str((sweep.plan or {}).get("name") or folder.resolve().name)
+        page = f"{_CLAIMS}-{''.join(c if c.isalnum() or c in '-_' else '-' for c in name)}"
+        if page in names:
+            raise ReportError(f"{folder}: a second sweep of the name {name!r} would overwrite the page of the first")
+        names.add(page)
+        found.append(Exhibit(sweep, f"{page}.html", name, str(folder)))
+    return found
 
 
 def _open(source: Path) -> Sweep:
@@ -147,6 +211,12 @@ def _warn(sweep: Sweep, checked: controls.Checkup, report: Callable[[str], None]
         report("warning: controls of the instrument failed: the pages say so and draw no conclusion")
     for file, reason in sweep.problems.items():
         report(f"warning: {file} is left out: {reason.removeprefix(f'{file}: ')}")
+
+
+def _banner(sweep: Sweep, parameters: Mapping[str, Any]) -> str:
+    """What stands at the top of every page: contradictions, by the measure of the pages, and the controls."""
+    asked = {name: parameters[name] for name in ("measure", "layer") if name in parameters}
+    return contradictions_banner(floor.contradictions(sweep, **asked)) + controls_banner(controls.evaluate(sweep))
 
 
 def _find(notebooks: Sequence[str]) -> list[Path]:
@@ -171,43 +241,44 @@ def _make_room(target: Path) -> None:
 
 
 def _execute(
-    given: Mapping[Path, Mapping[str, Any]], target: Path, what: str, report: Callable[[str], None]
-) -> tuple[list[tuple[Path, Any]], list[NotebookFailure]]:
+    jobs: Sequence[_Job], target: Path, report: Callable[[str], None]
+) -> tuple[list[tuple[_Job, Any]], list[NotebookFailure]]:
     """Run notebooks with their parameters; one that stops does not stop the others."""
-    executed: list[tuple[Path, Any]] = []
+    executed: list[tuple[_Job, Any]] = []
     failed: list[NotebookFailure] = []
     with own_kernel() as kernel:
-        for path, parameters in given.items():
-            report(f"{path.stem}: running on {what} ...")
+        for job in jobs:
+            report(f"{job.name}: running on {job.source} ...")
             started = time.monotonic()
-            partial = target / f"{path.stem}.partial.ipynb"
+            partial = target / f"{job.name}.partial.ipynb"
             try:
-                executed.append((path, execute_notebook(path, parameters, partial, kernel)))
+                given = {**job.parameters, "sweep": str(job.source.resolve())}
+                executed.append((job, execute_notebook(job.notebook, given, partial, kernel)))
             except NotebookFailure as error:
                 failed.append(error)
-                (target / f"{path.stem}.html").unlink(missing_ok=True)  # of other cells than its neighbours
-                report(f"{path.stem}: FAILED after {time.monotonic() - started:.0f} s")
+                (target / f"{job.name}.html").unlink(missing_ok=True)  # of other cells than its neighbours
+                report(f"{job.name}: FAILED after {time.monotonic() - started:.0f} s")
                 continue
-            report(f"{path.stem}: done in {time.monotonic() - started:.0f} s")
+            report(f"{job.name}: done in {time.monotonic() - started:.0f} s")
     return executed, failed
 
 
 def _write_pages(
-    sweep: Sweep,
-    executed: Sequence[tuple[Path, Any]],
+    exhibits: Sequence[Exhibit],
+    executed: Sequence[tuple[_Job, Any]],
     target: Path,
     title: str,
-    banner: str,
+    banners: Mapping[str, str],
     report: Callable[[str], None],
 ) -> None:
     """Write a page per executed notebook, and the one that links them."""
-    links = [("index.html", "Overview"), *((f"{path.stem}.html", page_title(n, path.stem)) for path, n in executed)]
-    pages = [_write_page(path.stem, notebook, target, links, banner, report) for path, notebook in executed]
-    write_front(sweep, pages, target, links, title, banner, FIGURES)
+    links = [("index.html", "Overview"), *((f"{job.name}.html", job.title(n)) for job, n in executed)]
+    pages = [_write_page(job, notebook, target, links, banners[job.about], report) for job, notebook in executed]
+    write_front(exhibits, pages, target, links, title, banners[""], FIGURES)
 
 
 def _write_page(
-    name: str,
+    job: _Job,
     notebook: Any,
     target: Path,
     links: Sequence[tuple[str, str]],
@@ -216,11 +287,11 @@ def _write_page(
 ) -> Page:
     """Write the page of an executed notebook, and its figures in place of those of before."""
     figures = target / FIGURES
-    for stale in figures.glob(f"{name}-*.png"):
+    for stale in figures.glob(f"{job.name}-*.png"):
         stale.unlink()
-    page = Page(name, page_title(notebook, name), target / f"{name}.html", save_figures(notebook, name, figures))
+    saved = save_figures(notebook, job.name, figures)
+    page = Page(job.name, job.title(notebook), target / f"{job.name}.html", saved)
     body = page_body(notebook)
-    body = body.replace("<h2 ", contents_list(body) + "<h2 ", 1)
     page.html.write_text(whole_page(page.title, body, links, page.html.name, banner), encoding="utf-8")
     report(f"{page.html}: {page.html.stat().st_size / 1e6:.1f} MB, {len(page.figures)} figures")
     return page

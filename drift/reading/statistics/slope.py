@@ -22,10 +22,12 @@ __all__ = [
     "Scaling",
     "ScalingReason",
     "Slope",
+    "has_level",
     "judge",
     "least_squares",
     "log_log",
     "slope",
+    "slope_of_levels",
 ]
 
 #: How far from 1 the whole interval of a slope may reach where drift is called rounding ...
@@ -62,18 +64,25 @@ class ScalingReason(Enum):
     CONTROLS = "controls of the instrument failed"
 
 
-def judge(interval: Interval) -> tuple[Scaling, ScalingReason | None]:
-    """Decide what a slope says; the whole interval must lie where the verdict says that it does."""
+def judge(interval: Interval, rounding: float = ROUNDING_MARGIN) -> tuple[Scaling, ScalingReason | None]:
+    """Decide what a slope says; the whole interval must lie where the verdict says that it does.
+
+    Parameters
+    ----------
+    interval : Interval
+    rounding : float
+        How far from 1 it may reach where drift is called rounding.
+    """
     low, high = interval.pair
     if math.isnan(low):
         return Scaling.UNDETERMINED, ScalingReason.NO_INTERVAL
-    if low >= 1 - ROUNDING_MARGIN and high <= 1 + ROUNDING_MARGIN:
+    if low >= 1 - rounding and high <= 1 + rounding:
         return Scaling.ROUNDING, None
     if low >= -STRUCTURAL_MARGIN and high <= STRUCTURAL_MARGIN:
         return Scaling.STRUCTURAL, None
-    if low > STRUCTURAL_MARGIN and high < 1 - ROUNDING_MARGIN:
+    if low > STRUCTURAL_MARGIN and high < 1 - rounding:
         return Scaling.BOTH, None
-    if low > 1 + ROUNDING_MARGIN:
+    if low > 1 + rounding:
         return Scaling.UNDETERMINED, ScalingReason.STEEP
     if high < -STRUCTURAL_MARGIN:
         return Scaling.UNDETERMINED, ScalingReason.REVERSED
@@ -163,7 +172,42 @@ def log_log(x: ArrayLike, y: ArrayLike, alpha: float = ALPHA) -> Interval:
     return Interval(value, error, float(df), value - half, value + half)
 
 
-def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> Slope:
+def has_level(values: ArrayLike) -> bool:
+    """Whether a curve [document, step] has a late level: it is finite, and hardly any of what is late exactly zero."""
+    curve = np.asarray(values, dtype=float)
+    late = late_part(curve)
+    return bool(np.isfinite(curve).all() and (late == 0).mean() <= ZEROS and (late > 0).any(axis=-1).all())
+
+
+def slope_of_levels(
+    unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA, rounding: float = ROUNDING_MARGIN
+) -> tuple[Slope, list[int]]:
+    """Estimate the slope over those rungs that have a level; arguments as for :func:`slope`.
+
+    Returns
+    -------
+    Slope
+        Undetermined where fewer than two unit roundoffs are left.
+    list of int
+        Places of the rungs that it is over; all of them where it is undetermined for that reason.
+    """
+    u, drift = np.asarray(unit_roundoff, dtype=float), np.asarray(values, dtype=float)
+    good = [place for place, curve in enumerate(drift) if has_level(curve)]
+    everything = list(range(len(u)))
+    if good == everything or len(np.unique(u)) < 2:
+        return slope(u, drift, alpha, rounding), everything
+    if len(np.unique(u[good])) > 1:
+        return slope(u[good], drift[good], alpha, rounding), good
+    reason = ScalingReason.ZEROS if np.isfinite(drift).all() else ScalingReason.NONFINITE
+    found = slope(u, drift, alpha, rounding)
+    return replace(
+        found, interval=NO_INTERVAL, by_document=(), misfit=math.nan, verdict=Scaling.UNDETERMINED, reason=reason
+    ), everything
+
+
+def slope(
+    unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA, rounding: float = ROUNDING_MARGIN
+) -> Slope:
     """Estimate the log-log slope of drift on the unit roundoff.
 
     Least squares on the logs, for each document and step over the rungs; the mean over the late steps is the slope of
@@ -176,6 +220,8 @@ def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> 
         Amplitudes of the same documents and steps at every rung, at least 0.
     alpha : float
         The interval has coverage 1 - 2 `alpha`.
+    rounding : float
+        As for :func:`judge`.
 
     Returns
     -------
@@ -210,7 +256,7 @@ def slope(unit_roundoff: ArrayLike, values: ArrayLike, alpha: float = ALPHA) -> 
         interval = _along(series[0][positive[0]], drift.shape[2], alpha)
     levels = np.array([logs[:, d, there].mean(axis=1) for d, there in enumerate(positive)]).mean(axis=0)  # [rung]
     misfit = math.exp(float(np.abs(levels - levels.mean() - interval.value * x).max()))
-    verdict, reason = judge(interval)
+    verdict, reason = judge(interval, rounding)
     return Slope(interval, tuple(by_document.tolist()), misfit, zeros, points, verdict, reason)
 
 

@@ -3,16 +3,19 @@
 from drift.reading.summary.describing import (
     chunk_sentences,
     curve_sentences,
+    depth_answer,
     depth_sentences,
     headline,
     logit_sentences,
     thresholds,
     token_sentences,
 )
+from drift.reading.summary.explaining import words
 from drift.reading.summary.inventory import contents, failures, nonfinite, problems, provenance
 from drift.reading.summary.levels import Figures, curves, depth, figures, slopes, table, tokens
 from drift.reading.summary.reproducing import reproduce
-from drift.reading.summary.tables import shown, shown_slopes
+from drift.reading.summary.scaling import scaling_table
+from drift.reading.summary.tables import depth_table, shown
 
 __all__ = [
     "Figures",
@@ -21,7 +24,9 @@ __all__ = [
     "curve_sentences",
     "curves",
     "depth",
+    "depth_answer",
     "depth_sentences",
+    "depth_table",
     "failures",
     "figures",
     "headline",
@@ -30,11 +35,12 @@ __all__ = [
     "problems",
     "provenance",
     "reproduce",
+    "scaling_table",
     "shown",
-    "shown_slopes",
     "slopes",
     "table",
     "thresholds",
     "token_sentences",
     "tokens",
+    "words",
 ]

@@ -36,11 +36,13 @@ from drift.reading.summary.levels import (
     table,
 )
 from drift.reading.wording.numbers import chunk_words, coverage, number, percent, range_words, signed_number
+from drift.reading.wording.verdicts import SCALING_WORDS
 from drift.reading.wording.windows import late_rule, late_words
 
 __all__ = [
     "chunk_sentences",
     "curve_sentences",
+    "depth_answer",
     "depth_sentences",
     "headline",
     "logit_sentences",
@@ -69,16 +71,8 @@ def thresholds() -> str:
     )
 
 
-_HEADLINES = {
-    Scaling.ROUNDING: "drift scales with the unit roundoff: it is rounding",
-    Scaling.STRUCTURAL: "drift does not depend on the precision: it is structural",
-    Scaling.BOTH: "drift shrinks with the unit roundoff, but less than in proportion: rounding and more",
-    Scaling.UNDETERMINED: "whether drift depends on the precision cannot be said from these cells",
-}
-
-
 def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> dict[str, str]:
-    """Say per protocol whether drift scales with rounding, by the verdicts of :mod:`drift.reading.ladder`.
+    """Say per protocol whether drift scales with rounding: :func:`drift.reading.ladder.headlines`, as titles have it.
 
     Returns
     -------
@@ -89,29 +83,10 @@ def headline(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
         return {str(p): f"{p}: {WITHHELD}" for p in sweep.values("protocol")}
     for ds in amplitudes.holding(sweep, measure):
         dataset.curve(ds, measure, layer)  # says what is wrong with a measure or layer
-    ladders = ladder.ladders(sweep, measure, layer) if measure in amplitudes.DISTANCES else []
-    found: dict[str, str] = {}
-    for protocol in map(str, sweep.values("protocol")):
-        mine = [one for one in ladders if one.labels["protocol"] == protocol]
-        # What was run at one precision takes nothing from what was run at several.
-        mine = [one for one in mine if one.slope.reason is not statistics_slope.ScalingReason.ONE_RUNG] or mine
-        per_model: dict[str, list[Scaling]] = {}
-        for one in mine:
-            kinds = per_model.setdefault(one.labels["model"], [])
-            kinds += [one.slope.verdict] if one.slope.verdict not in kinds else []
-        alike = {tuple(kinds) for kinds in per_model.values()}
-        if alike == {(Scaling.UNDETERMINED,)} or not alike:
-            reasons = dict.fromkeys(one.slope.reason.value for one in mine if one.slope.reason is not None)
-            text = _HEADLINES[Scaling.UNDETERMINED] + (f" ({'; '.join(reasons)})" if reasons else "")
-        elif len(alike) == 1 and len(next(iter(alike))) == 1:
-            text = _HEADLINES[next(iter(alike))[0]]
-            text += f", in all {len(per_model)} models" if len(per_model) > 1 else ""
-            slopes_ = [one.slope.interval.value for one in mine]
-            text += f" (slope {range_words(slopes_, write=lambda v: f'{v:z.2f}')})"
-        else:
-            text = "; ".join(f"{m}: {' or '.join(_HEADLINES[k] for k in kinds)}" for m, kinds in per_model.items())
-        found[protocol] = f"{protocol}: {text}"
-    return found
+    found = ladder.ladders(sweep, measure, layer) if measure in amplitudes.DISTANCES else []
+    said = ladder.headlines(found, notes=False)
+    unknown = f"{SCALING_WORDS[Scaling.UNDETERMINED]}."
+    return {p: said.get(p, f"{p}: {unknown}").removesuffix(".") for p in map(str, sweep.values("protocol"))}
 
 
 def _groups(levels: pd.DataFrame, keys: Sequence[str]) -> Iterable[tuple[str, pd.DataFrame]]:
@@ -164,16 +139,8 @@ def _level_sentence(group: pd.DataFrame, measure: str, layer: int | str, ladders
         dtypes = ", ".join(group["dtype"].unique())
         text += f"; with one precision only ({dtypes}), whether it scales with the unit roundoff cannot be said"
     else:
-        text += f": {words}"
+        text += f"; {words}"
     return text + "." + _caveats(group)
-
-
-_SCALING = {
-    Scaling.ROUNDING: "it scales with rounding",
-    Scaling.STRUCTURAL: "it does not scale with the unit roundoff, so it is structural",
-    Scaling.BOTH: "it shrinks with the unit roundoff, but less than in proportion: rounding and more",
-    Scaling.UNDETERMINED: "whether it scales with rounding is undetermined",
-}
 
 
 def _scaling_words(ladders: Sequence[ladder.Ladder], points: Sequence[float], squared: bool) -> str:
@@ -185,7 +152,7 @@ def _scaling_words(ladders: Sequence[ladder.Ladder], points: Sequence[float], sq
         return f"its log-log slope is {_fixed(points)}, of points and without an interval: no verdict"
     kinds = [one.slope.verdict for one in ladders]
     if len(set(kinds)) == 1:
-        text = _SCALING[kinds[0]]
+        text = SCALING_WORDS[kinds[0]]
     else:
         text = ", ".join(f"{kinds.count(k)} {k.value}" for k in dict.fromkeys(kinds)) + f" of {len(kinds)} ladders"
     reasons = dict.fromkeys(one.slope.reason.value for one in ladders if one.slope.reason)
@@ -306,7 +273,7 @@ def depth_sentences(sweep: Sweep) -> list[str]:
         hidden = depth(one, "hidden_rel_l2").set_index("layer")["value"]
         positive = hidden.dropna()
         if len(positive) < 2:
-            said.append(f"{label}: fewer than two layers have a drift that is positive and finite.")
+            said.append(f"{label}: {_NO_DEPTH}")
             continue
         factor = (positive / positive.shift()).dropna()
         absolute = positive.diff().dropna()
@@ -330,6 +297,28 @@ def depth_sentences(sweep: Sweep) -> list[str]:
             text += _compare(k, v)
         said.append(text + ".")
     return said or ["There are no cells to describe."]
+
+
+def depth_answer(sweep: Sweep) -> list[str]:
+    """Say per reading how drift grows from the first block to the last state, and how keys and values compare."""
+    said = []
+    for protocol in map(str, sweep.values("protocol")):
+        growth, keys = [], []
+        cells = [ds for ds in sweep if ds["protocol"].item() == protocol]
+        for ds in cells:
+            one = sweep.derive([ds])
+            hidden = depth(one, "hidden_rel_l2").set_index("layer")["value"]
+            hidden = hidden[(hidden.index > 0) & (hidden > 0)]
+            key, value = (geometric_mean(depth(one, n)["value"].to_numpy()) for n in ("key_rel_l2", "value_rel_l2"))
+            growth += [hidden.iloc[-1] / hidden.iloc[0]] if len(hidden) > 1 else []
+            keys += [value / key] if key > 0 and math.isfinite(value) else []
+        text = f"{protocol}: after the final norm drift is {range_words(growth)} times that after the first block"
+        text += f", values drift {range_words(keys)} times as much as keys" if keys else ""
+        said.append(f"{text} ({len(cells)} chain{'s' * (len(cells) != 1)})." if growth else f"{protocol}: {_NO_DEPTH}")
+    return said or ["There are no cells to describe."]
+
+
+_NO_DEPTH = "fewer than two layers have a drift that is positive and finite."
 
 
 def _compare(key: float, value: float) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from drift import dataset
+from drift.dataset.choosing import REFERENCES
 from drift.dataset.contract import VARIABLES
 from drift.dataset.sweep import Sweep
 from drift.reading.cells import layer_words
@@ -81,6 +82,8 @@ def contents(sweep: Sweep, everything: Sweep | None = None) -> list[str]:
         values = sweep.values(name)
         if name == "reference" and set(values) <= {"full"}:
             continue
+        if name == "reference":
+            values = [REFERENCES.get(str(value), value) for value in values]
         axes.append(f"{words}: {', '.join(map(str, sorted(values) if name == 'chunk_size' else values))}")
     said = [f"{len(sweep)} cells read ({'; '.join(axes)})."]
     if everything is not None and (text := dataset.left_out(everything, sweep)):

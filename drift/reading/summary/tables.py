@@ -1,4 +1,4 @@
-"""Tables of levels and slopes as people read them."""
+"""Tables of levels and of depth as people read them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import math
 
 import pandas as pd
 
+from drift.dataset.sweep import Sweep
+from drift.reading.cells import cell_identity, layer_words
 from drift.reading.statistics.intervals import ALPHA
-from drift.reading.wording.numbers import coverage, number, percent
+from drift.reading.statistics.levels import geometric_mean
+from drift.reading.summary.levels import depth
+from drift.reading.wording.numbers import coverage, number, percent, rise_words
 
-__all__ = ["shown", "shown_slopes"]
+__all__ = ["depth_table", "shown"]
 
 
 def shown(levels: pd.DataFrame) -> pd.DataFrame:
@@ -26,7 +30,7 @@ def shown(levels: pd.DataFrame) -> pd.DataFrame:
         "level": levels["level"].map(lambda v: number(v, 3)),
         "low": levels["level_low"].map(lambda v: number(v, 3)),
         "high": levels["level_high"].map(lambda v: number(v, 3)),
-        "level / first": levels["ratio"].map(lambda v: number(v, 3)),
+        "level / first": levels["ratio"].map(rise_words),
         "level / unit roundoff": levels["roundoffs"].map(lambda v: number(v, 3)),
         "verdict": levels["verdict"].str.replace("_", " "),
         "growth per doubling": levels["growth"].map(lambda v: "–" if math.isnan(v) else percent(v)),
@@ -40,16 +44,23 @@ def shown(levels: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def shown_slopes(found: pd.DataFrame) -> pd.DataFrame:
-    """Write the table of slopes for reading."""
-    return pd.DataFrame(
-        {
-            "model": found["model"],
-            "protocol": found["protocol"],
-            "chunk size": found["chunk_size"],
-            **{k: found[k] for k in ("attn_implementation", "device", "tokens") if found[k].nunique() > 1},
-            "slope": found["slope"].map(lambda v: "–" if math.isnan(v) else f"{v:z.2f}"),
-            "precisions": found["dtypes"],
-            "left out (zero or not finite)": found["left_out"],
-        }
-    )
+def depth_table(sweep: Sweep) -> pd.DataFrame:
+    """Drift through the depth of the network: a row per reading, model and precision, for reading."""
+    rows = []
+    for ds in sweep:
+        one = sweep.derive([ds])
+        hidden = depth(one, "hidden_rel_l2").set_index("layer")["value"]
+        hidden = hidden[(hidden.index > 0) & (hidden > 0)]
+        step = (hidden / hidden.shift()).dropna()
+        rows.append(
+            {
+                "reading": ds["protocol"].item(),
+                "chain": "{model} {dtype}, chunk {chunk_size}".format(**cell_identity(ds)),
+                "first block": number(hidden.iloc[0]) if len(hidden) else "–",
+                "final norm": number(hidden.iloc[-1]) if len(hidden) else "–",
+                "largest factor": f"{number(step.max())} ({layer_words(ds, step.idxmax())})" if len(step) else "–",
+                "keys": number(geometric_mean(depth(one, "key_rel_l2")["value"].to_numpy())),
+                "values": number(geometric_mean(depth(one, "value_rel_l2")["value"].to_numpy())),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -19,6 +19,7 @@ __all__ = [
     "percent",
     "plain",
     "range_words",
+    "rise_words",
     "signed_number",
 ]
 
@@ -48,6 +49,17 @@ def range_words(values: Iterable[float], digits: int = 2, write: Callable[[float
         return "not measured"
     low, high = say(good[0]), say(good[-1])
     return low if low == high else f"{low} to {high}"
+
+
+#: A rise beyond this is told as such: the first step was zero but for rounding, and its factor says nothing.
+_RISES = 1e4
+
+
+def rise_words(factor: float) -> str:
+    """Write by what factor a curve rose above its first step."""
+    if math.isnan(factor) or math.isinf(factor):
+        return number(factor)
+    return f"{factor:.3g}" if factor < _RISES else f"more than {_RISES:,.0f}"
 
 
 def chunk_words(values: Iterable[int]) -> str:

@@ -29,8 +29,18 @@ def absent(what: str, command: str) -> str:
     return f"{what}: not measured in this sweep; `{command}` measures it."
 
 
-def html(table: pd.DataFrame, empty: str = "Nothing to list.", upright: bool = False) -> str:
-    """Write a table as HTML that scrolls inside the page.
+#: A table of more rows is folded.
+LONG = 40
+
+
+def html(
+    table: pd.DataFrame,
+    empty: str = "Nothing to list.",
+    upright: bool = False,
+    narrow: bool = False,
+    name: str = "table",
+) -> str:
+    """Write a table as HTML that scrolls inside the page; one of more than :data:`LONG` rows is folded.
 
     Parameters
     ----------
@@ -39,6 +49,10 @@ def html(table: pd.DataFrame, empty: str = "Nothing to list.", upright: bool = F
         What is said where there are no rows.
     upright : bool
         Write a table of few rows with one column per row, so that it need not be scrolled.
+    narrow : bool
+        Write its rows one below the other on a narrow screen, every field with its name.
+    name : str
+        What a folded table is called.
     """
     if table.empty:
         return f"<p>{escape(empty)}</p>"
@@ -50,5 +64,19 @@ def html(table: pd.DataFrame, empty: str = "Nothing to list.", upright: bool = F
         text.columns.name = None
         body = text.to_html(**how)
     else:
-        body = text.to_html(index=False, **how)
-    return f'<div class="scroll">{body}</div>'
+        body = _cards(text) if narrow else text.to_html(index=False, **how)
+    written = f'<div class="scroll{" cards" if narrow else ""}">{body}</div>'
+    folded = f"<details><summary>{escape(name)}, {len(text)} rows</summary>{written}</details>"
+    return folded if len(text) > LONG else written
+
+
+def _cards(text: pd.DataFrame) -> str:
+    """Write a table whose fields know their column."""
+    names = [escape(str(name)) for name in text.columns]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    rows = (
+        "".join(f'<td data-label="{name}">{escape(str(field))}</td>' for name, field in zip(names, row, strict=True))
+        for row in text.itertuples(index=False)
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
