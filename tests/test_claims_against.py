@@ -113,6 +113,11 @@ def test_where_one_step_makes_no_error_all_is_inherited_and_nothing_is_tested() 
     alone = row(fine, "C1 accumulation")
     assert alone.status is Status.NOT_TESTED
     assert "no step makes an error of its own" in alone.words
+    other = [cell(grows(0.0, 1e-2), chunk_size=8, model="b"), cell(grows(0.0, 8e-3), "one_step(append)", model="b")]
+    other[1]["hidden_rel_l2"].values[:, -1, 10:] = 0.0
+    none = row([*fine, *other], "C1 accumulation")
+    assert none.status is Status.NOT_TESTED
+    assert "()" not in none.words, "no kinds to count"
     both = row([*coarse, *fine], "C1 accumulation")
     assert both.status is Status.SUPPORTED
     assert "1 supported, 1 not tested of 2" in both.words

@@ -203,6 +203,24 @@ def test_ladders_of_a_sweep() -> None:
     assert [one.labels["reference"] for one in ladder.ladders(Sweep(cells), reference="gold")] == ["gold"]
 
 
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_a_precision_without_a_level_is_left_out_and_named(bad: float) -> None:
+    """As on the page of claims: one fold has one slope."""
+    cells = rungs(1.0, ("bf16", "fp16", "fp32"))
+    cells[1]["hidden_rel_l2"].values[:, -1, 9:] = bad
+    (one,) = ladder.ladders(Sweep(cells))
+    (without,) = ladder.ladders(Sweep([cells[0], cells[2]]))
+    assert one.slope == without.slope
+    assert one.dtypes == ("bf16", "fp16", "fp32")
+    assert one.caveats[0] == "fp16 left out: exactly zero too often, or NaN or Inf"
+    (claim,) = precision.c2(Sweep(cells), "hidden_rel_l2", "last", Setting())
+    assert (claim.estimate, claim.interval) == (one.slope.interval.value, one.slope.interval.pair)
+    assert claim.detail["kind"] == one.slope.verdict.value
+    two = ladder.ladders(Sweep(cells[:2]))[0].slope
+    assert two.reason is (ScalingReason.ZEROS if bad == 0 else ScalingReason.NONFINITE)
+    assert math.isnan(two.interval.value)
+
+
 def test_the_accessor_gives_the_table() -> None:
     sweep = Sweep(rungs(1.0, ("bf16", "fp16", "fp32")))
     table = sweep.drift.ladder("value_rel_l2")

@@ -64,6 +64,11 @@ def sweep(folder: Path) -> Sweep:
 
 
 @pytest.fixture(scope="module")
+def audited(sweep: Sweep) -> claims.Audit:
+    return claims.audit(sweep)
+
+
+@pytest.fixture(scope="module")
 def pages(folder: Path) -> dict[str, str]:
     rendering.render(folder / "sweep", PAGES, folder / "pages", report=lambda line: None)
     return {name: (folder / "pages" / f"{name}.html").read_text() for name in (*PAGES, "index")}
@@ -184,14 +189,14 @@ def named(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     return found
 
 
-def judged(sweep: Sweep) -> Iterator[tuple[tuple[str, str], str]]:
-    for s in claims.audit(sweep, others=()).summaries:
+def judged(found: claims.Audit) -> Iterator[tuple[tuple[str, str], str]]:
+    for s in found.summaries:
         for f in s.findings if s.claim.name == "C1 plateau" else ():
             yield (s.protocol, f.scope), f.detail["verdict"].replace("_", " ")
 
 
-def test_every_chain_has_one_verdict_on_all_pages(pages: dict[str, str], sweep: Sweep) -> None:
-    wanted = dict(judged(sweep))
+def test_every_chain_has_one_verdict_on_all_pages(pages: dict[str, str], audited: claims.Audit) -> None:
+    wanted = dict(judged(audited))
     assert len(set(wanted.values())) > 1
     assert verdicts_of_plateau(pages["plateau"]) == wanted
     assert named(with_columns(pages["readings"], "level / other kernels", "verdict")) == wanted
@@ -199,15 +204,15 @@ def test_every_chain_has_one_verdict_on_all_pages(pages: dict[str, str], sweep: 
     assert {chain: levels[chain] for chain in wanted} == wanted
 
 
-def test_chains_as_deep_in_other_chunks_are_judged(sweep: Sweep) -> None:
-    chains = {scope for (protocol, scope), _ in judged(sweep) if protocol == "append"}
+def test_chains_as_deep_in_other_chunks_are_judged(sweep: Sweep, audited: claims.Audit) -> None:
+    chains = {scope for (protocol, scope), _ in judged(audited) if protocol == "append"}
     assert {"alpha bf16, chunk 16", "alpha bf16, chunk 32"} <= chains
     assert min(ds.sizes["step"] for ds in judged_chains(sweep.sel(protocol="append"))) >= DEEP_STEPS
 
 
-def test_chains_models_and_flat_ones_are_counted_alike(pages: dict[str, str], sweep: Sweep) -> None:
+def test_chains_models_and_flat_ones_are_counted_alike(pages: dict[str, str], audited: claims.Audit) -> None:
     by_reading: dict[str, list[str]] = {}
-    for (protocol, _), verdict in judged(sweep):
+    for (protocol, _), verdict in judged(audited):
         by_reading.setdefault(protocol, []).append(verdict)
     table = with_columns(pages["readings"], "reading", "chains").set_index("reading")
     for protocol, kinds in by_reading.items():
@@ -216,13 +221,13 @@ def test_chains_models_and_flat_ones_are_counted_alike(pages: dict[str, str], sw
         assert said.startswith(f"{len(kinds)} chains of {len(MODELS)} models: ")
         assert sorted(said.partition(": ")[2].split(", ")) == sorted(counted.split(", "))
         finding = next(
-            s.words for s in claims.audit(sweep, others=()).summaries
+            s.words for s in audited.summaries
             if (s.claim.name, s.protocol) == ("C1 plateau", protocol)
         )  # fmt: skip
         assert f"of {len(kinds)};" in finding
         for one in counted.split(", "):
             assert one in finding
-    for s in claims.audit(sweep, others=()).summaries:
+    for s in audited.summaries:
         if s.claim.name == "C4 plateau" and s.protocol:
             assert [f.scope.split(",")[0] for f in s.findings] == ["3 models", "2 models"], "each model once"
 
@@ -244,18 +249,18 @@ def test_the_standing_to_the_floor_is_the_same_on_all_pages(pages: dict[str, str
             assert rest.split(" (")[0] == wanted[row["reading"], f"{model} {dtype}, {chunk}"]
 
 
-def test_the_verdict_on_a_claim_is_the_same_on_all_pages(pages: dict[str, str], sweep: Sweep) -> None:
-    wanted = {(s.claim.name, s.protocol): s.status.value for s in claims.audit(sweep).summaries if s.protocol}
+def test_the_verdict_on_a_claim_is_the_same_on_all_pages(pages: dict[str, str], audited: claims.Audit) -> None:
+    wanted = {(s.claim.name, s.protocol): s.status.value for s in audited.summaries if s.protocol}
     word = {"supported": "bears out", "refuted": "contradicts", "undetermined": "leaves open"}
     word["not tested"] = "does not test"
     matrix = with_columns(pages["readings"], "protocol", "C1 plateau", "C2 precision").set_index("protocol")
     for (claim, protocol), status in wanted.items():
         if claim in matrix.columns:
             assert matrix[claim][protocol][2:] == status
-        line = next(said for said in claims.answer(claims.audit(sweep)) if said.startswith(f"{protocol}: "))
+        line = next(said for said in claims.answer(audited) if said.startswith(f"{protocol}: "))
         assert line in text_of(pages["claims"])
         parts = {p.strip().split(" C")[0]: p for p in line.partition(": ")[2].rstrip(".").split("; ")}
         if claim not in ("C1 excess", "C1 accumulation"):
             assert claim in parts[word[status]]
-    for line in side_by_side.reproduced(claims.audit(sweep)):
+    for line in side_by_side.reproduced(audited):
         assert line.split(": ", 1)[1] in text_of(pages["readings"])

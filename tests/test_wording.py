@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 
@@ -21,7 +22,9 @@ from drift.reading.statistics import intervals, windows
 from drift.reading.statistics import levels as statistics_levels
 from drift.reading.summary import levels, tables
 from drift.reading.wording import numbers
+from drift.reading.wording import tables as written
 from drift.reading.wording import windows as words
+from drift.reading.wording.verdicts import STORAGE_WORDS
 
 
 def test_words_are_those_of_the_constants() -> None:
@@ -164,3 +167,38 @@ def test_the_late_share_of_the_limits_is_that_of_the_veto(sweep: Sweep, monkeypa
 @pytest.mark.parametrize(("value", "said"), [(4, "four"), (8.997, "nine"), (1.585, "1.58"), (16, "16"), (-1, "-1")])
 def test_counts(value: float, said: str) -> None:
     assert numbers.count(value) == said
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (1.5, "1.5"),
+        (9999.0, "9,999"),
+        (8.78e14, "more than 10,000"),
+        (math.inf, "infinite"),
+        (math.nan, "not measured"),
+    ],
+)
+def test_a_rise_from_next_to_nothing_is_no_number(factor: float, said: str) -> None:
+    assert numbers.rise_words(factor) == said
+
+
+def test_words_of_a_page_are_explained_with_what_the_sweep_holds(sweep: Sweep) -> None:
+    text = summary.words(sweep, "reading", "slope")
+    assert "<i>reading</i>" in text
+    assert "0.0039 in bf16, 6e-08 in fp32" in text
+    assert "probe" not in text
+    assert STORAGE_WORDS not in text
+    others = Sweep([synthetic.cell(protocol=p, layers=2, tokens=64) for p in ("isolated(probe=1)", "quantized")])
+    text = summary.words(others, "level")
+    assert "<i>probe=1</i> measures each chunk as a question" in text
+    assert STORAGE_WORDS in text
+
+
+def test_long_tables_are_folded_and_narrow_ones_name_every_field() -> None:
+    table = pd.DataFrame({"a": range(written.LONG + 1), "b < c": "x"})
+    assert written.html(table.iloc[:-1]).startswith('<div class="scroll"><table')
+    folded = written.html(table, name="levels")
+    assert folded.startswith(f"<details><summary>levels, {written.LONG + 1} rows</summary>")
+    narrow = written.html(table.iloc[:1], narrow=True)
+    assert narrow.count('<td data-label="b &lt; c">x</td>') == 1

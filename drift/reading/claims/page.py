@@ -162,22 +162,32 @@ def meaning(found: Audit) -> str:
 def verdict_sentences(found: Audit, key: str) -> list[str]:
     """Say of each part of a claim what was published, what counts as that, and the verdicts."""
     return [
-        f"{claim.name}: {by_protocol(group)}. Published: {claim.published}. Margin: "
+        f"{claim.name}: {by_protocol(group)}. {_published(claim)}. Margin: "
         f"{claim.margin_text(found.setting)}." + _untested(group) + _unestimated(group)
         for claim, group in _parts(found, key).items()
     ]
 
 
+def _published(claim: Claim) -> str:
+    return claim.published[0].upper() + claim.published[1:] if claim.ours else f"Published: {claim.published}"
+
+
 def _untested(summaries: Sequence[ClaimSummary]) -> str:
-    why = dict.fromkeys(s.words for s in summaries if s.status is Status.NOT_TESTED)
-    return f" Not tested means: {' '.join(why)}" if why else ""
+    """Say why a claim was not tested; of protocols that lack the same, what would measure it for the first."""
+    untested = [s for s in summaries if s.status is Status.NOT_TESTED]
+    said = dict.fromkeys(s.words for s in untested if s.findings or not s.protocol)
+    absent = [s for s in untested if s.protocol and not s.findings]
+    if absent:
+        said[f"under {_join([s.protocol for s in absent])} {absent[0].words}"] = None
+    return f" Not tested means: {' '.join(said)}" if said else ""
 
 
 def _unestimated(summaries: Sequence[ClaimSummary]) -> str:
     """Say why, where no row of a protocol has an estimate of what it is about."""
     said = ""
     for s in summaries:
-        if s.findings and s.claim.name != "C4 plateau" and all(math.isnan(f.estimate) for f in s.findings):
+        tested = s.status is not Status.NOT_TESTED and s.claim.name != "C4 plateau"
+        if tested and s.findings and all(math.isnan(f.estimate) for f in s.findings):
             said += f" No estimate under {s.protocol}: {' '.join(dict.fromkeys(f.words for f in s.findings))}"
     return said
 

@@ -8,7 +8,7 @@ from drift.dataset.sweep import Sweep
 from drift.reading.statistics import intervals
 from drift.reading.wording.numbers import coverage
 from drift.reading.wording.verdicts import STORAGE_WORDS, is_stored_coarsely
-from drift.reading.wording.windows import late_rule
+from drift.reading.wording.windows import judged_words, late_rule
 
 __all__ = ["table_legend", "words"]
 
@@ -21,7 +21,8 @@ _WORDS = {
     "proportional to it, 0 where it does not depend on it",
     "floor": "the <i>floor</i> is how far full attention is from itself, over the same tokens, when its embeddings are "
     "disturbed by one unit roundoff",
-    "growth": "<i>growth</i> is per doubling of the chain",
+    "growth": f"<i>growth</i> is per doubling of the chain, over {judged_words()}; where a longer part certifies a "
+    "plateau, the step that it begins at is named, and its interval is wider for having had the choice",
     "gold": "<i>gold</i> is full attention in float64",
 }
 

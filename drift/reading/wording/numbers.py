@@ -59,7 +59,9 @@ def rise_words(factor: float) -> str:
     """Write by what factor a curve rose above its first step."""
     if math.isnan(factor) or math.isinf(factor):
         return number(factor)
-    return f"{factor:.3g}" if factor < _RISES else f"more than {_RISES:,.0f}"
+    if factor >= _RISES:
+        return f"more than {_RISES:,.0f}"
+    return f"{factor:.3g}" if factor < 1000 else f"{factor:,.0f}"
 
 
 def chunk_words(values: Iterable[int]) -> str:
