@@ -25,6 +25,7 @@ from drift.running.checks import check_chunks, check_planted, check_tokens
 from drift.running.descent.descending import descend
 from drift.running.descent.lanes import Limits
 from drift.running.descent.taps import check_supported
+from drift.running.keeping import KeptDocuments, Measured
 from drift.running.lanes import FoldRequest, LaneTable, generated_continuation
 from drift.running.model.numerics import numerics, rung_of
 from drift.running.model.weights import weights_of
@@ -98,6 +99,7 @@ def trace_folds(
     allow_beyond_context: bool = False,
     limits: Limits | None = None,
     floor_draws: int = FLOOR_DRAWS,
+    kept: KeptDocuments | None = None,
 ) -> list[Dataset]:
     """Run several folds beside full attention.
 
@@ -132,6 +134,9 @@ def trace_folds(
     floor_draws : int
         Draws of the rounding floor: passes of full attention with disturbed embeddings, which all folds share. 0 does
         without.
+    kept : KeptDocuments, optional
+        Where documents that were measured before an interruption are looked for, and where each is kept. Times that
+        cells record are then those of this call.
 
     Returns
     -------
@@ -164,7 +169,9 @@ def trace_folds(
     _check_lanes(text_config, asked, together, ids.shape[1], allow_beyond_context)
     named = _named(model, labels or {})
     seeds = floor_seeds(floor_draws)
-    passes = _Passes(model, ids, asked, together, logit_stride, seeds, limits, on_progress or (lambda share: None))
+    passes = _Passes(
+        model, ids, asked, together, logit_stride, seeds, limits, on_progress or (lambda share: None), kept
+    )
     started = time.perf_counter()
     variables, switches = passes.run(rung(named["dtype"]), half_matmul)
     device = weights_of(model).device
@@ -243,6 +250,7 @@ class _Passes:
     floor_seeds: Sequence[int]
     limits: Limits | None
     tell: Callable[[float], None]
+    kept: KeptDocuments | None
 
     def run(self, dtype: Rung, half_matmul: str) -> tuple[list[list[dict[str, NDArray[Any]]]], Mapping[str, Any]]:
         """Descend; returns the variables of each fold, by document, and the numerical switches that held."""
@@ -254,17 +262,28 @@ class _Passes:
                 wide = model
                 if any(fold.needs_float64 for fold in self.asked) and model.dtype is not torch.float64:
                     wide = weights_of(model).beside(rung("fp64"))
-                for index, document in enumerate(self.ids):
-                    for turn, (continued, places) in enumerate(self.together.items()):
-                        measured = self._descend(
-                            document, continued, places, wide, dtype, index + turn / len(self.together)
-                        )
-                        for place, variables in zip(places, measured, strict=True):
-                            found[place].append(variables)
+                for index in range(len(self.ids)):
+                    measured = self.kept.load(index, switches) if self.kept else None
+                    if measured is None or len(measured) != len(self.asked):
+                        measured = self._document(index, wide, dtype)
+                        if self.kept:
+                            self.kept.save(index, switches, measured)
+                    for variables, documents in zip(measured, found, strict=True):
+                        documents.append(variables)
                     self.tell((index + 1) / len(self.ids))
         finally:
             model.train(training)
         return found, switches
+
+    def _document(self, index: int, wide: PreTrainedModel, dtype: Rung) -> Measured:
+        """Measure one document; returns the variables of each fold."""
+        found: Measured = [{} for _ in self.asked]
+        for turn, (continued, places) in enumerate(self.together.items()):
+            done = index + turn / len(self.together)
+            measured = self._descend(self.ids[index], continued, places, wide, dtype, done)
+            for place, variables in zip(places, measured, strict=True):
+                found[place] = variables
+        return found
 
     def _descend(
         self,

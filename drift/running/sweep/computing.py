@@ -19,7 +19,9 @@ from drift.errors import ConfigError, DatasetError
 from drift.running import corpus, protocols, tracing
 from drift.running.checkpoints import loading
 from drift.running.descent.lanes import Limits
-from drift.running.model.weights import UnfitForStreamingError
+from drift.running.keeping import KeptDocuments
+from drift.running.model.weights import UnfitForStreamingError, weights_of
+from drift.running.provenance import provenance
 from drift.running.sweep.cells import Cell
 from drift.running.sweep.cost import show_bytes
 from drift.running.sweep.groups import Group
@@ -197,13 +199,17 @@ class _Work:
             return
         failure: Failure | None = None
         datasets: list[Dataset] = []
+        kept = self._kept(cells, tokens)
         try:
-            datasets = self._trace(cells, tokens)
+            datasets = self._trace(cells, tokens, kept)
         except Exception as error:
             failure = Failure.of(error)
         if failure is None:
             for cell, ds in zip(cells, datasets, strict=True):
                 self._keep(cell, ds)
+        if kept:
+            kept.forget()
+        if failure is None:
             return
         _free(cells[0].device)
         if len(cells) == 1 or not failure.may_be_one_folds:
@@ -213,7 +219,21 @@ class _Work:
         for cell in cells:
             self._descend([cell], tokens)
 
-    def _trace(self, cells: Sequence[Cell], tokens: Any) -> list[Dataset]:
+    def _kept(self, cells: Sequence[Cell], tokens: Any) -> KeptDocuments | None:
+        """Where the documents of these cells are kept until they are written; a single one is not worth it."""
+        if len(tokens) < 2:
+            return None
+        made_with = provenance(weights_of(self._weights.loaded.model).device)
+        identity = {
+            "cells": [cell.record for cell in cells],
+            "checkpoint": cells[0].checkpoint,
+            "tokens": tracing.tokens_sha256(tokens),
+            "weights": self._way.weights if self._way else "resident",
+            **{name: made_with[name] for name in ("versions_json", "device_name", "driver", "threads")},
+        }
+        return KeptDocuments(self._folder.path, identity)
+
+    def _trace(self, cells: Sequence[Cell], tokens: Any, kept: KeptDocuments | None) -> list[Dataset]:
         way, loaded, first = self._way, self._weights.loaded, cells[0]
         return tracing.trace_folds(
             loaded.model,
@@ -236,6 +256,7 @@ class _Work:
             on_progress=self._progress,
             allow_beyond_context=any(cell.beyond_context for cell in cells),
             limits=Limits(float("inf") if way.keeps_calls else 0, way.logit_rows) if way else None,
+            kept=kept,
         )
 
     def _progress(self, share: float) -> None:

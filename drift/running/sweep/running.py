@@ -12,6 +12,7 @@ from pathlib import Path
 
 from drift.errors import ConfigError
 from drift.running.checkpoints import fetching
+from drift.running.keeping import forget_documents
 from drift.running.sweep.cells import Cell
 from drift.running.sweep.config import Config, closest
 from drift.running.sweep.cost import correction, show_seconds
@@ -138,6 +139,8 @@ class _Run:
             self._ledger.set_aside()
             wanted = wanted[: asked.limit]
             self._ledger.expect(wanted)
+            if asked.force:
+                forget_documents(self._plan.folder.path)
             if wanted:
                 self._compute(wanted)
         except KeyboardInterrupt:

@@ -1,0 +1,113 @@
+"""Documents that were measured, kept on disk until the cells of their group are written.
+
+A descent over twenty documents takes hours on a small machine: what was measured before it was interrupted is not
+measured again. Documents never see each other, so a cell made of kept and of new ones has the bits of one made at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+import drift
+from drift.dataset.hashing import content_hash
+
+__all__ = ["KEPT_FOLDER", "KeptDocuments", "Measured", "forget_documents"]
+
+#: Per fold, its variables over one document, by name.
+Measured = list[dict[str, NDArray[Any]]]
+#: Where they lie in the folder of a sweep.
+KEPT_FOLDER = ".documents"
+_SUFFIX = ".safetensors"
+
+
+@cache
+def _code() -> str:
+    """Fingerprint of the code that measures: a commit says nothing of a tree that differs from it."""
+    root = Path(drift.__file__).parent
+    files = sorted(path for folder in ("running", "dataset") for path in (root / folder).rglob("*.py"))
+    return content_hash([[str(path.relative_to(root)), path.read_text(encoding="utf-8")] for path in files])
+
+
+class KeptDocuments:
+    """The measured documents of one group.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Of the sweep.
+    identity : mapping
+        All that decides the bits of a document, as JSON values: cells, tokens, weights, versions, processor, threads.
+        The code that measures is added.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self._folder = folder / KEPT_FOLDER
+        self._key = content_hash({"identity": dict(identity), "code": _code()})
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{self._key}.{index}{_SUFFIX}"
+
+    def load(self, index: int, switches: Mapping[str, Any]) -> Measured | None:
+        """Return what was measured of a document under the same numerical switches; None where nothing usable is kept.
+
+        Parameters
+        ----------
+        index : int
+            Which document of the group, from 0.
+        switches : mapping
+            See :func:`drift.running.model.numerics.numerics`.
+        """
+        found: dict[int, dict[str, NDArray[Any]]] = {}
+        try:
+            with safe_open(self._path(index), framework="numpy") as file:
+                if (file.metadata() or {}).get("switches") != _written(switches):
+                    return None
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    place, _, variable = name.partition("/")
+                    found.setdefault(int(place), {})[variable] = file.get_tensor(name)
+        except (OSError, SafetensorError, ValueError):
+            return None
+        return [found[place] for place in range(len(found))] if sorted(found) == list(range(len(found))) else None
+
+    def save(self, index: int, switches: Mapping[str, Any], measured: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+        """Keep what was measured of a document; where that cannot be written, it is measured again another time."""
+        flat = {
+            f"{place}/{name}": np.asarray(values, order="C")
+            for place, variables in enumerate(measured)
+            for name, values in variables.items()
+        }
+        path, part = self._path(index), self._path(index).with_suffix(".part")
+        with suppress(OSError):
+            self._folder.mkdir(exist_ok=True)
+            part.write_bytes(save(flat, metadata={"switches": _written(switches)}))
+            os.replace(part, path)
+
+    def forget(self) -> None:
+        """Remove what is kept: the cells are written, or cannot be."""
+        with suppress(OSError):
+            for path in self._folder.glob(f"{self._key}.*"):
+                path.unlink(missing_ok=True)
+            self._folder.rmdir()  # only where nothing else is kept
+
+
+def forget_documents(folder: Path) -> None:
+    """Remove all measured documents that are kept in the folder of a sweep."""
+    with suppress(OSError):
+        for path in (folder / KEPT_FOLDER).glob("*.*"):
+            path.unlink(missing_ok=True)
+        (folder / KEPT_FOLDER).rmdir()
+
+
+def _written(switches: Mapping[str, Any]) -> str:
+    return json.dumps(dict(switches), sort_keys=True, default=str)
