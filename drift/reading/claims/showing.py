@@ -186,13 +186,13 @@ def chain_answer(found: Audit) -> list[str]:
     said = []
     for protocol in dict.fromkeys(s.protocol for s in found.summaries if s.protocol):
         parts = []
-        for name, what in (("C1 plateau", "along the chain drift is"), ("C1 excess", "drift over its floor is")):
+        for name, what in (("C1 plateau", "drift along the chain"), ("C1 excess", "drift over its floor")):
             findings = [
                 f for s in found.summaries if (s.claim.name, s.protocol) == (name, protocol) for f in s.findings
             ]
             kinds = [f.detail["verdict"].replace("_", " ") for f in findings]
-            counted = ", ".join(f"{kinds.count(kind)} times {kind}" for kind in dict.fromkeys(kinds))
+            counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
             growth = range_words((f.estimate for f in findings), write=percent)
-            parts += [f"{what} {counted} ({growth} per doubling)"] if findings else []
+            parts += [f"{what}: {counted} of {len(kinds)} chains ({growth} per doubling)"] if findings else []
         said += [f"{protocol}: {'; '.join(parts)}."] if parts else []
     return said

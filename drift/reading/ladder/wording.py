@@ -185,7 +185,7 @@ def headlines(found: Sequence[Ladder], notes: bool = True) -> dict[str, str]:
         models = len({one.labels["model"] for one in several})
         alone = len({one.labels["model"] for one in mine}) - models
         if several and alone:
-            words += f" ({models} model{'s' * (models != 1)}; {alone} more ran at one precision only)"
+            words += f" ({alone} more ran at one precision only)"
         slopes = [one.slope.interval.value for one in mine if math.isfinite(one.slope.interval.value)]
         words += f"; slope {_span(slopes)}" if slopes else ""
         note = f". {STORAGE_WORDS.rstrip('.')}" if notes and is_stored_coarsely(protocol) else ""
