@@ -18,11 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from drift.dataset.sweep import Sweep
-from drift.reading import controls, figures, gain, ladder, summary
+from drift.reading import controls, figures, floor, gain, ladder, summary
 from drift.reading.amplitudes import measure_name
 from drift.reading.claims import auditing, model
 from drift.reading.controls import firing
 from drift.reading.figures import chain, depth
+from drift.reading.floor import responding
 from drift.reading.plateau.deciding import plateau
 from drift.reading.statistics import intervals, windows
 from drift.reading.statistics.slope import Scaling, ScalingReason, slope
@@ -140,6 +141,52 @@ def test_the_caption_names_the_factor_that_is_shaded(factor: float) -> None:
     said = re.search(r"within a factor ([\d.]+) of the floor", caption(figure))
     assert said is not None
     assert (1 / float(said[1]), float(said[1])) == pytest.approx((band.get_y(), band.get_y() + band.get_height()))
+
+
+@holds("response_to_noise")
+@pytest.mark.parametrize("steps", [32, 4])
+@pytest.mark.parametrize("tolerance", [0.1, 0.3])
+def test_response_to_noise(
+    cut: tuple[float, ...], steps: int, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responding, "RESPONSE_TOLERANCE", tolerance)
+    monkeypatch.setattr(floor, "RESPONSE_TOLERANCE", tolerance)
+    answers = {0.1: 0.0, 1: 1.6, 10: 10.0, 100: 100.0, 1000: 600.0}
+    u = synthetic.ROUNDOFF["fp32"]
+    made_of = [
+        synthetic.cell(
+            model="tiny", layers=2, documents=3, noise=0.01, dtype="fp32", chunk_size=16, tokens=16 * steps,
+            protocol=f"full(noise={size})", level=lambda k, y=y: u * y * (k + 1) ** 0.5,
+        )
+        for size, y in answers.items()
+    ]  # fmt: skip
+    figure = figures.response_to_noise(Sweep(made_of))
+    words, (ax,) = caption(figure), figure.axes
+    expected = [level(last(ds), words) for ds in made_of[1:]]
+    np.testing.assert_allclose(points(ax), expected)
+    np.testing.assert_allclose(points(ax, "x"), [1, 10, 100, 1000])
+    (foot,) = [line for line in ax.lines if line.get_marker() == "o" and line.get_markerfacecolor() == "white"]
+    assert list(foot.get_xdata()) == [0.1]
+    assert "Hollow, at the foot: exactly 0" in words
+    slopes = np.diff(np.log(np.array([last(ds) for ds in made_of[1:]])).mean(axis=(1, 2))) / math.log(10)
+    said = re.search(r"within ([\d.]+) of 1, in every document", words)
+    assert said
+    assert [abs(s - 1) <= float(said[1]) for s in slopes] == [tolerance == 0.3, True, tolerance == 0.3]
+    unrelated, guide = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert f"distance of unrelated states ({unrelated.get_ydata()[0]:.2f})" in words
+    x, y = np.log(guide.get_data())
+    assert np.diff(y)[0] / np.diff(x)[0] == pytest.approx(1)
+    if tolerance == 0.1:
+        assert title(figure).startswith(
+            "Full attention answers to disturbed embeddings in proportion from 10 to 100 unit roundoffs; to 1 with "
+        )
+        times = re.search(r"to 1 with ([\d.]+) times that; to 0.1 and less not at all$", title(figure))
+        assert times
+        by_proportion = math.sqrt(expected[1] / 10 * expected[2] / 100)
+        assert float(times[1]) == pytest.approx(expected[0] / by_proportion, rel=0.05)
+        assert guide.get_ydata()[0] / guide.get_xdata()[0] == pytest.approx(by_proportion)
+    else:
+        assert "in proportion from 1 to 1,000 unit roundoffs; to 0.1 and less not at all" in title(figure)
 
 
 # ---------------------------------------------------------------------------------------------- windows

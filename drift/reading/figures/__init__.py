@@ -9,6 +9,7 @@ from drift.reading.figures.gain import gains
 from drift.reading.figures.ladder import levels
 from drift.reading.figures.level import level_vs_chunk_size, level_vs_roundoff
 from drift.reading.figures.logits import logits_per_step
+from drift.reading.figures.noise import response_to_noise
 from drift.reading.figures.parts import attribution
 from drift.reading.figures.plateau import plateau_fit
 from drift.reading.figures.showing import described, png, show
@@ -36,6 +37,7 @@ __all__ = [
     "png",
     "readings",
     "response",
+    "response_to_noise",
     "show",
     "worst_tokens",
 ]

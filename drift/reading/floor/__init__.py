@@ -7,12 +7,16 @@ one. They are independent evidence: :func:`contradictions` lists where they disa
 from drift.reading.floor.comparing import both_verdicts, contradictions
 from drift.reading.floor.judging import from_curve, from_sweep, rounding, rounding_frame
 from drift.reading.floor.model import FACTOR, Compared, Contradiction, Rounding, Standing, StandingReason
+from drift.reading.floor.responding import RESPONSE_TOLERANCE, NoiseResponse, noise_responses
+from drift.reading.floor.response_wording import response_headline
 from drift.reading.floor.wording import headline, method, standing_words
 
 __all__ = [
     "FACTOR",
+    "RESPONSE_TOLERANCE",
     "Compared",
     "Contradiction",
+    "NoiseResponse",
     "Rounding",
     "Standing",
     "StandingReason",
@@ -22,6 +26,8 @@ __all__ = [
     "from_sweep",
     "headline",
     "method",
+    "noise_responses",
+    "response_headline",
     "rounding",
     "rounding_frame",
     "standing_words",
