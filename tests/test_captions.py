@@ -250,6 +250,14 @@ def test_worst_tokens(cut: tuple[float, ...], steps: int) -> None:
         k = ds["quantile"].values.tolist().index(q)
         expected = [level(everything[:, n, :, k], caption(figure)) for n in range(1, ds.sizes["layer"])]
         np.testing.assert_allclose(np.asarray(line.get_ydata())[1:], expected)
+    assert "bands: from the smallest to the largest of what the mean is of" in caption(figure)
+    for band, name in zip(figure.axes[0].collections, names, strict=True):
+        q = {"worst token": 1.0, "median": 0.5}.get(name) or float(name.rstrip(" %")) / 100
+        spread = everything[:, -1, :, ds["quantile"].values.tolist().index(q)]
+        corners = band.get_paths()[0].vertices
+        for step in range(spread.shape[1]):
+            ends = corners[corners[:, 0] == step + 1, 1]
+            assert (ends.min(), ends.max()) == pytest.approx((spread[:, step].min(), spread[:, step].max()))
     worst, median = (np.asarray(figure.axes[0].lines[k].get_ydata()) for k in (0, 3))
     times = re.search(r"drifts ([\d.]+) times", title(figure))
     assert times

@@ -237,6 +237,9 @@ def test_one_chunk_size_makes_no_axis_with_one_point() -> None:
     assert "one size was run: 32" in panels["gemma-3-270m"].get_xlabel()
     assert "one size" not in panels["smollm2-135m-instruct"].get_xlabel()
     assert all(len(ax.get_xticks()) == 2 for ax in panels.values())
+    assert "A point without a line was run at one chunk size." in " ".join(
+        figures.level_vs_chunk_size(Sweep(mixed)).get_supxlabel().split()
+    )
 
 
 @pytest.mark.parametrize(("factor", "words"), [(1.004, "0.4 %"), (1.04, "4 %"), (1.4, "1.4-fold"), (1.0, "0 %")])

@@ -277,7 +277,7 @@ def _block_panel(
 # ---------------------------------------------------------------------------------------------- by token
 #: Quantiles over the tokens of a chunk that are drawn.
 DRAWN_QUANTILES = (1.0, 0.99, 0.9, 0.5)
-_WORST_X = {"step": "chain step (1 = first chunk), final layer", "layer": "layer (0 = embeddings),\nlate steps"}
+_WORST_X = {"step": "chain step (1 = first chunk),\nfinal layer", "layer": "layer (0 = embeddings),\nlate steps"}
 
 
 def worst_tokens(
@@ -306,7 +306,8 @@ def worst_tokens(
             title = f"A chunk's worst token drifts {numbers.range_words(ratios)} times as much as its median token"
         caption = (
             "Quantiles over the tokens of a chunk; lines: geometric mean over documents (and late steps: "
-            f"{late_of(ds.sizes['step'] for ds in chosen)})."
+            f"{late_of(ds.sizes['step'] for ds in chosen)}); bands: from the smallest to the largest of what the mean "
+            "is of."
         )
         lines = legend_lines({_quantile_name(q): how for q, how in _quantile_looks().items()})
         return finish_figure(figure, title, caption, [("quantile over tokens", lines)])
@@ -325,7 +326,7 @@ def _quantile_looks() -> dict[float, dict[str, Any]]:
 
 def _token_panel(ax: Axes, data: pd.DataFrame, by: str) -> bool:
     """Draw the quantiles of one cell; whether anything is drawn."""
-    data = data.assign(at=data[by] + (by == "step"), low=np.nan, high=np.nan)
+    data = data.assign(at=data[by] + (by == "step"))
     for q, how in _quantile_looks().items():
         draw_line(ax, data[data["quantile"] == q], how["color"], how["linestyle"], how["marker"])
     note_below(ax, int(data["zeros"].sum()), int(data["nonfinite"].sum()))

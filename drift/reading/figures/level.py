@@ -213,6 +213,8 @@ def level_vs_chunk_size(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int
         caption = (
             f"Level: geometric mean {late_of(data['steps'])}, over documents; {spread}: smallest to largest document."
         )
+        if len(sizes) > 1 and (data.groupby(["model", "dtype", "protocol"])["chunk_size"].nunique() == 1).any():
+            caption += " A point without a line was run at one chunk size."
         return finish_figure(figure, _chunk_title(data), caption, legends)
 
 

@@ -353,6 +353,8 @@ GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
 
 def panel_columns(count: int) -> int:
     """How many of so many panels stand in a row."""
+    if count == 4:
+        return 2  # rather than three and one alone
     return min(count, COLUMNS if count <= COLUMNS**2 else COLUMNS + 1)
 
 
