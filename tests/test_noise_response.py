@@ -45,19 +45,16 @@ def test_the_numbers_are_those_of_the_cells() -> None:
     np.testing.assert_allclose(one.level[2:], np.exp(np.log(by_hand).mean(axis=1)))
     assert one.proportional == (1, 1000)
     assert one.saturated is None
-    assert one.bottom is None
     assert one.above_proportion(10000) == pytest.approx(20000 / 10000 / 10, rel=0.2)
     assert (one.labels["model"], one.labels["dtype"], one.labels["documents"], one.steps) == ("tiny", "fp32", 3, 32)
 
 
 def test_where_a_response_ends_and_where_it_begins() -> None:
     one = response(9, 9.5, 10, 30, 300, 900, 950)
-    assert one.bottom == (0.01, 1)
     assert one.proportional == (10, 100)
     assert one.saturated == 1000
     assert one.above_proportion(1) == pytest.approx(10 / 3, rel=0.05)
     constant = response(*[9.0] * 7)
-    assert constant.bottom is None  # flat throughout: there is nothing that it is the bottom of
     assert constant.saturated == 0.01
     assert constant.proportional is None
     assert np.isnan(constant.above_proportion(1))
@@ -118,11 +115,12 @@ def test_a_sweep_without_such_cells_is_told_what_would_measure_it() -> None:
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        ((0, 0, 20, 100, 1000, 9e4, 1e5), "in proportion from 10 to 100 unit roundoffs; to 1 with 2.0 times that; "
-         "to 0.1 and less not at all; no more than 5.7e-3 from 1,000 on"),
-        ((9, 9.5, 10, 30, 300, 3000, 3e4), "in proportion from 10 to 10,000 unit roundoffs; to 0.01 with 300 times "
-         "that"),
-        ((1, 1, 1, 1, 1, 1, 1), "nowhere in proportion; no more than 6.0e-8 from 0.01 on"),
+        ((0, 0, 20, 100, 1000, 9e4, 1e5), "in proportion from 10 to 100 unit roundoffs; from 10 down to 1 it falls "
+         "only 5.0-fold; to 0.1 and less not at all; no more than 5.7e-3 from 1,000 on"),
+        ((9, 9.5, 10, 30, 300, 3000, 3e4), "in proportion from 10 to 10,000 unit roundoffs; from 0.1 down to 0.01 it "
+         "falls only 1.1-fold"),
+        ((1, 1, 1, 1, 1, 1, 1), "nowhere in proportion; from 0.1 down to 0.01 it falls only 1.0-fold; no more "
+         "than 6.0e-8 from 0.01 on"),
     ],
 )  # fmt: skip
 def test_the_sentence(answers: tuple[float, ...], words: str) -> None:

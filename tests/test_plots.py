@@ -293,9 +293,13 @@ def test_forests_have_a_row_per_finding_and_say_its_verdict(deep: Sweep, claim: 
     assert len(figure.axes) == len(summaries) == 3
     shapes = {model.Status.SUPPORTED: ("o", True), model.Status.REFUTED: ("X", True),
               model.Status.UNDETERMINED: ("o", False)}  # fmt: skip
+    named = [[t.get_text() for t in ax.get_yticklabels()] for ax in figure.axes]
+    assert named[0]
+    assert named[1:] == [[], []], "panels side by side share the names of their rows"
     for ax, s in zip(figure.axes, summaries, strict=True):
+        assert len(named[0]) == len(s.findings)
         assert ax.get_title(loc="left") == f"{s.protocol}: {model.SIGNS[s.status]} {s.status.value}"
-        assert len(ax.get_yticklabels()) == len(ax.texts) == len(s.findings)
+        assert len(ax.get_yticks()) == len(ax.texts) == len(s.findings)
         signs = [line for line in ax.lines if line.get_marker() in ("o", "X")]
         drawn = [(line.get_marker(), line.get_markerfacecolor() != "white") for line in signs]
         assert drawn == [shapes[f.status] for f in s.findings]

@@ -22,6 +22,7 @@ from drift.errors import DatasetError
 from drift.reading import summary
 from drift.reading.cells import cell_identity
 from drift.reading.figures.captions import BAND
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
     MARKERS,
     STYLES,
@@ -31,7 +32,6 @@ from drift.reading.figures.style import (
     cycle_styles,
     draw_line,
     dtypes_of,
-    finish_figure,
     legend_lines,
     line_widths,
     log2_x,
@@ -41,6 +41,8 @@ from drift.reading.figures.style import (
     name_x,
     need_cells,
     note_below,
+    precision_colours,
+    precision_markers,
     say_empty,
     set_style,
 )
@@ -97,7 +99,7 @@ def drift_per_step(
 
 def _chains(ax: Axes, here: pd.DataFrame, dtypes: list[str], chunks: list[int]) -> None:
     """Draw the curves of one model."""
-    colour, marker, width = colours_of(dtypes), cycle_styles(dtypes, MARKERS), line_widths(dtypes)
+    colour, marker, width = precision_colours(dtypes), precision_markers(dtypes), line_widths(dtypes)
     style = cycle_styles(chunks, STYLES)
     for dtype in dtypes:
         for chunk in chunks:
@@ -110,7 +112,7 @@ def _chains(ax: Axes, here: pd.DataFrame, dtypes: list[str], chunks: list[int]) 
 
 
 def _chain_legends(dtypes: list[str], chunks: list[int]) -> list[tuple[str, list[Line2D]]]:
-    colour, marker, style = colours_of(dtypes), cycle_styles(dtypes, MARKERS), cycle_styles(chunks, STYLES)
+    colour, marker, style = precision_colours(dtypes), precision_markers(dtypes), cycle_styles(chunks, STYLES)
     precisions: dict[Any, Any] = {d: {"color": colour[d], "marker": marker[d], "markersize": 5} for d in dtypes}
     sizes: dict[Any, Any] = {c: {"color": "0.25", "linestyle": style[c]} for c in chunks}
     return [("precision", legend_lines(precisions)), ("chunk size", legend_lines(sizes))]

@@ -14,18 +14,18 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from drift.reading import controls
 from drift.reading.controls import firing
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
-    COLUMNS,
-    MARKERS,
     PROPORTIONAL,
     STYLES,
-    colours_of,
     cycle_styles,
     decade_ticks,
-    finish_figure,
     legend_lines,
     name_x,
     note_below,
+    panel_columns,
+    precision_colours,
+    precision_markers,
     set_style,
     wrap_panels,
 )
@@ -43,6 +43,7 @@ def response(found: controls.Checkup) -> Figure | None:
     if not runs:
         return None
     models = list(dict.fromkeys(r.setting[0] for r in runs))
+    floors = {f.setting[1] for f in found.floor if f.setting[0] in models and f.level > 0}
     order = {r.setting[1]: r.unit_roundoff for r in runs}
     dtypes = sorted(order, key=lambda d: -order[d])
     with set_style():
@@ -60,25 +61,25 @@ def response(found: controls.Checkup) -> Figure | None:
             ax.xaxis.set_minor_locator(NullLocator())
         axes[0].set_yscale("log")
         decade_ticks(axes[0].yaxis)
-        for ax in axes[:: min(len(axes), COLUMNS)]:
+        for ax in axes[:: panel_columns(len(axes))]:
             ax.set_ylabel("drift at the first step that can differ [1]")
         caption = (
             "Points: geometric mean over documents; bars: smallest to largest. Floor: full attention against itself in "
             f"another implementation or batch. Left out: sizes below {firing.DROWNED:g} unit roundoffs, responses "
             f"below {firing.DROWNED:g} floors or above {firing.TOLERANCE:g}."
         )
-        return finish_figure(figure, _title(runs), caption, _legends(dtypes))
+        return finish_figure(figure, _title(runs), caption, _legends(dtypes, floors))
 
 
 def _answers(ax: Axes, runs: Sequence[controls.Response], dtypes: Sequence[str]) -> None:
-    colour, marker = colours_of(dtypes), cycle_styles(dtypes, MARKERS)
+    colour, marker = precision_colours(dtypes), precision_markers(dtypes)
     for r in runs:
         _answer(ax, r, colour[r.setting[1]], marker[r.setting[1]])
 
 
 def _floors(ax: Axes, floors: dict[str, list[float]]) -> None:
     """Draw the highest floor of each precision."""
-    colour, style = colours_of(list(floors)), cycle_styles(list(floors), STYLES)
+    colour, style = precision_colours(list(floors)), cycle_styles(list(floors), STYLES)
     for dtype, levels in floors.items():
         if levels and max(levels) > 0:
             ax.axhline(max(levels), color=colour[dtype], linestyle=style[dtype], linewidth=1, alpha=0.9, zorder=1)
@@ -105,15 +106,15 @@ def _title(runs: Sequence[controls.Response]) -> str:
     return f"Drift answers to noise {'in proportion' if good else 'NOT in proportion'}: to the power {power}"
 
 
-def _legends(dtypes: Sequence[str]) -> list[tuple[str, list[Line2D]]]:
-    colour, marker, style = colours_of(dtypes), cycle_styles(dtypes, MARKERS), cycle_styles(dtypes, STYLES)
+def _legends(dtypes: Sequence[str], floors: set[str]) -> list[tuple[str, list[Line2D]]]:
+    colour, marker, style = precision_colours(dtypes), precision_markers(dtypes), cycle_styles(dtypes, STYLES)
     marks: dict[Any, dict[str, Any]] = {
         "left out of the slope": {"color": "0.3", "marker": "o", "markerfacecolor": "white", "linestyle": "none"},
         "proportional": PROPORTIONAL,
     }
     return [
         ("precision", legend_lines({d: {"color": colour[d], "marker": marker[d]} for d in dtypes})),
-        ("floor", legend_lines({d: {"color": colour[d], "linestyle": style[d]} for d in dtypes})),
+        ("floor", legend_lines({d: {"color": colour[d], "linestyle": style[d]} for d in dtypes if d in floors})),
         ("marks", legend_lines(marks)),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from drift.dataset.sweep import Sweep
 from drift.reading import summary
 from drift.reading.figures.captions import BAND, chosen_size, late_of
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
     MARKERS,
     STYLES,
@@ -29,7 +31,6 @@ from drift.reading.figures.style import (
     cycle_styles,
     draw_line,
     dtypes_of,
-    finish_figure,
     has_layer_gaps,
     legend_lines,
     line_widths,
@@ -39,6 +40,7 @@ from drift.reading.figures.style import (
     name_x,
     need_cells,
     note_below,
+    precision_colours,
     protocol_lines,
     say_empty,
     set_style,
@@ -162,7 +164,7 @@ def depth_growth(sweep: Sweep, measure: str = "hidden_rel_l2", chunk_size: int |
     need_cells(sweep)
     drawn = smallest_chunks(sweep, chunk_size)
     models, dtypes, protocols = drawn.values("model"), dtypes_of(drawn), drawn.values("protocol")
-    colour, style, marker = colours_of(dtypes), cycle_styles(protocols, STYLES), cycle_styles(protocols, MARKERS)
+    colour, style, marker = precision_colours(dtypes), cycle_styles(protocols, STYLES), cycle_styles(protocols, MARKERS)
     factors, some = [], False
     with set_style():
         figure, axes = make_grid(1, len(models), height=3.4, sharey=True)
@@ -222,13 +224,16 @@ def keys_values(sweep: Sweep, chunk_size: int | None = None) -> Figure:
             for column, model in enumerate(models):
                 cells = [ds for ds in drawn if (ds["model"].item(), ds["protocol"].item()) == (model, protocol)]
                 some |= _block_panel(axes[row][column], sweep, cells, style, ratios)
-            axes[row][0].set_ylabel(f"{protocol}\nrelative L2 drift")
+            axes[row][0].set_ylabel(textwrap.fill(protocol, 18), fontsize=8.5)
             if some:
-                log_y(axes[row][0])
+                log_y(axes[row][0], 4 if len(protocols) > 2 else 8)
         for ax, model in zip(axes[0], models, strict=True):
             ax.set_title(model_title(drawn, model), fontsize=9.5)
         for ax in axes[-1]:
             name_x(ax, "transformer block")
+        for ax in axes[:-1].ravel():
+            ax.xaxis.label.set_fontsize(7.5)
+        figure.supylabel("relative L2 drift", fontsize=9)
         title = "Drift of keys, values and hidden states"
         if ratios:
             blocks = "the blocks that were kept" if any(has_layer_gaps(ds) for ds in drawn) else "blocks"
@@ -272,7 +277,7 @@ def _block_panel(
 # ---------------------------------------------------------------------------------------------- by token
 #: Quantiles over the tokens of a chunk that are drawn.
 DRAWN_QUANTILES = (1.0, 0.99, 0.9, 0.5)
-_WORST_X = {"step": "chain step (1 = first chunk), final layer", "layer": "layer (0 = embeddings),\nlate steps"}
+_WORST_X = {"step": "chain step (1 = first chunk),\nfinal layer", "layer": "layer (0 = embeddings),\nlate steps"}
 
 
 def worst_tokens(
@@ -301,7 +306,8 @@ def worst_tokens(
             title = f"A chunk's worst token drifts {numbers.range_words(ratios)} times as much as its median token"
         caption = (
             "Quantiles over the tokens of a chunk; lines: geometric mean over documents (and late steps: "
-            f"{late_of(ds.sizes['step'] for ds in chosen)})."
+            f"{late_of(ds.sizes['step'] for ds in chosen)}); bands: from the smallest to the largest of what the mean "
+            "is of."
         )
         lines = legend_lines({_quantile_name(q): how for q, how in _quantile_looks().items()})
         return finish_figure(figure, title, caption, [("quantile over tokens", lines)])
@@ -320,7 +326,7 @@ def _quantile_looks() -> dict[float, dict[str, Any]]:
 
 def _token_panel(ax: Axes, data: pd.DataFrame, by: str) -> bool:
     """Draw the quantiles of one cell; whether anything is drawn."""
-    data = data.assign(at=data[by] + (by == "step"), low=np.nan, high=np.nan)
+    data = data.assign(at=data[by] + (by == "step"))
     for q, how in _quantile_looks().items():
         draw_line(ax, data[data["quantile"] == q], how["color"], how["linestyle"], how["marker"])
     note_below(ax, int(data["zeros"].sum()), int(data["nonfinite"].sum()))

@@ -15,8 +15,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from drift.errors import DatasetError
 from drift.reading.claims import model, page
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.plateau import margin_percent
-from drift.reading.figures.style import DPI, finish_figure, legend_lines, set_style
+from drift.reading.figures.style import DPI, HIGHEST, WIDEST, legend_lines, make_figure, set_style
 from drift.reading.wording.numbers import coverage
 
 __all__ = ["EFFECTS", "Effect", "equivalence"]
@@ -105,21 +106,16 @@ def equivalence(found: model.Audit, claim: str = "C1") -> Figure | None:
     shares = {n: margin_percent(getattr(setting, n)) for n in ("growth", "precision", "chunk")}
     title = f"{effect.question.format(**(vars(setting) | shares))} {page.by_protocol(summaries).capitalize()}"
     limits = _reach(effect, [f for s in groups for f in s.findings], setting)
-    labels = [["\n".join(textwrap.wrap(f.scope, 42)) for f in s.findings] for s in groups]
-    # A second line stands on the left, of a long name, or on the right, of what certifies a plateau.
-    extra = [
-        [max(label.count("\n"), "certified" in f.detail) for label, f in zip(column, s.findings, strict=True)]
-        for column, s in zip(labels, groups, strict=True)
-    ]
-    heights = [sum(0.27 + 0.14 * lines for lines in column) + 0.42 for column in extra]
+    plan = _Plan.of(groups)
     with set_style():
-        figure = Figure(figsize=(10.6, sum(heights) + 1.75), dpi=DPI, layout="constrained")
-        axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for ax, s, names in zip(axes, groups, labels, strict=True):
-            _forest(ax, effect, s, names, limits, setting)
-        axes[-1].set_xlabel(effect.axis)
-        for ax in axes[:-1]:
-            ax.tick_params(labelbottom=False)
+        figure, axes = plan.panels(len(groups))
+        for place, (ax, s) in enumerate(zip(axes, groups, strict=True)):
+            _forest(ax, effect, s, plan, limits, setting)
+            ax.tick_params(labelleft=place % plan.columns == 0)
+            if place + plan.columns < len(groups):
+                ax.tick_params(labelbottom=False)
+            else:
+                ax.set_xlabel(textwrap.fill(effect.axis, 34), fontsize=8.5)
         caption = (
             f"One row per cell or group of cells; bars: {coverage(setting.alpha)} intervals, which lie within the "
             "shaded margin where two one-sided tests pass; arrows: further out than the panel. Signs: what each row "
@@ -132,7 +128,93 @@ def equivalence(found: model.Audit, claim: str = "C1") -> Figure | None:
                 "where it decides (intervals at the level of that test), and a change late in the chain can take it "
                 "away."
             )
-        return finish_figure(figure, title, caption, _forest_legends(claim, found))
+        return finish_figure(figure, title, caption + plan.left_out, _forest_legends(claim, found), strip=True)
+
+
+#: Inches of a row that stands in one line of letters, and of every line more; of what stands around panels, and rows.
+_LINE, _MORE, _HEAD, _AROUND = 0.175, 0.085, 0.34, 1.9
+#: A row whose words are this much closer than that can still be read.
+_DENSEST = 0.9
+#: Where there is room, rows stand this much further apart.
+_AIRY = 1.4
+#: Size of the letters of a row, in points.
+_LETTERS = 6.8
+#: Letters in one line of a row's name.
+_NAME = 40
+#: Panels that stand beside one another, each with its numbers.
+_BESIDE = 3
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the rows of some protocols are set out on one screen: panels side by side, with their rows in one order.
+
+    Attributes
+    ----------
+    names : tuple of str
+        What the rows are of, in the order of the findings; those that are drawn.
+    labels : tuple of str
+        The same as they are written: without what all have in common, in lines.
+    columns, blocks : int
+        Panels side by side, and rows of panels.
+    row : float
+        Height of a row, in inches.
+    certificates : bool
+        Whether there is room for the numbers of what certifies a plateau.
+    left_out : str
+        What the caption says beside: of what all rows are, and of rows that are not drawn.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    columns: int
+    blocks: int
+    row: float
+    certificates: bool
+    left_out: str
+
+    @classmethod
+    def of(cls, groups: Sequence[model.ClaimSummary]) -> _Plan:
+        """Set out; where a screen does not hold all rows, those that decide come first."""
+        names = list(dict.fromkeys(f.scope for s in groups for f in s.findings))
+        decided = {f.scope for s in groups for f in s.findings if f.status is not model.Status.UNDETERMINED}
+        said, common = _without_common(names)
+        labels = {name: "\n".join(textwrap.wrap(words, _NAME)) for name, words in zip(names, said, strict=True)}
+        columns = 1 if len(groups) == 1 else 2 if len(groups) in (2, 4) else _BESIDE
+        blocks = math.ceil(len(groups) / columns)
+        more = max(label.count("\n") for label in labels.values())
+        room = (HIGHEST / DPI - _AROUND - _HEAD * blocks) / blocks
+        least = _LINE + _MORE * more
+        fits = max(1, int(room / (_DENSEST * least)))
+        kept = sorted(sorted(names, key=lambda n: n not in decided)[:fits], key=names.index)
+        asked = any("certified" in f.detail for s in groups for f in s.findings)
+        wanted = _LINE + _MORE * max(more, 1)
+        certificates = asked and wanted * len(kept) <= room
+        row = min(wanted if certificates else least, room / len(kept)) * (
+            1.25 if len(kept) * wanted * 1.3 < room else 1
+        )
+        out = f" All rows: {common}." * bool(common)
+        if len(kept) < len(names):
+            out += f" {len(kept)} of {len(names)} rows are drawn, first those that decide; the table lists all."
+        return cls(tuple(kept), tuple(labels[n] for n in kept), columns, blocks, row, certificates, out)
+
+    def panels(self, count: int) -> tuple[Figure, list[Axes]]:
+        """Make the figure, and so many panels."""
+        height = self.blocks * (self.row * len(self.names) + _HEAD) + _AROUND
+        figure = make_figure(WIDEST / DPI, height)
+        axes = figure.subplots(self.blocks, self.columns, squeeze=False).ravel()
+        for ax in axes[count:]:
+            ax.set_axis_off()
+        return figure, list(axes[:count])
+
+
+def _without_common(names: Sequence[str]) -> tuple[list[str], str]:
+    """Take off names, between commas, what all of them have at their end."""
+    parts = [name.split(", ") for name in names]
+    count = 0
+    while len(names) > 1 and min(map(len, parts)) - count > 1 and len({p[-1 - count] for p in parts}) == 1:
+        count += 1
+    return [", ".join(p[: len(p) - count]) for p in parts], ", ".join(parts[0][len(parts[0]) - count :])
 
 
 def _forest_legends(claim: str, found: model.Audit) -> list[tuple[str, list[Line2D]]]:
@@ -154,7 +236,7 @@ def _sign(status: model.Status) -> dict[str, Any]:
     return {
         "color": _SHADES[status],
         "marker": _SHAPES[status],
-        "markersize": 6.5,
+        "markersize": 5.5,
         "markerfacecolor": "white" if hollow else _SHADES[status],
         "markeredgecolor": _SHADES[status],
     }
@@ -187,7 +269,7 @@ def _forest(
     ax: Axes,
     effect: Effect,
     s: model.ClaimSummary,
-    names: Sequence[str],
+    plan: _Plan,
     limits: tuple[float, float],
     setting: model.Setting,
 ) -> None:
@@ -197,36 +279,41 @@ def _forest(
     if effect.log:
         ax.set_xscale("log")
     ax.set_xlim(low, high)
-    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_ylim(len(plan.names) - 0.4, -0.6)
     margins = {f.margin for f in s.findings if all(map(math.isfinite, f.margin))}
-    for y, f in enumerate(s.findings):
+    for f in s.findings:
+        if f.scope not in plan.names:
+            continue
+        y = plan.names.index(f.scope)
         margin = f.margin if f.margin in margins else next(iter(margins)) if len(margins) == 1 else None
         if margin:
             ends = scale * margin[0], scale * margin[1]
             ax.fill_betweenx([y - 0.5, y + 0.5], *ends, color="0.8", linewidth=0, zorder=1)
-        _interval(ax, y, f, scale, (low, high))
+        _interval(ax, y, f, scale, (low, high), plan.certificates)
     if effect.name == "C2 precision":
         near = setting.proportional
         ax.axvspan(1 - near, 1 + near, facecolor="none", edgecolor="0.6", hatch="....", linewidth=0, zorder=0.5)
         ax.axvline(1, color="0.45", linestyle=(0, (1, 1.2)), linewidth=1.2, zorder=1.5)
     ax.axvline(scale * effect.null, color="black", linewidth=1, zorder=1.5)
-    ax.set_yticks(range(len(names)), names, fontsize=8)
-    ax.tick_params(axis="x", labelsize=8.5)
+    ax.set_yticks(range(len(plan.names)), plan.labels, fontsize=_LETTERS)
+    ax.tick_params(axis="x", labelsize=8)
     ax.grid(False, axis="y")
-    ax.set_title(f"{s.protocol}: {model.SIGNS[s.status]} {s.status.value}", fontsize=10, loc="left", fontweight="bold")
+    title = "\n".join(textwrap.wrap(f"{s.protocol}: {model.SIGNS[s.status]} {s.status.value}", 32))
+    ax.set_title(title, fontsize=9, loc="left", fontweight="bold")
     if effect.log:
-        span = high / low
-        subs = (1.0, 2.0, 5.0) if span < 2000 else (1.0,)
-        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        subs = (1.0, 2.0, 5.0) if high / low < 20 else (1.0, 3.0) if high / low < 100 else (1.0,)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
         ax.xaxis.set_minor_locator(NullLocator())
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(9))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def _interval(ax: Axes, y: int, f: model.Finding, scale: float, limits: tuple[float, float]) -> None:
+def _interval(
+    ax: Axes, y: int, f: model.Finding, scale: float, limits: tuple[float, float], certificates: bool
+) -> None:
     """Draw one estimate with its interval, cut off at the panel; the numbers stand on the right."""
-    beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}
+    beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": _LETTERS}
     if not math.isfinite(f.estimate):
         ax.text(1.012, y, f"no estimate ({f.status.value})", color="0.4", **beside)
         return
@@ -238,7 +325,7 @@ def _interval(ax: Axes, y: int, f: model.Finding, scale: float, limits: tuple[fl
     ax.plot(inside, [y, y], color=colour, linewidth=1.5, solid_capstyle="butt", zorder=3)
     for end, edge, shape in ((ends[0] < low, low, "<"), (ends[1] > high, high, ">")):
         if end:
-            ax.plot([edge], [y], marker=shape, color=colour, markersize=6, clip_on=False, zorder=4)
+            ax.plot([edge], [y], marker=shape, color=colour, markersize=5, clip_on=False, zorder=4)
     if low <= at <= high:
         ax.plot([at], [y], linestyle="none", zorder=5, **_sign(f.status))
     words = page.estimate(f)
@@ -247,5 +334,5 @@ def _interval(ax: Axes, y: int, f: model.Finding, scale: float, limits: tuple[fl
         ax.plot(ends, [y + 0.28] * 2, color=colour, linewidth=0.9, marker="|", markersize=4, zorder=3)
         ax.plot([scale * certified["growth"]], [y + 0.28], color=colour, marker="|", markersize=6, zorder=3)
         longer = replace(f, estimate=certified["growth"], interval=certified["interval"])
-        words += f"\nfrom step {certified['from_step']}: {page.estimate(longer)}"
+        words += certificates * f"\nfrom step {certified['from_step']}: {page.estimate(longer)}"
     ax.text(1.012, y, words, color="0.15", **beside)

@@ -10,17 +10,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from drift.reading import gain
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
-    COLUMNS,
-    MARKERS,
+    MOST_PANELS,
     STYLES,
-    colours_of,
+    cut_words,
     cycle_styles,
-    finish_figure,
     legend_lines,
     log_y,
     name_x,
     note_below,
+    panel_columns,
+    precision_colours,
+    precision_markers,
     set_style,
     wrap_panels,
 )
@@ -35,11 +37,12 @@ def gains(found: Sequence[gain.Gain]) -> Figure | None:
     """Draw the gain after a disturbance: one panel per fold and model, colour by precision, line style by step."""
     if not found:
         return None
-    panels = sorted({(g.labels["fold"], g.labels["model"]) for g in found})
+    there = sorted({(g.labels["fold"], g.labels["model"]) for g in found})
+    panels = there[:MOST_PANELS]
     order = {g.labels["dtype"]: g.labels["unit_roundoff"] for g in found}
     dtypes = sorted(order, key=lambda d: -order[d])
     steps = sorted({g.labels["step"] for g in found})
-    colour, style, marker = colours_of(dtypes), cycle_styles(steps, STYLES), cycle_styles(dtypes, MARKERS)
+    colour, style, marker = precision_colours(dtypes), cycle_styles(steps, STYLES), precision_markers(dtypes)
     with set_style():
         figure, axes = wrap_panels(len(panels), height=3.0, sharey=True)
         for ax, (fold, model) in zip(axes, panels, strict=True):
@@ -59,7 +62,7 @@ def gains(found: Sequence[gain.Gain]) -> Figure | None:
             name_x(ax, "chain steps after the first affected one")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         log_y(axes[0])
-        for ax in axes[:: min(len(axes), COLUMNS)]:
+        for ax in axes[:: panel_columns(len(axes))]:
             ax.set_ylabel("gain: drift / drift at the\nfirst affected step [1]")
         kinds = [g.rate.verdict for g in found]
         counted = ", ".join(f"{kinds.count(v)} {v.value}" for v in dict.fromkeys(kinds))
@@ -76,5 +79,6 @@ def gains(found: Sequence[gain.Gain]) -> Figure | None:
         caption = (
             f"Lines: geometric mean over documents; bands: {coverage(intervals.ALPHA)} interval of it (none with one "
             "document). Steps count from 0. Black: carried along unchanged. Log scale."
+            f"{cut_words(len(panels), len(there), 'folds and models')}"
         )
         return finish_figure(figure, title, caption, legends)

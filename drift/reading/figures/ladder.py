@@ -19,27 +19,31 @@ from matplotlib.ticker import NullLocator
 
 from drift.reading import ladder
 from drift.reading.figures.captions import several_rungs
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
     COLUMNS,
     CONSTANT,
     GLYPHS,
     MARKERS,
+    MOST_PANELS,
     PROPORTIONAL,
     amplitude_label,
     colours_of,
+    cut_words,
     cycle_styles,
-    finish_figure,
     legend_lines,
     log_y,
     name_rungs,
     name_x,
     note_below,
+    panel_columns,
     say_empty,
     set_style,
     wrap_panels,
 )
 from drift.reading.statistics import intervals
 from drift.reading.statistics import levels as statistics_levels
+from drift.reading.statistics.slope import Scaling, Slope
 from drift.reading.wording.numbers import coverage
 from drift.reading.wording.windows import late_rule
 
@@ -63,24 +67,28 @@ def levels(found: Sequence[ladder.Ladder]) -> Figure | None:
     chosen = _smallest(found)
     if not chosen:
         return None
-    protocols = list(dict.fromkeys(one.labels["protocol"] for one in chosen))
+    there = list(dict.fromkeys(one.labels["protocol"] for one in chosen))
+    protocols = there[:MOST_PANELS]
+    chosen = [one for one in chosen if one.labels["protocol"] in protocols]
     models = list(dict.fromkeys(one.labels["model"] for one in chosen))
     rungs = {u: d for one in chosen for u, d in zip(one.unit_roundoff, one.dtypes, strict=True)}
     with set_style():
+        dense = panel_columns(len(protocols)) > COLUMNS
         figure, axes = wrap_panels(len(protocols), height=2.6 + 0.16 * len(models), sharex=True, sharey=True)
         for ax, protocol in zip(axes, protocols, strict=True):
             mine = [one for one in chosen if one.labels["protocol"] == protocol]
             _protocol_panel(ax, mine, models)
-            ax.set_title(_panel_title(protocol, mine, models), fontsize=7.8, loc="left")
+            ax.set_title(_panel_title(protocol, mine, models, dense), fontsize=7.8, loc="left")
             name_x(ax, "unit roundoff [1]")
         if any((one.level > 0).any() for one in chosen):
             log_y(axes[0])
         for ax in axes:
             _rung_axis(ax, rungs)
         first = chosen[0].labels
-        for ax in axes[:: min(len(axes), COLUMNS)]:
+        for ax in axes[:: panel_columns(len(axes))]:
             ax.set_ylabel("level: " + amplitude_label(first["measure"], first["layer"]), fontsize=8.5)
-        return finish_figure(figure, _levels_title(chosen), _caption(chosen), _legends(models))
+        caption = _caption(chosen, dense) + cut_words(len(protocols), len(there), "readings")
+        return finish_figure(figure, _levels_title(chosen), caption, _legends(models), strip=True)
 
 
 def _protocol_panel(ax: Axes, mine: Sequence[ladder.Ladder], models: Sequence[str]) -> None:
@@ -100,14 +108,18 @@ def _not_drawn(one: ladder.Ladder) -> tuple[int, int]:
     return int((one.level == 0).sum()), int((~np.isfinite(one.level)).sum())
 
 
-def _panel_title(protocol: str, mine: Sequence[ladder.Ladder], models: Sequence[str]) -> str:
-    """Name the protocol, and the slope of each model by its marker."""
+def _panel_title(protocol: str, mine: Sequence[ladder.Ladder], models: Sequence[str], dense: bool) -> str:
+    """Name the protocol, and the slope of each model by its marker; without intervals where panels stand densely."""
+    say = _brief if dense else ladder.slope_words
     marker = cycle_styles(models, MARKERS)
-    said = [
-        (one.labels["model"], ladder.slope_words(one.slope) if len(one.dtypes) > 1 else "one precision only")
-        for one in mine
-    ]
-    return "\n".join([*textwrap.wrap(protocol, 46), *(f"{GLYPHS[marker[model]]} {words}" for model, words in said)])
+    said = [(one.labels["model"], say(one.slope) if len(one.dtypes) > 1 else "one precision only") for one in mine]
+    return "\n".join(
+        [*textwrap.wrap(protocol, 30 if dense else 46), *(f"{GLYPHS[marker[model]]} {words}" for model, words in said)]
+    )
+
+
+def _brief(found: Slope) -> str:
+    return f"slope {found.interval.value:.3f}, {found.verdict.value}"
 
 
 def _rung_axis(ax: Axes, rungs: dict[float, str]) -> None:
@@ -129,13 +141,14 @@ def _legends(models: Sequence[str]) -> list[tuple[str, list[Line2D]]]:
     ]
 
 
-def _caption(chosen: Sequence[ladder.Ladder]) -> str:
+def _caption(chosen: Sequence[ladder.Ladder], dense: bool) -> str:
     alone = any(one.labels["documents"] == 1 for one in chosen)
     over = "over documents" + alone * " (over the steps of the chain where there is one document)"
+    spread = "" if dense else f", with {coverage(intervals.ALPHA)} interval {over}"
     return (
         f"Points: geometric mean {late_rule()}, over documents; bars: smallest to largest document. Above: slope of "
-        f"each model, by its marker, with {coverage(intervals.ALPHA)} interval {over}. Of each model the ladder with "
-        "most precisions, and of those the smallest chunk size; models stand side by side."
+        f"each model, by its marker{spread}. Of each model the ladder with most precisions, and of those the smallest "
+        "chunk size; models stand side by side."
     )
 
 
@@ -181,11 +194,14 @@ def _slopes(ax: Axes, mine: Sequence[ladder.Ladder]) -> None:
 
 
 def _levels_title(chosen: Sequence[ladder.Ladder]) -> str:
+    """Say what the ladders of each protocol are; models differ where two of them were decided in two ways."""
     by: dict[str, list[str]] = {}
     for protocol in dict.fromkeys(one.labels["protocol"] for one in chosen):
-        mine = [one.slope for one in chosen if one.labels["protocol"] == protocol]
-        kinds = {slope.verdict for slope in several_rungs(mine)}
-        kind = kinds.pop().value if len(kinds) == 1 else "models differ"
-        by.setdefault(kind, []).append(str(protocol))
+        mine = several_rungs([one.slope for one in chosen if one.labels["protocol"] == protocol])
+        kinds = list(dict.fromkeys(slope.verdict for slope in mine if slope.verdict is not Scaling.UNDETERMINED))
+        without = sum(slope.verdict is Scaling.UNDETERMINED for slope in mine)
+        kind = "models differ" if len(kinds) > 1 else kinds[0].value if kinds else Scaling.UNDETERMINED.value
+        aside = f" ({without} of {len(mine)} models undetermined)" if kinds and without else ""
+        by.setdefault(kind, []).append(f"{protocol}{aside}")
     said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in by.items())
     return f"Is drift proportional to the unit roundoff? {said[:1].upper()}{said[1:]}"

@@ -18,6 +18,7 @@ from drift.dataset.sweep import Sweep
 from drift.reading import ladder, summary
 from drift.reading.amplitudes import DISTANCES, amplitude_power
 from drift.reading.figures.captions import late_of, several_rungs
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
     CONSTANT,
     MARKERS,
@@ -28,7 +29,6 @@ from drift.reading.figures.style import (
     cycle_styles,
     draw_line,
     dtypes_of,
-    finish_figure,
     legend_lines,
     line_widths,
     log2_x,
@@ -39,9 +39,12 @@ from drift.reading.figures.style import (
     name_x,
     need_cells,
     note_below,
+    panel_columns,
+    precision_colours,
     protocol_lines,
     say_empty,
     set_style,
+    wrap_panels,
 )
 from drift.reading.statistics.slope import Slope
 from drift.reading.wording import numbers
@@ -62,22 +65,24 @@ def level_vs_roundoff(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int |
     power = 1 / amplitude_power(measure)
     protocols, models = sweep.values("protocol"), sweep.values("model")
     with set_style():
-        figure, axes = make_grid(1, len(protocols), height=3.4, sharex=True, sharey=True)
-        for ax, protocol in zip(axes[0], protocols, strict=True):
+        figure, axes = wrap_panels(len(protocols), height=3.4, sharex=True, sharey=True)
+        for ax, protocol in zip(axes, protocols, strict=True):
             _rung_levels(ax, data[data["protocol"] == protocol], models, power)
             ax.set_title(_verdict_title(protocol, found.get(protocol, ())), fontsize=9.5)
             name_x(ax, "unit roundoff of the precision [1]")
         good = data[data["level"] > 0]
         if len(good):
-            log_y(axes[0][0])
-            for ax in axes[0]:
+            log_y(axes[0])
+            for ax in axes:
                 _rung_axis(ax, good)
-        axes[0][0].set_ylabel("level: " + axis_label(measure, layer))
+                ax.tick_params(labelbottom=True)
+        for ax in axes[:: panel_columns(len(axes))]:
+            ax.set_ylabel("level: " + axis_label(measure, layer))
         caption = (
             f"Geometric mean {late_of(data['steps'])}, over documents and chunk sizes; bars: smallest to largest "
             "document and chunk size. Models are drawn side by side."
         )
-        return finish_figure(figure, _roundoff_title(found, power), caption, _rung_legends(models, power))
+        return finish_figure(figure, _roundoff_title(found, power), caption, _rung_legends(models, power), strip=True)
 
 
 def _slopes(sweep: Sweep, measure: str, layer: int | str) -> dict[str, list[Slope]]:
@@ -175,47 +180,81 @@ def _roundoff_title(found: dict[str, list[Slope]], power: float) -> str:
 
 # ---------------------------------------------------------------------------------------------- chunk size
 def level_vs_chunk_size(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "last") -> Figure:
-    """Draw level against chunk size: one panel per model, colour by precision, line style by protocol."""
+    """Draw level against chunk size: one panel per model, colour by precision, line style by protocol.
+
+    Where one chunk size was run in all, the levels stand by protocol instead: an axis with one point says nothing.
+    """
     need_cells(sweep)
     data = summary.table(sweep, measure, layer)
+    sizes = sorted(sweep.values("chunk_size"))
     models, dtypes, protocols = sweep.values("model"), dtypes_of(sweep), sweep.values("protocol")
-    colour, style, marker = colours_of(dtypes), cycle_styles(protocols, STYLES), cycle_styles(protocols, MARKERS)
     with set_style():
         figure, axes = make_grid(1, len(models), height=3.3, sharey=True)
         for ax, model in zip(axes[0], models, strict=True):
             here = data[data["model"] == model]
-            good = here[np.isfinite(here["level"]) & (here["level"] > 0)]
-            for (dtype, protocol, *_), cell in good.groupby(["dtype", "protocol", "attn_implementation", "device"]):
-                cell = cell.sort_values("chunk_size")
-                frame = pd.DataFrame(
-                    {
-                        "at": cell["chunk_size"],
-                        "value": cell["level"],
-                        "low": cell["level_low"],
-                        "high": cell["level_high"],
-                    }
-                )
-                draw_line(
-                    ax, frame, colour[dtype], style[protocol], marker[protocol], linewidth=line_widths(dtypes)[dtype]
-                )
+            if len(sizes) > 1:
+                _against_sizes(ax, here, sizes, dtypes, protocols)
+            else:
+                _by_protocol(ax, here, dtypes, protocols)
             note_below(ax, int((here["level"] == 0).sum()), int(here["level"].isna().sum()))
-            if good.empty:
+            if not (here["level"] > 0).any():
                 say_empty(ax)
             ax.set_title(model_title(sweep, model), fontsize=9.5)
-            name_x(ax, "chunk size [tokens]")
-            log2_x(ax, sweep.values("chunk_size"))
-            ax.set_xlim(min(sweep.values("chunk_size")) / 1.3, max(sweep.values("chunk_size")) * 1.3)
+            name_x(ax, _sizes_name(here, sizes))
         if (data["level"] > 0).any():
             log_y(axes[0][0])
         axes[0][0].set_ylabel("level: " + axis_label(measure, layer))
+        colour = precision_colours(dtypes)
         legends = [
             ("precision", legend_lines({d: {"color": colour[d], "linewidth": 3} for d in dtypes})),
             ("protocol", protocol_lines(protocols, markersize=5)),
         ]
+        spread = "bands" if len(sizes) > 1 else "bars"
         caption = (
-            f"Level: geometric mean {late_of(data['steps'])}, over documents; bands: smallest to largest document."
+            f"Level: geometric mean {late_of(data['steps'])}, over documents; {spread}: smallest to largest document."
         )
+        if len(sizes) > 1 and (data.groupby(["model", "dtype", "protocol"])["chunk_size"].nunique() == 1).any():
+            caption += " A point without a line was run at one chunk size."
         return finish_figure(figure, _chunk_title(data), caption, legends)
+
+
+def _sizes_name(here: pd.DataFrame, sizes: Sequence[int]) -> str:
+    """Name the horizontal axis of one model; where one chunk size was run, say which."""
+    mine = sorted(here["chunk_size"].unique())
+    name = "chunk size [tokens]" if len(sizes) > 1 else ""
+    return f"{name}\none size was run: {mine[0]}".strip() if len(mine) == 1 else name
+
+
+def _positive(here: pd.DataFrame) -> pd.DataFrame:
+    return here[np.isfinite(here["level"]) & (here["level"] > 0)]
+
+
+def _against_sizes(
+    ax: Axes, here: pd.DataFrame, sizes: Sequence[int], dtypes: Sequence[str], protocols: Sequence[str]
+) -> None:
+    """Draw the levels of one model over the chunk sizes of all."""
+    colour, width = precision_colours(dtypes), line_widths(dtypes)
+    style, marker = cycle_styles(protocols, STYLES), cycle_styles(protocols, MARKERS)
+    for (dtype, protocol, *_), cell in _positive(here).groupby(["dtype", "protocol", "attn_implementation", "device"]):
+        cell = cell.sort_values("chunk_size")
+        columns = {"at": "chunk_size", "value": "level", "low": "level_low", "high": "level_high"}
+        frame = pd.DataFrame({name: cell[column] for name, column in columns.items()})
+        draw_line(ax, frame, colour[dtype], style[protocol], marker[protocol], linewidth=width[dtype])
+    log2_x(ax, sizes)
+    ax.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
+
+
+def _by_protocol(ax: Axes, here: pd.DataFrame, dtypes: Sequence[str], protocols: Sequence[str]) -> None:
+    """Draw the levels of one model at the one chunk size there is, side by side."""
+    colour, marker = precision_colours(dtypes), cycle_styles(protocols, MARKERS)
+    for _, row in _positive(here).iterrows():
+        low = row["level_low"] if row["level_low"] > 0 else row["level"]
+        ends = np.maximum([[row["level"] - low], [row["level_high"] - row["level"]]], 0)
+        at = protocols.index(row["protocol"]) + 0.16 * (dtypes.index(row["dtype"]) - (len(dtypes) - 1) / 2)
+        ax.errorbar([at], [row["level"]], yerr=ends, color=colour[row["dtype"]], marker=marker[row["protocol"]],
+                    markersize=5.5, capsize=2.5, linewidth=1.2)  # fmt: skip
+    ax.set_xticks([])
+    ax.set_xlim(-0.6, len(protocols) - 0.4)
 
 
 def _chunk_title(data: pd.DataFrame) -> str:
@@ -225,7 +264,14 @@ def _chunk_title(data: pd.DataFrame) -> str:
         by = here.groupby(["model", "dtype", "attn_implementation", "device"])["level"]
         ratio = (by.max() / by.min())[by.count() > 1]
         if len(ratio):
-            parts.append(f"{numbers.number(ratio.max())}-fold under {protocol}")
-    if not parts:
-        return f"Level of drift at {numbers.chunk_words(sizes)}"
-    return f"From chunk size {sizes[0]} to {sizes[-1]} the level varies at most " + ", ".join(parts)
+            parts.append(f"{_at_most(float(ratio.max()))} under {protocol}")
+    if parts:
+        return f"From chunk size {sizes[0]} to {sizes[-1]} the level varies at most " + ", ".join(parts)
+    levels = data[data["level"] > 0].groupby("protocol", sort=False)["level"]
+    said = ", ".join(f"{numbers.range_words(here)} under {protocol}" for protocol, here in levels)
+    return f"Level of drift at {numbers.chunk_words(sizes)}" + (f": {said}" if said else "")
+
+
+def _at_most(ratio: float) -> str:
+    """Write a ratio of levels: ``1.4-fold``; where that would be 1.0-fold, as a percentage."""
+    return f"{numbers.number(ratio)}-fold" if ratio >= 1.1 else f"{round(100 * (ratio - 1), 1):g} %"

@@ -16,15 +16,14 @@ from matplotlib.lines import Line2D
 from drift import dataset
 from drift.dataset.sweep import Sweep
 from drift.reading.figures.captions import chosen_size, late_of
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
     MARKERS,
     STYLES,
-    colours_of,
     count_steps,
     cycle_styles,
     draw_line,
     dtypes_of,
-    finish_figure,
     legend_lines,
     line_widths,
     log_y,
@@ -33,6 +32,7 @@ from drift.reading.figures.style import (
     name_x,
     need_cells,
     note_below,
+    precision_colours,
     protocol_lines,
     say_empty,
     set_style,
@@ -76,7 +76,7 @@ def logits_per_step(sweep: Sweep, chunk_size: int | None = None) -> Figure:
     drawn = smallest_chunks(sweep, chunk_size)
     models, dtypes, protocols = drawn.values("model"), dtypes_of(drawn), drawn.values("protocol")
     with set_style():
-        figure, axes = make_grid(len(_ROWS), len(models), height=2.0, sharex="col", sharey="row")
+        figure, axes = make_grid(len(_ROWS), len(models), height=1.6, sharex="col", sharey="row")
         for column, model in enumerate(models):
             part = drawn.sel(model=model)
             for row, what in enumerate(_ROWS):
@@ -87,7 +87,7 @@ def logits_per_step(sweep: Sweep, chunk_size: int | None = None) -> Figure:
         for row, what in enumerate(_ROWS):
             axes[row][0].set_ylabel(what.name)
             if what.log:
-                log_y(axes[row][0])
+                log_y(axes[row][0], 5)
         for ax in axes.ravel():
             count_steps(ax, max(ds.sizes["step"] for ds in drawn))
         caption = (
@@ -100,7 +100,7 @@ def logits_per_step(sweep: Sweep, chunk_size: int | None = None) -> Figure:
 
 def _panel(ax: Axes, part: Sweep, what: _Row, dtypes: list[str], protocols: list[str]) -> None:
     """Draw one quantity of one model's cells."""
-    colour, width = colours_of(dtypes), line_widths(dtypes)
+    colour, width = precision_colours(dtypes), line_widths(dtypes)
     style, marker = cycle_styles(protocols, STYLES), cycle_styles(protocols, MARKERS)
     zeros, bad, drawn = 0, 0, False
     for ds in part:
@@ -153,7 +153,7 @@ def _title(drawn: Sweep) -> str:
 
 
 def _legends(dtypes: list[str], protocols: list[str]) -> list[tuple[str, list[Line2D]]]:
-    colour = colours_of(dtypes)
+    colour = precision_colours(dtypes)
     full: dict[Any, Any] = {"full attention": {"color": "black", "linewidth": 0.9}}
     return [
         ("precision", legend_lines({d: {"color": colour[d], "linewidth": 3} for d in dtypes})),

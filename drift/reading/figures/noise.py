@@ -15,20 +15,19 @@ from drift.dataset.sweep import Sweep
 from drift.reading import floor
 from drift.reading.amplitudes import BOUNDED, UNRELATED
 from drift.reading.figures.captions import late_of
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
-    COLUMNS,
     CONSTANT,
-    MARKERS,
     PROPORTIONAL,
     amplitude_label,
-    colours_of,
-    cycle_styles,
     decade_ticks,
-    finish_figure,
     legend_lines,
     model_title,
     name_x,
     note_below,
+    panel_columns,
+    precision_colours,
+    precision_markers,
     say_empty,
     set_style,
     wrap_panels,
@@ -63,23 +62,22 @@ def response_to_noise(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int |
     bounded = measure in BOUNDED
     with set_style():
         wide = 5.6 if len(models) == 1 else 3.4
-        figure, axes = wrap_panels(len(models), height=3.5, width=wide, sharex=True, sharey=True)
+        figure, axes = wrap_panels(len(models), height=3.7, width=wide, sharex=True, sharey=True)
         axes[0].set_yscale("log")
         for ax, model in zip(axes, models, strict=True):
             _panel(ax, [one for one in found if one.labels["model"] == model], dtypes, bounded)
             ax.set_title(model_title(sweep, model), fontsize=9.5)
             name_x(ax, "size of the disturbance of the\nembeddings [unit roundoffs]")
         _scales(axes, found)
-        for ax in axes[:: min(len(axes), COLUMNS)]:
+        for ax in axes[:: panel_columns(len(axes))]:
             ax.set_ylabel(amplitude_label(measure, layer))
-        return finish_figure(
-            figure, floor.response_headline(found), _caption(found, bounded), _legends(dtypes, found, bounded)
-        )
+        title, legends = floor.response_headline(found), _legends(dtypes, found, bounded)
+        return finish_figure(figure, title, _caption(found, bounded), legends, strip=True)
 
 
 def _panel(ax: Axes, mine: Sequence[floor.NoiseResponse], dtypes: Sequence[str], bounded: bool) -> None:
     """Draw the answers of one model."""
-    colour, marker = colours_of(dtypes), cycle_styles(dtypes, MARKERS)
+    colour, marker = precision_colours(dtypes), precision_markers(dtypes)
     for place, one in enumerate(mine):
         dtype, level = one.labels["dtype"], one.level
         there = level > 0
@@ -143,7 +141,7 @@ def _caption(found: Sequence[floor.NoiseResponse], bounded: bool) -> str:
 def _legends(
     dtypes: Sequence[str], found: Sequence[floor.NoiseResponse], bounded: bool
 ) -> list[tuple[str, list[Line2D]]]:
-    colour, marker = colours_of(dtypes), cycle_styles(dtypes, MARKERS)
+    colour, marker = precision_colours(dtypes), precision_markers(dtypes)
     guides: dict[Any, dict[str, Any]] = {}
     if any(one.proportional for one in found):
         guides["in proportion"] = PROPORTIONAL

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from drift.reading import ladder
-from drift.reading.figures.style import DPI, finish_figure, set_style
+from drift.reading.figures.finishing import finish_figure
+from drift.reading.figures.style import make_figure, set_style
 from drift.reading.statistics import intervals
 from drift.reading.wording.numbers import coverage
 from drift.reading.wording.windows import late_rule
@@ -37,9 +38,7 @@ def attribution(found: Sequence[ladder.Attribution]) -> Figure | None:
         {(p, -one.labels["unit_roundoff"], d) for (_, p, d), one in chosen.items()},
     )
     with set_style():
-        figure = Figure(
-            figsize=(max(3.1 * len(models) + 3.2, 7.6), 0.48 * len(rows) + 1.9), dpi=DPI, layout="constrained"
-        )
+        figure = make_figure(max(3.1 * len(models) + 3.2, 7.6), 0.48 * len(rows) + 1.9)
         axes = figure.subplots(1, len(models), squeeze=False, sharey=True, sharex=True)[0]
         for ax, model in zip(axes, models, strict=True):
             for y, (protocol, _, dtype) in enumerate(rows):
@@ -52,7 +51,7 @@ def attribution(found: Sequence[ladder.Attribution]) -> Figure | None:
                     _share(ax, y + 0.27 * (k - 1), here.shares[part], part)
             ax.axvline(0, color="black", linewidth=0.9)
             ax.set_title(model, fontsize=9.5)
-            ax.set_xlabel("share of the squared error [%]")
+            ax.set_xlabel("share of the\nsquared error [%]")
             ax.grid(False, axis="y")
             for y in range(1, len(rows)):
                 ax.axhline(y - 0.5, color="0.9", linewidth=0.8)

@@ -19,21 +19,20 @@ from drift.reading import amplitudes, cells, controls
 from drift.reading.claims import model as claims_model
 from drift.reading.claims import saturation
 from drift.reading.figures.captions import BAND, judged_of
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
-    MARKERS,
     amplitude_label,
-    colours_of,
     count_steps,
-    cycle_styles,
     decade_ticks,
     draw_line,
     dtypes_of,
-    finish_figure,
     legend_lines,
     make_grid,
     name_x,
     need_cells,
     note_below,
+    precision_colours,
+    precision_markers,
     say_empty,
     set_style,
 )
@@ -74,8 +73,9 @@ def plateau_fit(
     believed = controls.gate(sweep).is_open
     chains = list(saturation.verdicts(part, measure, layer, setting))
     found = {(ds["model"].item(), ds["dtype"].item()): (ds, p) for ds, _, p in chains}
-    models, dtypes = part.values("model"), dtypes_of(part)
-    colour, marker = colours_of(dtypes), cycle_styles(dtypes, MARKERS)
+    models, every = part.values("model"), dtypes_of(part)
+    dtypes = list(dict.fromkeys([every[0], every[-1]]))  # more rows than these do not fit on a screen
+    colour, marker = precision_colours(dtypes), precision_markers(dtypes)
     clipped = 0
     with set_style():
         wide = 5.4 if len(models) == 1 else 3.3
@@ -93,15 +93,18 @@ def plateau_fit(
                 if row == len(dtypes) - 1:
                     name_x(ax, "chain step (1 = first chunk)")
             axes[row][0].set_ylabel(f"{dtype}\n{amplitude_label(measure, layer)}")
-        title = _fits_title(part.values("protocol")[0], [p for _, _, p in chains], setting, believed)
+        drawn = [p for ds, _, p in chains if ds["dtype"].item() in dtypes]
+        title = _fits_title(part.values("protocol")[0], drawn, setting, believed)
         caption = (
-            f"{BAND} Fits: {judged_of(p.steps for _, _, p in chains)}. Bars on the right: "
+            f"{BAND} Fits: {judged_of(p.steps for p in drawn)}. Bars on the right: "
             f"{coverage(intervals.LEVEL_ALPHA)} interval of the level, with arrows where it is wider than the panel. "
             "Triangle below: step by which drift has come to its level, median and range of documents. Every panel has "
             "its own vertical scale."
         )
         if clipped:
             caption += f" Arrows at the edge: {clipped} steps lie beyond the panel."
+        if len(every) > len(dtypes):
+            caption += " Of the precisions the coarsest and the finest."
         return finish_figure(figure, title, caption, _fit_legends(dtypes, colour, marker, setting))
 
 

@@ -15,16 +15,18 @@ from matplotlib.ticker import LogLocator, NullLocator
 from drift.dataset.choosing import folds
 from drift.dataset.sweep import Sweep
 from drift.reading.figures.captions import late_of
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
     DPI,
     MARKERS,
+    WIDEST,
     axis_label,
-    colours_of,
     cycle_styles,
     dtypes_of,
-    finish_figure,
     legend_lines,
+    make_figure,
     note_below,
+    precision_colours,
     set_style,
 )
 from drift.reading.side_by_side import chains, side_by_side
@@ -43,11 +45,11 @@ def readings(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "l
     table = side_by_side(part, measure, layer)
     protocols = list(dict.fromkeys(table["protocol"]))
     models, dtypes = part.values("model"), dtypes_of(chains(part))
-    colour, marker = colours_of(dtypes), cycle_styles(models, MARKERS)
+    colour, marker = precision_colours(dtypes), cycle_styles(models, MARKERS)
     fill = cycle_styles(dtypes, ("full", "none", "left", "top", "right"))
     with set_style():
         row_height = max(0.46, 0.25 + 0.05 * len(models) * len(dtypes))
-        figure = Figure(figsize=(12, row_height * len(protocols) + 2.3), dpi=DPI, layout="constrained")
+        figure = make_figure(WIDEST / DPI, row_height * len(protocols) + 2.3)
         left, right = figure.subplots(1, 2, sharey=True)
         slots = len(models) * len(dtypes)
         for _, row in table.iterrows():
@@ -87,17 +89,28 @@ def _axes(left: Axes, right: Axes, table: pd.DataFrame, protocols: Sequence[str]
         left.xaxis.set_major_locator(LogLocator(numticks=6))
         left.xaxis.set_minor_locator(NullLocator())
     right.set_xscale("symlog", linthresh=LINEAR, linscale=0.6)
-    right.xaxis.set_minor_locator(NullLocator())
     right.axvline(0, color="black", linewidth=0.9)
     widest = float(table[["gap_low", "gap_high", "nll_gap"]].abs().max(axis=None))
     reach = 3 * max(widest, LINEAR) if math.isfinite(widest) else 3 * LINEAR
-    right.set_xlim(-reach if table["gap_low"].min() < -LINEAR else -2 * LINEAR, reach)
+    least = float(table[["gap_low", "nll_gap"]].min(axis=None))
+    right.set_xlim(-3 * max(-least, LINEAR) if math.isfinite(least) else -3 * LINEAR, reach)
+    right.set_xticks(_decades(*right.get_xlim()))
+    right.xaxis.set_minor_locator(NullLocator())
     left.set_yticks(range(len(protocols)), protocols, fontsize=8.5)
     left.set_ylim(len(protocols) - 0.5, -0.5)
     for ax in (left, right):
         ax.grid(False, axis="y")
         for y in range(1, len(protocols)):
             ax.axhline(y - 0.5, color="0.9", linewidth=0.8)
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Ticks of an axis that is linear around 0: decades, so few that their names have room."""
+    sides = [math.floor(math.log10(max(abs(end), LINEAR)) + 1e-9) for end in (low, high)]
+    first = round(math.log10(LINEAR))
+    every = max(1, math.ceil(sum(side - first + 1 for side in sides) / 6))
+    left, right = (range(side, first - 1, -every) for side in sides)
+    return [*(-(10.0**k) for k in left), 0.0, *sorted(10.0**k for k in right)]
 
 
 def _title(table: pd.DataFrame) -> str:

@@ -30,32 +30,39 @@ __all__ = [
     "CONSTANT",
     "DPI",
     "GLYPHS",
+    "HIGHEST",
     "MARKERS",
+    "MOST_PANELS",
     "PROPORTIONAL",
     "STYLES",
+    "WIDEST",
     "amplitude_label",
     "axis_label",
     "cell_title",
     "choose",
     "colours_of",
     "count_steps",
+    "cut_words",
     "cycle_styles",
     "decade_ticks",
     "draw_line",
     "dtypes_of",
-    "finish_figure",
     "groups",
     "has_layer_gaps",
     "legend_lines",
     "line_widths",
     "log2_x",
     "log_y",
+    "make_figure",
     "make_grid",
     "model_title",
     "name_rungs",
     "name_x",
     "need_cells",
     "note_below",
+    "panel_columns",
+    "precision_colours",
+    "precision_markers",
     "protocol_lines",
     "say_empty",
     "set_style",
@@ -65,6 +72,12 @@ __all__ = [
 ]
 
 DPI = 120
+#: A figure fits on a screen: most pixels that one may have, at `DPI`.
+WIDEST, HIGHEST = 1280, 900
+#: Colours of precisions: each has its own in every figure, whatever is drawn beside it. People who see no red or no
+#: green tell them apart, and so does who prints in grey: of two, one is clearly darker.
+_RUNG_COLOURS = {"fp64": "#2b0a3d", "bf16": "#005fa8", "fp32": "#d55e00", "tf32": "#a8a060", "fp16": "#86c5f0"}
+_RUNG_MARKERS = {"bf16": "o", "fp32": "s", "fp16": "^", "fp64": "D", "tf32": "v"}
 STYLES: tuple[Any, ...] = (
     "-",
     (0, (5, 2)),
@@ -81,47 +94,30 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 # ---------------------------------------------------------------------------------------------- style
 @contextmanager
-def set_style() -> Iterator[None]:
-    """Draw in the style of all figures for the duration."""
+def set_style(scale: float = 1.0) -> Iterator[None]:
+    """Draw in the style of all figures for the duration, with letters `scale` times as large."""
     with (
         mpl.rc_context(),
         sns.axes_style("whitegrid", {"grid.color": "0.9", "axes.edgecolor": "0.6"}),
-        sns.plotting_context("notebook", font_scale=0.82),
+        sns.plotting_context("notebook", font_scale=0.82 * scale),
     ):
         mpl.rcParams["font.family"] = "DejaVu Sans"
         yield
 
 
+def make_figure(width: float, height: float) -> Figure:
+    """Make a figure of that many inches, or as many as fit on a screen."""
+    size = min(width, WIDEST / DPI), min(height, HIGHEST / DPI)
+    return Figure(figsize=size, dpi=DPI, layout="constrained")
+
+
 def make_grid(
-    rows: int, columns: int, *, width: float = 3.3, height: float = 2.9, **shared: Any
+    rows: int, columns: int, *, width: float = 3.3, height: float = 2.9, beside: float = 1.7, **shared: Any
 ) -> tuple[Figure, np.ndarray]:
-    """Make a figure with room on the right for legends."""
-    figure = Figure(figsize=(max(width * columns + 1.7, 6.4), height * rows + 1.1), dpi=DPI, layout="constrained")
+    """Make a figure of panels, with so much room `beside` them for legends; all in inches, as far as a screen goes."""
+    figure = make_figure(max(width * columns + beside, 6.4), height * rows + 1.1)
     axes = figure.subplots(rows, columns, squeeze=False, **shared)
     return figure, axes
-
-
-def finish_figure(figure: Figure, title: str, caption: str, legends: Sequence[tuple[str, list[Line2D]]] = ()) -> Figure:
-    """Set title above, caption below, and legends beside the panels."""
-    width = figure.get_figwidth()
-    room = width - (2.3 if legends else 0)  # legends stand to the right of the title
-    figure.suptitle(textwrap.fill(title, int(room * 10.6)), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
-    figure.supxlabel(textwrap.fill(caption, int(width * 14.5)), x=0.01, ha="left", fontsize=8, color="0.35")
-    handles: list[Line2D] = []
-    for name, lines in legends:
-        if lines:
-            handles += [Line2D([], [], linestyle="none", label=name), *lines]
-    if handles:
-        legend = figure.legend(
-            handles=handles, loc="outside right upper", frameon=False, fontsize=8.5, handlelength=3.0, alignment="left"
-        )
-        headings = {name for name, _ in legends}
-        for text in legend.get_texts():
-            if text.get_text() in headings:
-                text.set_fontweight("bold")
-                text.set_x(-38)
-    figure.align_ylabels()
-    return figure
 
 
 def colours_of(names: Sequence[Any]) -> dict[Any, Any]:
@@ -129,6 +125,16 @@ def colours_of(names: Sequence[Any]) -> dict[Any, Any]:
     palette = sns.color_palette("colorblind", 10)
     order = [0, 3, 2, 1, 4, 7, 9, 5, 6, 8]  # blue and vermilion first: they differ in lightness too
     return {name: palette[order[k % 10]] for k, name in enumerate(names)}
+
+
+def precision_colours(dtypes: Sequence[str]) -> dict[str, Any]:
+    """Give each precision its colour; what is no rung of the ladder gets one of the rest."""
+    return colours_of(dtypes) | {d: _RUNG_COLOURS[d] for d in dtypes if d in _RUNG_COLOURS}
+
+
+def precision_markers(dtypes: Sequence[str]) -> dict[str, str]:
+    """Give each precision its marker, as :func:`precision_colours` its colour."""
+    return cycle_styles(dtypes, MARKERS) | {d: _RUNG_MARKERS[d] for d in dtypes if d in _RUNG_MARKERS}
 
 
 def cycle_styles(names: Sequence[Any], styles: Sequence[Any]) -> dict[Any, Any]:
@@ -164,14 +170,14 @@ def name_rungs(ax: Axes, rungs: dict[float, str]) -> None:
     ax.set_xticks(sorted(rungs), names, fontsize=7.5)
 
 
-def decade_ticks(axis: Any) -> None:
-    """Mark the decades of a logarithmic axis, and nothing between."""
-    axis.set_major_locator(LogLocator(numticks=8))
+def decade_ticks(axis: Any, most: int = 8) -> None:
+    """Mark the decades of a logarithmic axis, or every second or third of them, and nothing between."""
+    axis.set_major_locator(LogLocator(numticks=most))
     axis.set_minor_locator(NullLocator())
 
 
-def log_y(ax: Axes) -> None:
-    """Make the vertical axis logarithmic, with numbers on it whatever its range."""
+def log_y(ax: Axes, most: int = 8) -> None:
+    """Make the vertical axis logarithmic, with numbers on it whatever its range; about so many at most."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     if low > 0 and high / low < 200:  # within a decade or so the decades alone would leave an axis without numbers
@@ -182,7 +188,7 @@ def log_y(ax: Axes) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
         ax.yaxis.set_minor_locator(NullLocator())
     else:
-        decade_ticks(ax.yaxis)
+        decade_ticks(ax.yaxis, most)
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -340,12 +346,26 @@ def draw_line(
 
 
 COLUMNS = 3
+#: More panels than this do not fit on a screen, four in a row.
+MOST_PANELS = 12
 GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
 
 
+def panel_columns(count: int) -> int:
+    """How many of so many panels stand in a row."""
+    if count == 4:
+        return 2  # rather than three and one alone
+    return min(count, COLUMNS if count <= COLUMNS**2 else COLUMNS + 1)
+
+
+def cut_words(drawn: int, there: int, what: str) -> str:
+    """Say in a caption, after its last sentence, what is not drawn of more than a screen holds."""
+    return f" The first {drawn} of {there} {what} are drawn; the table lists all." if drawn < there else ""
+
+
 def wrap_panels(count: int, *, height: float, width: float = 3.4, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """Make `count` panels, at most three in a row; what would be left over is not drawn."""
-    columns = min(count, COLUMNS)
+    """Make `count` panels, at most three in a row (four where there are many); what would be left over is not drawn."""
+    columns = panel_columns(count)
     rows = math.ceil(count / columns)
     figure, axes = make_grid(rows, columns, width=width, height=height, **shared)
     for ax in axes.ravel()[count:]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from drift.dataset.contract import VARIABLES
 from drift.reading.amplitudes import amplitude_power, measure_name
 from drift.reading.figures.captions import late_of
+from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
     MARKERS,
     STYLES,
@@ -21,7 +22,6 @@ from drift.reading.figures.style import (
     count_steps,
     cycle_styles,
     draw_line,
-    finish_figure,
     legend_lines,
     log_y,
     make_grid,

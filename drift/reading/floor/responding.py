@@ -89,15 +89,6 @@ class NoiseResponse:
         runs = self._runs(0.0)
         return float(self.sizes[runs[-1][0]]) if runs and runs[-1][1] == len(self.sizes) - 1 else None
 
-    @property
-    def bottom(self) -> tuple[float, float] | None:
-        """Ends of the smallest sizes that are answered, where no document answers less to the smaller; None if so."""
-        runs = self._runs(0.0)
-        heard = np.flatnonzero((self.values > 0).all(axis=1))
-        if not runs or runs[0][0] != heard[0] or runs[0][1] == len(self.sizes) - 1:
-            return None
-        return float(self.sizes[runs[0][0]]), float(self.sizes[runs[0][1]])
-
     def above_proportion(self, size: float) -> float:
         """How many times as much a size is answered to as in proportion to the stretch that is.
 

@@ -23,7 +23,7 @@ def response_headline(found: Sequence[NoiseResponse]) -> str:
     """Say over which sizes the response is in proportion, and what it is below and above them."""
     if not any((one.values > 0).any() for one in found):
         return f"{_SUBJECT} with nothing: every response is exactly zero or not finite"
-    parts = [_stretches(found), _small(found), _grouped(found, _silent), _grouped(found, _saturated)]
+    parts = [_stretches(found), _floor(found), _grouped(found, _silent), _grouped(found, _saturated)]
     return f"{_SUBJECT} " + "; ".join(part for part in parts if part)
 
 
@@ -32,7 +32,9 @@ def _stretches(found: Sequence[NoiseResponse]) -> str:
     some = [one for one in found if one.proportional is not None]
     said = f"in proportion {_grouped(some, _stretch, found)}" if some else ""
     none = [one for one in found if one.proportional is None]
-    return ", ".join(part for part in (said, _grouped(none, lambda _: "nowhere in proportion", found)) if part)
+    return ", ".join(
+        part for part in (said, _grouped(none, lambda _: f"nowhere{' in proportion' * (not some)}", found)) if part
+    )
 
 
 def _stretch(one: NoiseResponse) -> str:
@@ -40,14 +42,20 @@ def _stretch(one: NoiseResponse) -> str:
     return f"from {low} to {high} unit roundoffs"
 
 
-def _small(found: Sequence[NoiseResponse]) -> str:
-    """What the smallest disturbances that are answered get, beside what proportion would give them."""
-    excess: dict[float, list[float]] = {}
+def _floor(found: Sequence[NoiseResponse]) -> str:
+    """How little less the smallest disturbance that is answered gets than the next, where not in proportion."""
+    falls: dict[tuple[float, float], list[float]] = {}
     for one in found:
-        heard = one.sizes[one.level > 0]
-        if one.proportional is not None and len(heard) and heard[0] < one.proportional[0]:
-            excess.setdefault(float(heard[0]), []).append(one.above_proportion(float(heard[0])))
-    said = [f"to {size_words(size)} with {range_words(values)} times that" for size, values in sorted(excess.items())]
+        heard = one.level > 0
+        if heard.sum() > 1:
+            (least, larger), (below, above) = one.sizes[heard][:2], one.level[heard][:2]
+            inside = one.proportional is not None and least >= one.proportional[0]
+            if not inside and above / below < larger / least:
+                falls.setdefault((float(larger), float(least)), []).append(float(above / below))
+    said = [
+        f"from {size_words(larger)} down to {size_words(least)} it falls only {range_words(ratios)}-fold"
+        for (larger, least), ratios in falls.items()
+    ]
     return ", ".join(said)
 
 
