@@ -85,6 +85,18 @@ def test_of_every_model_and_precision_the_deepest_chain_is_drawn() -> None:
     assert len(figure.axes[0].lines[0].get_ydata()) == deep.sizes["step"] == 128
 
 
+def test_the_title_counts_the_chains_that_the_claims_table_counts() -> None:
+    cells = [chain(chunk_size=16), chain(chunk_size=8), chain("beta", chunk_size=8)]
+    figure = figures.drift_and_floor(Sweep(cells))
+    (row,) = (s for s in claims.audit(Sweep(cells)).summaries if s.claim.name == "C1 excess")
+    said = said_of(cells).sentences[0]
+    assert len(row.findings) == 3
+    assert figure.get_suptitle().replace("\n", " ").startswith("append: all 3 chains at the floor")
+    assert said.startswith("append: all 3 chains at the floor")
+    assert "Drawn: of every model and precision the deepest chain" in figure.get_supxlabel().replace("\n", " ")
+    assert len(figure.axes[0].lines[0].get_ydata()) == 128
+
+
 def test_without_a_floor_there_is_no_such_figure() -> None:
     with pytest.raises(DatasetError, match="no cell of append carries the rounding floor of hidden_rel_l2"):
         figures.drift_and_floor(Sweep([synthetic.cell(layers=2, tokens=256)]))
@@ -117,8 +129,8 @@ def test_the_page_answers_with_what_the_audit_says(tmp_path: Path) -> None:
     plain = html.unescape(re.sub(r"<[^>]+>", " ", text))
     for sentence in said.sentences:
         assert sentence in plain
-    # Of every model and precision the longest chain, as in the table and in the figure.
-    assert "append: all 4 chains at the floor: drift is rounding" in said.sentences[0]
+    # The chains that the table counts: both chunk sizes are deep enough.
+    assert "append: all 8 chains at the floor: drift is rounding" in said.sentences[0]
     assert "over up to 63 transitions; against the floor it changes by" in said.sentences[0]
     assert any("restart" in sentence and "above the floor" in sentence for sentence in said.sentences)
     open_fields = sum(field.kind == "undetermined" for row in said.rows for field in row.fields)

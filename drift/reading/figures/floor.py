@@ -16,7 +16,7 @@ from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import floor as verdicts
 from drift.reading.amplitudes import measure_values
-from drift.reading.cells import deepest
+from drift.reading.cells import deepest, judged_chains
 from drift.reading.controls.gating import gate
 from drift.reading.excess import excess_values, floor_values, missing
 from drift.reading.figures.captions import BAND
@@ -50,6 +50,7 @@ _LETTERS, _COLUMN, _ROW = 1.3, 2.75, 1.9
 _APART = 30.0
 #: Inches that larger words over and under the panels take beside those of every figure.
 _WORDS = 1.0
+_DRAWN = "Drawn: of every model and precision the deepest chain. "
 #: An excess this many times what is at the floor is drawn on a logarithmic axis.
 _WIDE = 5.0
 
@@ -63,7 +64,8 @@ def drift_and_floor(
 ) -> Figure:
     """Draw drift beside its rounding floor, a column per model, and the excess below it.
 
-    Of every model and precision the deepest chain is drawn, and of chains as deep the one of more documents.
+    Of every model and precision the deepest chain is drawn, and of chains as deep the one of more documents. The title
+    counts all that verdicts on depth rest on (:func:`drift.reading.cells.judged_chains`), as the claims table does.
 
     Parameters
     ----------
@@ -81,7 +83,8 @@ def drift_and_floor(
     DatasetError
         If no cell of the protocol has a floor for this measure.
     """
-    cells = sweep.derive(deepest(keep(sweep, lambda ds: _has_floor(ds, measure, protocol))))
+    there = keep(sweep, lambda ds: _has_floor(ds, measure, protocol))
+    cells, judged = sweep.derive(deepest(there)), judged_chains(there)
     if not len(cells):
         raise DatasetError(f"no cell of {protocol} carries the rounding floor of {measure}")
     models, dtypes = cells.values("model"), dtypes_of(cells)
@@ -108,11 +111,11 @@ def drift_and_floor(
             axes[1][0].set_ylim(max(0.0, min(low, 0.8 / factor)), max(high, 1.2 * factor))
         named = _name_lines(axes[0], cells, models, dtypes, measure, layer)
         asked = gate(sweep)
-        found = [verdicts.rounding(ds, measure, layer, asked, factor=factor) for ds in cells]
+        found = [verdicts.rounding(ds, measure, layer, asked, factor=factor) for ds in judged]
         caption = (
             f"{BAND} Floor: full attention against itself, its embeddings disturbed by one unit roundoff. Shaded: "
-            f"within a factor {number(factor, 3)} of the floor. Step 1 is the first chunk. Log scale "
-            f"{'in both rows' if wide else 'above'}."
+            f"within a factor {number(factor, 3)} of the floor. {_DRAWN * (len(judged) > len(cells))}Step 1 is the "
+            f"first chunk. Log scale {'in both rows' if wide else 'above'}."
         )
         title = verdicts.headline(protocol, found)
         return finish_figure(figure, title, caption, _legends(dtypes, named), strip=True, scale=_LETTERS)

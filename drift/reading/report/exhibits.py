@@ -55,7 +55,7 @@ class Exhibit:
         return keep(self.folds, lambda ds: bool(ds["protocol"].item() == protocol))
 
     def with_floor(self, protocol: str) -> list[xr.Dataset]:
-        """Per model and precision the longest chain of a protocol that carries its rounding floor."""
+        """The chains of a protocol that verdicts on depth rest on, among those that carry their rounding floor."""
         return chains_with_floor(self.of(protocol), MEASURE)
 
     def transitions(self, protocol: str) -> int:
