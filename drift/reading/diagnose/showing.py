@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from drift.outside import printable
 from drift.reading.diagnose.envelope import ALLOWANCE
 from drift.reading.diagnose.model import Diagnosis, Verdict
 from drift.reading.diagnose.tensors import FORMATS, Place
@@ -204,4 +205,4 @@ def page(found: Diagnosis) -> str:
         lines += ["", "Notes"]
         for note in found.notes:
             lines += _wrapped(note, "  - ")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from drift.outside import printable
 from drift.reading.ladder.attribution import PARTS_COMMAND, Attribution
 from drift.reading.ladder.judging import Ladder
 from drift.reading.ladder.wording import amplitude_name, attribution_sentences
@@ -47,4 +48,4 @@ def terminal(found: Sequence[Ladder], parts: Sequence[Attribution]) -> str:
     lines += attribution_sentences(parts) or [
         f"Parts of the error against float64: not measured in this sweep; `{PARTS_COMMAND}` measures them."
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drift.dataset.opening import open_sweep
 from drift.errors import DatasetError
+from drift.outside import printable
 from drift.reading import controls
 from drift.reading.plateau import csv_files
 from drift.reading.plateau.curves import Curve, LeftOut, from_sweep, left_out
@@ -56,7 +57,7 @@ def table(curves: Sequence[Curve], found: Sequence[Plateau], gate: controls.Gate
     for caveat, names in list(caveats.items())[:20]:
         who = "all curves" if len(names) == len(found) else ", ".join(names[:3]) + ", ..." * (len(names) > 3)
         lines.append(f"Note ({who}): {caveat}.")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def left_out_lines(without: Sequence[LeftOut]) -> list[str]:
@@ -64,7 +65,8 @@ def left_out_lines(without: Sequence[LeftOut]) -> list[str]:
     names: dict[tuple[str, str], list[str]] = {}
     for one in without:
         names.setdefault((one.why.value, one.remedy), []).append(one.name)
-    return [f"Left out ({len(mine)}): {why}; {remedy}. {first_few(mine)}." for (why, remedy), mine in names.items()]
+    said = [f"Left out ({len(mine)}): {why}; {remedy}. {first_few(mine)}." for (why, remedy), mine in names.items()]
+    return [printable(line) for line in said]
 
 
 def curves_of(
