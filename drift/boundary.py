@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Protocol
 
 from drift.errors import DriftError
-from drift.outside import clipped, printable
+from drift.shown import clipped, printable
 from drift.streams import Output, safe_streams
 
 __all__ = ["DEFECT", "FAILED", "INTERRUPTED", "command", "tell"]

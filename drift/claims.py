@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from drift.boundary import command, tell
-from drift.outside import printable
+from drift.shown import printable
 
 __all__ = ["main"]
 

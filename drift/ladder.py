@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from drift.boundary import command, tell
 from drift.errors import DatasetError
-from drift.outside import printable
 from drift.reading.amplitudes import LADDER_MEASURES
+from drift.shown import printable
 
 __all__ = ["main"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from drift.boundary import command, tell
 from drift.errors import ConfigError
-from drift.outside import printable
+from drift.shown import printable
 
 if TYPE_CHECKING:
     from drift.reading.plateau import Analysis, Code, Plateau, Reason, Verdict, analyse, plateau, plateaus

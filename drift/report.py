@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from drift.boundary import command
-from drift.outside import printable
 from drift.reading.report.notebooks import DEFAULT_NOTEBOOKS, NotebookFailure
+from drift.shown import printable
 
 __all__ = ["main"]
 

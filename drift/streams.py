@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from drift.outside import printable_lines
+from drift.shown import printable_lines
 
 __all__ = ["Errors", "Output", "plain_stream", "safe_streams"]
 

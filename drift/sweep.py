@@ -11,7 +11,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from drift.boundary import command
-from drift.outside import printable, printable_lines
 from drift.running.sweep.checking import check
 from drift.running.sweep.config import AXES, DEFAULTS, OPTIONS, load_config, presets
 from drift.running.sweep.memory import parse_size
@@ -20,6 +19,7 @@ from drift.running.sweep.planning import plan
 from drift.running.sweep.preview import preview_json, preview_words
 from drift.running.sweep.progress import reporter
 from drift.running.sweep.running import ENGINES, run
+from drift.shown import printable, printable_lines
 
 _RESUMES = "running the same command resumes"
 _EXIT_CODES = (

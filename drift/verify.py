@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 
 from drift.boundary import command
-from drift.outside import printable
+from drift.shown import printable
 
 __all__ = ["main"]
 

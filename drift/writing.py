@@ -100,10 +100,14 @@ def subfolder(folder: Path, name: str) -> Path:
         It cannot be made, or is a link: what is written into it would land elsewhere.
     """
     inner = folder / name
-    if inner.is_symlink():
-        raise OSError(errno.ELOOP, "is a link, and what is written would land elsewhere", str(inner))
+    _refuse_link(inner)
     inner.mkdir(exist_ok=True)
     return inner
+
+
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "is a link, and what is written would land elsewhere", str(folder))
 
 
 # ---------------------------------------------------------------------------------------------- locks
@@ -190,9 +194,8 @@ def move_in(room: Path, target: Path, gone: Sequence[Path] = ()) -> None:
     files = sorted(path.relative_to(room) for path in room.rglob("*") if not path.is_dir())
     places = list(dict.fromkeys([*gone, *(target / file for file in files)]))
     for place in places:
-        inner = target
-        for name in place.relative_to(target).parent.parts:
-            inner = subfolder(inner, name)
+        for inner in place.parents[: len(place.relative_to(target).parts) - 1]:
+            _refuse_link(inner)
         if place.is_dir() and not place.is_symlink():
             raise OSError(errno.EISDIR, "is a folder, where a file is to be written", str(place))
     back: list[tuple[Path, Path]] = []  # where a thing is now, and where it was
@@ -208,6 +211,9 @@ def move_in(room: Path, target: Path, gone: Sequence[Path] = ()) -> None:
             if os.path.lexists(place):
                 move(place, backup / str(len(back)))
         for file in files:
+            inner = target
+            for name in file.parent.parts:
+                inner = subfolder(inner, name)
             move(room / file, target / file)
     except BaseException:
         for now, before in reversed(back):

@@ -20,7 +20,8 @@ import synthetic
 
 from drift.boundary import DEFECT, FAILED, INTERRUPTED, command
 from drift.errors import CheckpointError, ConfigError, DriftError
-from drift.outside import clipped, outside_path, printable, printable_lines
+from drift.paths import outside_path
+from drift.shown import clipped, printable, printable_lines
 from drift.streams import Errors, Output
 
 ROOT = Path(__file__).resolve().parent.parent

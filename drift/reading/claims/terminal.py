@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from drift.outside import printable
 from drift.reading.amplitudes import SHORT
 from drift.reading.claims.model import Audit
 from drift.reading.claims.page import contradiction_lines, differing, matrix
+from drift.shown import printable
 
 __all__ = ["terminal"]
 

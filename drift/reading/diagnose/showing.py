@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from drift.outside import printable
 from drift.reading.diagnose.envelope import ALLOWANCE
 from drift.reading.diagnose.model import Diagnosis, Verdict
 from drift.reading.diagnose.tensors import FORMATS, Place
+from drift.shown import printable
 
 __all__ = ["as_dict", "page"]
 

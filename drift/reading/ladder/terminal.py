@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from drift.outside import printable
 from drift.reading.ladder.attribution import PARTS_COMMAND, Attribution
 from drift.reading.ladder.judging import Ladder
 from drift.reading.ladder.wording import amplitude_name, attribution_sentences
 from drift.reading.statistics.intervals import ALPHA
 from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN
 from drift.reading.wording.numbers import coverage, fixed_number, interval_words
+from drift.shown import printable
 
 __all__ = ["terminal"]
 

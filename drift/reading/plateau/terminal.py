@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from drift.dataset.opening import open_sweep
 from drift.errors import DatasetError
-from drift.outside import printable
+from drift.paths import outside_path
 from drift.reading import controls
 from drift.reading.plateau import csv_files
 from drift.reading.plateau.curves import Curve, LeftOut, from_sweep, left_out
@@ -18,6 +17,7 @@ from drift.reading.quantities import Of
 from drift.reading.statistics.intervals import LEVEL_ALPHA
 from drift.reading.wording.numbers import coverage, percent
 from drift.reading.wording.tables import first_few
+from drift.shown import printable
 
 __all__ = ["curves_of", "left_out_lines", "table"]
 
@@ -100,7 +100,7 @@ def curves_of(
     DatasetError
         Nothing there can be read, or a file is asked for what it does not hold.
     """
-    path = Path(source)
+    path = outside_path(source, DatasetError)
     if not path.is_dir():
         if of is not Of.DRIFT:
             raise DatasetError(

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from drift.outside import printable
+from drift.shown import printable
 from drift.streams import plain_stream
 
 __all__ = ["Bar", "Lines", "Silent", "reporter"]
