@@ -37,7 +37,7 @@ _ATTRIBUTES = {
 }
 _WITH_CONTENT = {"script", "style", "template", "iframe", "object", "noscript", "svg", "math", "title"}
 #: Where an address may lead: a place of the page, or a file beside or below it.
-_BESIDE = re.compile(r"(?!/)(?!.*\.\./)[^:\\\x00-\x20]*(#[^\x00-\x20]*)?")
+_BESIDE = re.compile(r"(?![/ ])(?!.*\.\./)[^:\\\x00-\x1f]*(#[^\x00-\x1f]*)?")
 _LINKED = re.compile(r"https?://[^\x00-\x20]+", re.IGNORECASE)
 _PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
 
