@@ -13,10 +13,11 @@ import nbformat
 import pytest
 import synthetic
 import yaml
+from matplotlib.text import Text
 
 from drift import claims as claims_door
 from drift.dataset.opening import open_sweep
-from drift.reading import summary
+from drift.reading import claims, figures, summary
 from drift.reading.report import rendering
 from drift.reading.report.cleaning import POLICY, cleaned
 from drift.reading.report.pages import page_body, whole_page
@@ -188,6 +189,26 @@ def test_commands_to_be_copied_hold_no_commands_of_others(evil: Path, tmp_path: 
     written = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
     assert written["grids"][0]["model"][1] == EVIL
     assert shlex.split(said.splitlines()[-1])[:3] == ["python", "-m", "drift.report"]
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path: Path) -> None:
+    folder = synthetic.sweep(
+        tmp_path, ["$\\frac{x$ and $y$", "beta"], ["bf16", "fp32"], ["append"], [16], layers=1, tokens=64
+    )
+    cells = open_sweep(folder)
+    found = claims.audit(cells)
+    drawn = [draw(cells) for draw in (figures.drift_per_step, figures.level_vs_roundoff, figures.heat_map)]
+    drawn += [figures.plateau_fit(cells), figures.equivalence(found, "C1"), figures.equivalence(found, "C2")]
+    named = 0
+    for figure in drawn:
+        if figure is None:
+            continue
+        assert figures.png(figure)[:4] == b"\x89PNG"
+        texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        named += sum("frac" in text.get_text() for text in texts)
+        for text in texts:  # what matplotlib wrote itself is still drawn as a power of ten
+            assert text.get_parse_math() is text.get_text().startswith("$\\mathdefault{")
+    assert named >= 4
 
 
 def test_the_claims_as_markdown_are_text(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
