@@ -123,10 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.plateau import curves
     from drift.reading.plateau.terminal import curves_of, left_out_lines, table
 
-    if not args.rise_min > 1 or not math.isfinite(args.rise_min):
-        raise ConfigError(f"--rise-min {args.rise_min:g}: a factor above 1, and finite")
-    if args.floor is not None and not 0 < args.floor < math.inf:
-        raise ConfigError(f"--floor {args.floor:g}: a drift above 0, and finite")
+    floor = 1.0 if args.floor is None else args.floor
+    if not (1 < args.rise_min < math.inf and 0 < floor < math.inf):
+        raise ConfigError("--rise-min must be above 1, and --floor above 0; both finite")
     found_curves, gate, without = curves_of(
         args.source, args.measure, args.layer, lambda line: tell("drift.plateau", printable(line)), Of(args.of)
     )
