@@ -11,6 +11,7 @@ from typing import Any
 from drift.dataset.files import read
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
+from drift.paths import outside_path
 
 __all__ = ["open_sweep"]
 
@@ -38,7 +39,7 @@ def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
     DatasetError
         If there is no such folder, or ``sweep.json`` is not readable.
     """
-    root = Path(folder)
+    root = outside_path(folder, DatasetError)
     if root.is_file():
         return Sweep([read(root)], folder=root.parent)
     if not root.is_dir():

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift.errors import CorpusError
+from drift.paths import outside_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +126,7 @@ def _text(corpus: str, stamp: tuple[int, int] | None) -> str:
 
 
 def _path(corpus: str) -> Path:
-    return Path(corpus.removeprefix("file:")).expanduser()
+    return outside_path(corpus.removeprefix("file:"), CorpusError, said="corpus")
 
 
 def text(corpus: str) -> str:

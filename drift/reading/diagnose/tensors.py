@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from drift.errors import DatasetError
+from drift.paths import outside_path
 
 __all__ = ["FORMATS", "KINDS", "Dump", "Format", "Place", "fits", "open_dump", "written"]
 
@@ -348,7 +349,7 @@ def open_dump(source: str | Path) -> Dump:
         If there is none, a file is broken, a tensor is there twice, or the tensors of a step disagree about its
         number of tokens.
     """
-    dump = Dump(Path(source))
+    dump = Dump(outside_path(source, DatasetError))
     for path in _files(dump.folder):
         content, metadata, data = _header(path)
         dump.metadata.update(metadata)

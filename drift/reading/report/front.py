@@ -13,6 +13,7 @@ from drift.reading import figures
 from drift.reading.report.answers import READINGS, answers
 from drift.reading.report.exhibits import MEASURE, Exhibit, deepest_exhibit
 from drift.reading.report.pages import Page, whole_page
+from drift.writing import write_whole
 
 __all__ = ["write_front"]
 
@@ -59,7 +60,7 @@ def write_front(
     drawn = _figure(exhibits)
     if drawn is not None:
         (out / folder).mkdir(parents=True, exist_ok=True)
-        (out / folder / _FIGURE).write_bytes(figures.png(drawn))
+        write_whole(out / folder / _FIGURE, figures.png(drawn))
     body = _template().render(
         title=title,
         said=answers(exhibits),
@@ -76,7 +77,7 @@ def write_front(
         ],
     )
     index = out / "index.html"
-    index.write_text(whole_page(title, body, links, index.name, banner), encoding="utf-8")
+    write_whole(index, whole_page(title, body, links, index.name, banner).encode())
     return index
 
 

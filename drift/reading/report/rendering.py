@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,14 @@ import drift
 from drift.dataset.hashing import content_hash
 from drift.dataset.opening import open_sweep
 from drift.errors import ReportError
+from drift.paths import outside_path
 from drift.reading import controls, floor
 from drift.reading.report.exhibits import Exhibit
 from drift.reading.report.front import write_front
 from drift.reading.report.notebooks import (
     DEFAULT_NOTEBOOKS,
     NotebookFailure,
+    comes_with_drift,
     execute_notebook,
     find_notebook,
     own_kernel,
@@ -33,6 +37,8 @@ from drift.reading.report.pages import (
     save_figures,
     whole_page,
 )
+from drift.shown import clipped
+from drift.writing import TEMPORARY_SUFFIX, making_room, move_in, write_whole
 
 if TYPE_CHECKING:
     from drift.dataset.sweep import Sweep
@@ -143,32 +149,37 @@ def render(
     Raises
     ------
     ReportError
-        If the sweep has no cells, or a notebook or parameter is unknown.
+        If the sweep has no cells, a notebook or parameter is unknown, or the pages cannot be written; what was there
+        before is then as it was.
     NotebookFailure
         If a notebook stopped with an error (the others are rendered all the same).
     """
-    sweep = _open(source := Path(folder))
+    sweep = _open(source := outside_path(folder, ReportError))
     checked = controls.evaluate(sweep)
     _warn(sweep, checked, report)
     jobs = _jobs(notebooks, parameters or {}, source)
     beside = _evidence(evidence, jobs)
     jobs += [_Job(Path(one.page).stem, find_notebook(_CLAIMS), Path(one.folder), {}, one.name) for one in beside]
-    target = Path(out) if out is not None else Path("reports") / "local" / source.resolve().name
+    target = _target(out, source)
     inputs, made_of = _inputs(sweep, source, jobs), target / INPUTS
     index = target / "index.html"
     if unless_current and _is_current(made_of, inputs, [index, *(target / f"{job.name}.html" for job in jobs)]):
         report(f"report: {index.resolve()} (current; --force renders it again)")
         return index
-    made_of.unlink(missing_ok=True)
-    _make_room(target)
-    executed, failed = _execute(jobs, target, report)
     title = f"Drift report: {sweep.plan.get('name') or source.resolve().name}"
     exhibits = [Exhibit(sweep, f"{_CLAIMS}.html", "", str(source)), *beside]
     banners = {one.name: _banner(one.sweep, parameters or {}) for one in exhibits}
-    _write_pages(exhibits, executed, target, title, banners, report)
+    with _all_or_none(target), making_room(target) as room:
+        executed, failed = _execute(jobs, room, target, report)
+        pages = _write_pages(exhibits, executed, room, title, banners)
+        if not failed:
+            write_whole(room / INPUTS, f"{inputs}\n".encode())
+        move_in(room, target, _stale(target, jobs))
+    for page in pages:
+        size = (target / page.html.name).stat().st_size
+        report(f"{target / page.html.name}: {size / 1e6:.1f} MB, {len(page.figures)} figures")
     if failed:
         raise NotebookFailure("\n".join(str(error) for error in failed))
-    made_of.write_text(f"{inputs}\n", encoding="utf-8")
     report(f"report: {index.resolve()}")
     return index
 
@@ -183,7 +194,7 @@ def _evidence(folders: Sequence[str | os.PathLike[str]], jobs: Sequence[_Job]) -
     """Open the evidence, each under a name that no page has."""
     names = {job.name for job in jobs}
     found = []
-    for folder in map(Path, folders):
+    for folder in (outside_path(folder, ReportError, said="--evidence") for folder in folders):
         sweep = _open(folder)
         name = str((sweep.plan or {}).get("name") or folder.resolve().name)
         page = f"{_CLAIMS}-{''.join(c if c.isalnum() or c in '-_' else '-' for c in name)}"
@@ -192,6 +203,37 @@ def _evidence(folders: Sequence[str | os.PathLike[str]], jobs: Sequence[_Job]) -
         names.add(page)
         found.append(Exhibit(sweep, f"{page}.html", name, str(folder)))
     return found
+
+
+def _target(out: str | os.PathLike[str] | None, source: Path) -> Path:
+    """Where the pages go."""
+    if out is None:
+        return Path("reports") / "local" / source.resolve().name
+    target = outside_path(out, ReportError, said="--out")
+    if target.exists() and not target.is_dir():
+        raise ReportError(f"--out {clipped(out)}: is a file, where the pages need a folder. Choose another.")
+    return target
+
+
+@contextmanager
+def _all_or_none(target: Path) -> Iterator[None]:
+    """Words for a place that cannot be written to; what is there is as it was."""
+    try:
+        yield
+    except OSError as error:
+        known = isinstance(error.filename, str) and TEMPORARY_SUFFIX not in error.filename
+        raise ReportError(
+            f"{clipped(error.filename if known else target)}: cannot be written ({error.strerror or error}). Whatever "
+            f"was in {clipped(target)} before is as it was. Make room or mend the permissions, or choose another --out."
+        ) from error
+
+
+def _stale(target: Path, jobs: Sequence[_Job]) -> list[Path]:
+    """What of an earlier report must not stand beside these pages: of other cells, or made of something else."""
+    figures = target / FIGURES
+    drawn = [figure for job in jobs for figure in figures.glob(f"{glob.escape(job.name)}-*.png")]
+    halves = [target / f"{job.name}.partial.ipynb" for job in jobs]
+    return [target / INPUTS, *(target / f"{job.name}.html" for job in jobs), *dict.fromkeys(drawn), *halves]
 
 
 def _open(source: Path) -> Sweep:
@@ -230,33 +272,27 @@ def _find(notebooks: Sequence[str]) -> list[Path]:
 def _is_current(made_of: Path, inputs: str, pages: Sequence[Path]) -> bool:
     """Whether all pages are there and were made of the same inputs."""
     there = made_of.is_file() and all(page.is_file() for page in pages)
-    return there and made_of.read_text(encoding="utf-8").strip() == inputs
-
-
-def _make_room(target: Path) -> None:
-    try:
-        (target / FIGURES).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReportError(f"{target}: cannot be made ({error.strerror or error}). Choose another --out.") from error
+    return there and made_of.read_bytes().strip() == inputs.encode()
 
 
 def _execute(
-    jobs: Sequence[_Job], target: Path, report: Callable[[str], None]
+    jobs: Sequence[_Job], room: Path, target: Path, report: Callable[[str], None]
 ) -> tuple[list[tuple[_Job, Any]], list[NotebookFailure]]:
     """Run notebooks with their parameters; one that stops does not stop the others."""
     executed: list[tuple[_Job, Any]] = []
     failed: list[NotebookFailure] = []
     with own_kernel() as kernel:
         for job in jobs:
+            if not comes_with_drift(job.notebook):
+                report(f"{job.notebook}: not one of drift's own; a notebook is code, and is run with all that you may do")
             report(f"{job.name}: running on {job.source} ...")
             started = time.monotonic()
-            partial = target / f"{job.name}.partial.ipynb"
+            partial = f"{job.name}.partial.ipynb"
             try:
                 given = {**job.parameters, "sweep": str(job.source.resolve())}
-                executed.append((job, execute_notebook(job.notebook, given, partial, kernel)))
+                executed.append((job, execute_notebook(job.notebook, given, room / partial, kernel, target / partial)))
             except NotebookFailure as error:
                 failed.append(error)
-                (target / f"{job.name}.html").unlink(missing_ok=True)  # of other cells than its neighbours
                 report(f"{job.name}: FAILED after {time.monotonic() - started:.0f} s")
                 continue
             report(f"{job.name}: done in {time.monotonic() - started:.0f} s")
@@ -269,12 +305,13 @@ def _write_pages(
     target: Path,
     title: str,
     banners: Mapping[str, str],
-    report: Callable[[str], None],
-) -> None:
+) -> list[Page]:
     """Write a page per executed notebook, and the one that links them."""
     links = [("index.html", "Overview"), *((f"{job.name}.html", job.title(n)) for job, n in executed)]
-    pages = [_write_page(job, notebook, target, links, banners[job.about], report) for job, notebook in executed]
+    (target / FIGURES).mkdir()
+    pages = [_write_page(job, notebook, target, links, banners[job.about]) for job, notebook in executed]
     write_front(exhibits, pages, target, links, title, banners[""], FIGURES)
+    return pages
 
 
 def _write_page(
@@ -283,15 +320,11 @@ def _write_page(
     target: Path,
     links: Sequence[tuple[str, str]],
     banner: str,
-    report: Callable[[str], None],
 ) -> Page:
-    """Write the page of an executed notebook, and its figures in place of those of before."""
+    """Write the page of an executed notebook, and its figures."""
     figures = target / FIGURES
-    for stale in figures.glob(f"{job.name}-*.png"):
-        stale.unlink()
     saved = save_figures(notebook, job.name, figures)
     page = Page(job.name, job.title(notebook), target / f"{job.name}.html", saved)
     body = page_body(notebook)
-    page.html.write_text(whole_page(page.title, body, links, page.html.name, banner), encoding="utf-8")
-    report(f"{page.html}: {page.html.stat().st_size / 1e6:.1f} MB, {len(page.figures)} figures")
+    write_whole(page.html, whole_page(page.title, body, links, page.html.name, banner).encode())
     return page

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from drift.running.checkpoints.hub_cache import hub_commit
 from drift.running.checkpoints.names import RECORD, Checkpoint, cache_dir
 from drift.running.checkpoints.resolving import resolve
+from drift.writing import write_whole
 
 __all__ = ["HASH_BYTES", "cache_home", "file_sha256", "identity", "remember_hashes", "remembered_sha256"]
 
@@ -52,9 +52,7 @@ def remember_hashes(hashes: Mapping[str, list[Any]]) -> None:
             known = {path: entry for path, entry in known.items() if os.path.exists(path)}
         except (OSError, ValueError, AttributeError):
             known = {}
-        with tempfile.NamedTemporaryFile("wb", dir=memory.parent, prefix=".hashes-", delete=False) as stream:
-            stream.write(json.dumps({**known, **hashes}).encode())
-        os.replace(stream.name, memory)
+        write_whole(memory, json.dumps({**known, **hashes}).encode())
     except OSError:
         pass  # a cache that cannot be written only costs the time to hash again
 

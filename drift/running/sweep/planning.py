@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from drift.paths import outside_path
 from drift.running.sweep.cells import Cell
 from drift.running.sweep.config import Config, load_config
 from drift.running.sweep.cost import cell_bytes, correction
@@ -135,7 +136,7 @@ def plan(
                 f"{' and '.join(names)} would both be called {label!r} in the results; rename one of them",
             )
     problems.raise_any()
-    folder = Folder(Path(out) if out is not None else Path("data") / "sweeps" / config.name)
+    folder = Folder(outside_path(out, said="--out") if out is not None else Path("data") / "sweeps" / config.name)
     folder.check()
     made = Plan(config, folder, _in_order(cells.values()), Survey(), memory)
     return made.surveyed() if look else made
