@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from drift.dataset.rungs import RUNGS
 from drift.dataset.sweep import Sweep
 from drift.reading import controls, figures, gain, ladder
-from drift.reading.claims import auditing, model
+from drift.reading.claims import auditing, model, published
 from drift.reading.figures import style
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
@@ -269,3 +269,61 @@ def test_models_differ_only_where_two_are_decided_in_two_ways() -> None:
     assert title(a=(1.0, 0.01), b=(1.4, 0.01)) == "Rounding: append (1 of 2 models undetermined)"
     assert title(a=(1.0, 0.01), b=(0.0, 0.01)) == "Models differ: append"
     assert title(a=(1.4, 0.01), b=(1.4, 0.01)) == "Undetermined: append"
+
+
+# ---------------------------------------------------------------------------------------------- beyond a screen
+def test_ladders_and_gains_beyond_a_screen_are_counted() -> None:
+    cells = [
+        made.make(np.full((2, 16), 3 * synthetic.ROUNDOFF[d]), dtype=d, protocol=f"streaming(sinks={k})")
+        for k in range(style.MOST_PANELS + 2) for d in ("bf16", "fp32")
+    ]  # fmt: skip
+    figure = figures.levels(ladder.ladders(Sweep(cells)))
+    assert figure is not None
+    assert layout.wrong(figure, style.WIDEST, style.HIGHEST) == []
+    assert f"The first {style.MOST_PANELS} of {style.MOST_PANELS + 2} readings are drawn" in " ".join(
+        figure.get_supxlabel().split()
+    )
+    planted = [made.disturbed(lambda k: 0.9**k, model=f"model-{k}", steps=16) for k in range(style.MOST_PANELS + 1)]
+    figure = figures.gains(gain.gains(Sweep(planted)))
+    assert figure is not None
+    assert layout.wrong(figure, style.WIDEST, style.HIGHEST) == []
+    assert f"The first {style.MOST_PANELS} of {style.MOST_PANELS + 1} folds and models are drawn" in " ".join(
+        figure.get_supxlabel().split()
+    )
+
+
+def test_of_more_rows_than_a_screen_holds_those_that_decide_are_drawn() -> None:
+    def row(name: str, status: model.Status) -> model.Finding:
+        return model.Finding(
+            "C1", "plateau", "append", "hidden_rel_l2", name, status, "growth", 0.01, (-0.02, 0.04), (-0.048, 0.05),
+            0.5, 0.5, "",
+        )  # fmt: skip
+
+    rows = [
+        row(f"model-{k:02d} bf16, chunk 8", model.Status.REFUTED if k % 7 == 3 else model.Status.UNDETERMINED)
+        for k in range(90)
+    ]
+    summary = model.ClaimSummary(published.CLAIMS[0], "append", model.Status.REFUTED, "", tuple(rows))
+    figure = figures.equivalence(model.Audit((summary,), "hidden_rel_l2", "last", model.Setting(), tuple(rows)), "C1")
+    assert figure is not None
+    assert layout.wrong(figure, style.WIDEST, style.HIGHEST) == []
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    words = " ".join(figure.get_supxlabel().split())
+    assert f"{len(names)} of 90 rows are drawn, first those that decide; the table lists all." in words
+    assert "All rows: chunk 8." in words
+    assert {f"model-{k:02d} bf16" for k in range(3, 90, 7)} < set(names)
+    assert names == sorted(names)
+
+
+def test_the_first_figure_can_be_read_on_a_telephone() -> None:
+    """Scaled to a page of 390 pixels, no letters are smaller than 6.5 pixels: x-heights of three and more."""
+    figure = figures.drift_and_floor(sweep("one chunk size"))
+    figure.draw_without_rendering()
+    scale = 390 / (figure.dpi * figure.get_figwidth())
+    sizes = {name: text.get_fontsize() / 72 * figure.dpi * scale for name, text in layout.drawn(figure)}
+    assert min(sizes.values()) > 6.5, min(sizes.items(), key=lambda item: item[1])
+    for legend in figure.legends:
+        assert all(text.get_fontsize() / 72 * figure.dpi * scale > 6.5 for text in legend.get_texts())
+    width = figure.dpi * figure.get_figwidth()
+    panels = [ax.get_window_extent() for ax in figure.axes]
+    assert max(box.x1 for box in panels) > 0.98 * width, "legends take width"

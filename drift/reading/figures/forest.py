@@ -140,7 +140,7 @@ _AIRY = 1.4
 #: Size of the letters of a row, in points.
 _LETTERS = 6.8
 #: Letters in one line of a row's name.
-_NAME = 40
+_NAME = 44
 #: Panels that stand beside one another, each with its numbers.
 _BESIDE = 3
 

@@ -59,11 +59,11 @@ def gains(found: Sequence[gain.Gain]) -> Figure | None:
             ax.axhline(1, color="black", linewidth=0.9, zorder=1)
             note_below(ax, zeros, bad)
             ax.set_title(f"{fold}\n{model}", fontsize=9.5)
-            name_x(ax, "chain steps after the first affected one")
+            name_x(ax, "chain steps after the\nfirst affected one")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         log_y(axes[0])
         for ax in axes[:: panel_columns(len(axes))]:
-            ax.set_ylabel("gain: drift / drift at the\nfirst affected step [1]")
+            ax.set_ylabel("drift / drift at the\nfirst affected step [1]", fontsize=8.5)
         kinds = [g.rate.verdict for g in found]
         counted = ", ".join(f"{kinds.count(v)} {v.value}" for v in dict.fromkeys(kinds))
         title = f"What becomes of a disturbance? {counted[:1].upper()}{counted[1:]}" + (

@@ -85,8 +85,12 @@ def levels(found: Sequence[ladder.Ladder]) -> Figure | None:
         for ax in axes:
             _rung_axis(ax, rungs)
         first = chosen[0].labels
-        for ax in axes[:: panel_columns(len(axes))]:
-            ax.set_ylabel("level: " + amplitude_label(first["measure"], first["layer"]), fontsize=8.5)
+        name = "level: " + amplitude_label(first["measure"], first["layer"])
+        if dense:  # rows are lower than the name is long
+            figure.supylabel(name, fontsize=8.5)
+        else:
+            for ax in axes[:: panel_columns(len(axes))]:
+                ax.set_ylabel(name, fontsize=8.5)
         caption = _caption(chosen, dense) + cut_words(len(protocols), len(there), "readings")
         return finish_figure(figure, _levels_title(chosen), caption, _legends(models), strip=True)
 
