@@ -10,7 +10,7 @@ from typing import Any
 
 from drift.dataset.rungs import Rung
 from drift.dataset.rungs import rung as rung_named
-from drift.errors import CheckpointError, ConfigError
+from drift.errors import CheckpointError, ConfigError, DriftError
 from drift.running.checkpoints.families import family_of
 from drift.running.checkpoints.fetching import fetch
 from drift.running.checkpoints.gguf import quiet_transformers
@@ -160,7 +160,9 @@ def _from_folder(
                     folder, dtype=stored, attn_implementation=attn_implementation, use_safetensors=True, **common
                 )
             return model, AutoTokenizer.from_pretrained(folder, **common)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+    except DriftError:
+        raise
+    except Exception as error:  # transformers raises nearly every kind on a configuration that makes no sense
         own = "auto_map" in config
         raise CheckpointError(
             f"{folder}: cannot be loaded as a causal language model ({type(error).__name__}: {error}). "

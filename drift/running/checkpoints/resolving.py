@@ -8,7 +8,8 @@ from pathlib import Path
 
 from drift.errors import CheckpointError
 from drift.running.checkpoints.families import family_of
-from drift.running.checkpoints.headers import gguf_architecture, pickle_refusal, read_config
+from drift.running.checkpoints.gguf_headers import gguf_architecture
+from drift.running.checkpoints.headers import pickle_refusal, read_config
 from drift.running.checkpoints.hub_cache import hub_config
 from drift.running.checkpoints.names import HUB_ID, Checkpoint, embedded, safe_name
 
