@@ -20,6 +20,7 @@ __all__ = [
     "MOST_HEADER_BYTES",
     "MOST_JSON_BYTES",
     "MOST_LABEL",
+    "MOST_LABEL_DEPTH",
     "MOST_OPTION",
     "MOST_PARAMETER_BYTES",
     "MOST_SIZE",
@@ -55,12 +56,14 @@ MOST_DOCUMENTS = 1 << 16
 """Documents of a cell."""
 MOST_STEPS = 1 << 17
 """Chain steps: 131,072, a text of 128K tokens in chunks of one."""
-MOST_CELLS = 20_000
+MOST_CELLS = 10_000
 """Cells of a plan, controls not counted."""
 MOST_OPTION = 2**31 - 1
 """A whole number in a protocol's label, where nothing narrower holds."""
 MOST_LABEL = 1000
 """Characters of a protocol's label."""
+MOST_LABEL_DEPTH = 16
+"""Parentheses inside one another in a protocol's label."""
 MOST_BLOCKS = 10_000
 """Blocks of a network."""
 MOST_VOCABULARY = 1 << 24

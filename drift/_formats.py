@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from drift._bounds import MOST_BLOCKS, MOST_SIZE, MOST_VOCABULARY
+from drift._bounds import MOST_BLOCKS, MOST_DOCUMENTS, MOST_LABEL, MOST_SIZE, MOST_TOKENS, MOST_VOCABULARY
 
 __all__ = ["faults"]
 
@@ -135,7 +135,7 @@ class PlanFailure(_Base):
     error: str | None = None
     message: str | None = None
     config: dict[str, Any] | None = None
-    cell: dict[str, Any] | None = None
+    cell: dict[str, Any] | str | None = None
 
 
 class PlanGroup(_Base):
@@ -147,19 +147,62 @@ class PlanGroup(_Base):
     elapsed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
-class _Grid(_Base):
-    model: list[str]
-
-
 class Grids(_Base):
     """The configuration in a ``sweep.json``."""
 
-    grids: list[_Grid]
+    grids: list[dict[str, Any]]
+
+
+Text = str
 
 
 # ---------------------------------------------------------------- attributes of cells
-CellConfig = dict[str, Any]
-Versions = dict[str, Any]
+Versions = dict[str, str]
+
+
+class CellConfig(_Base):
+    """What was asked for: of what is said of it, what is read."""
+
+    model: str | None = None
+    dtype: str | None = None
+    protocol: str | None = None
+    reference: str | None = None
+    corpus: str | None = None
+    half_matmul: str | None = None
+    chunk_size: Count | None = None
+    documents: Count | None = None
+    tokens: Count | None = None
+    seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
+    versions: Versions | None = None
+
+
+class Floor(_Base):
+    """The draws of a rounding floor."""
+
+    seeds: list[Count]
+
+
+class SweepCell(_Base):
+    """The record of a cell that a sweep made: all that it takes to compute it again."""
+
+    model: str
+    dtype: str
+    protocol: Annotated[str, Field(max_length=MOST_LABEL)]
+    reference: str = "full"
+    control: str = ""
+    corpus: str
+    attn_implementation: str
+    device: str
+    half_matmul: str
+    chunk_size: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    documents: Annotated[int, Field(ge=1, le=MOST_DOCUMENTS)]
+    logit_stride: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    versions: Versions
+    checkpoint_sha256: str
+    corpus_sha256: str
+    floor: Floor = Floor(seeds=[])
 
 
 class Thinned(_Base):

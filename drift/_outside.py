@@ -46,7 +46,10 @@ class Form(Enum):
     CELL_CONFIG = "CellConfig"
     VERSIONS = "Versions"
     THINNED = "Thinned"
+    SWEEP_CELL = "SweepCell"
+    FLOOR = "Floor"
     GRIDS = "Grids"
+    TEXT = "Text"
 
 
 # Possessive: what was taken is never given back, which costs memory for every escape.
@@ -121,7 +124,7 @@ def shaped(value: Any, form: Form) -> Any:
             raise OutsideError(f"not an object, but {_kind(value)}")
         return value
     if (formats := _formats()) is not None and (faults := formats.faults(value, form.value)):
-        raise OutsideError("; ".join(faults))
+        raise OutsideError(f"not what it should be: {'; '.join(faults)}")
     return value
 
 

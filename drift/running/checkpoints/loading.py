@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drift import _arguments as arguments
 from drift.dataset.rungs import Rung
 from drift.dataset.rungs import rung as rung_named
 from drift.errors import CheckpointError, ConfigError, DriftError
@@ -105,6 +106,9 @@ def load(
     PrecisionError
         The rung cannot hold the published weights.
     """
+    given = {"name": name, "dtype": dtype, "device": device, "attn_implementation": attn_implementation}
+    for argument, value in {**given, "weights": weights}.items():
+        arguments.text(argument, value)
     if weights not in WEIGHTS:
         raise ConfigError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}.")
     rung = rung_named(dtype)

@@ -6,6 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
+from drift import _arguments as arguments
 from drift.errors import CheckpointError
 from drift.running.checkpoints.families import family_of
 from drift.running.checkpoints.gguf_headers import gguf_architecture
@@ -30,7 +31,7 @@ def resolve(name: str) -> Checkpoint:
     CheckpointError
         The name stands for nothing; the message lists what there is.
     """
-    name = os.fspath(name)
+    name = os.fspath(arguments.path("name", name))
     entries = embedded()
     if name in entries:
         return Checkpoint(name, "embedded", entries[name]["family"], safe_name(name), entry=entries[name])
