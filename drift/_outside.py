@@ -54,6 +54,7 @@ class Form(Enum):
 
 # Possessive: what was taken is never given back, which costs memory for every escape.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_PIECE = 1 << 20
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
 
@@ -178,8 +179,12 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
     with regular(path) as (stream, size):
         if size > most:
             raise OutsideError(f"{size:,} bytes long; at most {most:,} are read")
-        payload = stream.read(most + 1)
-    if len(payload) > most:  # grew meanwhile, or lies in /proc
+        # A byte more than there should be: what grew meanwhile, or lies in /proc, is read on up to the bound.
+        pieces = [stream.read(size + 1)]
+        while size < sum(map(len, pieces)) <= most and (piece := stream.read(_PIECE)):
+            pieces.append(piece)
+    payload = b"".join(pieces)
+    if len(payload) > most:
         raise OutsideError(f"more than {most:,} bytes long, which is the most that is read")
     return payload
 

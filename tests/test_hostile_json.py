@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def test_files_are_read_up_to_a_bound_and_only_where_they_are_files(tmp_path: Pa
     assert read_json(tmp_path / "a.json", Form.OBJECT) == {"a": 1}
     with pytest.raises(OutsideError, match="8 bytes long; at most 7"):
         read_bytes(tmp_path / "a.json", 7)
+    assert read_bytes("/proc/self/status", 1 << 20).startswith(b"Name:")  # of size 0, the system says
+    with pytest.raises(OutsideError, match="more than 4 bytes"):
+        read_bytes("/proc/self/status", 4)
+    tracemalloc.start()
+    try:
+        read_bytes(tmp_path / "a.json", 1 << 40)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20  # no room is made for the bound
+    finally:
+        tracemalloc.stop()
     os.mkfifo(tmp_path / "pipe")
     for path, said in ((tmp_path / "pipe", "pipe"), (tmp_path, "folder"), ("/dev/zero", "device"), ("a\0b", "no name")):
         with pytest.raises(OutsideError, match=said):
