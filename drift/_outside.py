@@ -23,11 +23,15 @@ from typing import IO, Any
 
 from drift._bounds import MOST_DEPTH, MOST_JSON_BYTES
 
-__all__ = ["Form", "OutsideError", "parse_json", "read_bytes", "read_json", "regular", "shaped"]
+__all__ = ["Form", "NoFileError", "OutsideError", "parse_json", "read_bytes", "read_json", "regular", "shaped"]
 
 
 class OutsideError(ValueError):
     """What came from outside is not what it should be; the message says what is wrong, without the name of the file."""
+
+
+class NoFileError(OutsideError):
+    """A name that is that of a folder, a device or a pipe, or none at all."""
 
 
 class Form(Enum):
@@ -161,11 +165,11 @@ def regular(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int]]:
         # A pipe that nobody writes to would block for ever.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:  # a NUL in the name, or half a surrogate pair
-        raise OutsideError(f"no name of a file ({error})") from error
+        raise NoFileError(f"no name of a file ({error})") from error
     try:
         state = os.fstat(handle)
         if not stat.S_ISREG(state.st_mode):
-            raise OutsideError(
+            raise NoFileError(
                 "a folder, not a file" if stat.S_ISDIR(state.st_mode) else "a device or pipe, not a file"
             )
         with open(handle, "rb", closefd=False) as stream:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from drift._bounds import MOST_HEADER_BYTES
-from drift._outside import Form, OutsideError, parse_json, regular
+from drift._outside import OutsideError, parse_json, regular
 
 __all__ = ["BYTES", "Header", "StoredTensor", "read_header"]
 
@@ -63,10 +63,14 @@ def read_header(path: Path) -> Header:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
         if not 2 <= length <= min(size - 8, MOST_HEADER_BYTES):
             raise OutsideError(
-                f"no safetensors file, or cut off (its header would be {length:,} bytes of the file's {size:,}, and at "
-                f"most {MOST_HEADER_BYTES:,} are read)"
+                f"is no safetensors file, or was cut off (its header would be {length} bytes of the file's {size})"
             )
-        content = parse_json(stream.read(length), Form.OBJECT, MOST_HEADER_BYTES)
+        try:
+            content = parse_json(stream.read(length), most=MOST_HEADER_BYTES)
+        except OutsideError as error:
+            raise OutsideError(f"its safetensors header is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise OutsideError("its safetensors header is not a table of tensors")
     metadata = content.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise OutsideError("its header's __metadata__ is not an object")

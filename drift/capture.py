@@ -10,9 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from drift.boundary import command
 from drift.dataset.dumps import LOGITS
 from drift.dataset.rungs import RUNGS
-from drift.errors import DriftError
 from drift.running.model.numerics import HALF_MATMUL, default_half_matmul
 
 __all__ = ["main"]
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("drift.capture")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
@@ -60,33 +61,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.running.capturing import capture, free_target
     from drift.running.checkpoints import loading
 
-    try:
-        free_target(args.out)
-        loaded = loading.load(args.model, args.dtype, args.device, args.attn)
-        ids = corpus.documents(args.corpus, loaded.tokenizer, 1, args.tokens)
-        target = capture(
-            loaded.model,
-            ids,
-            args.chunk_size,
-            args.protocol,
-            args.out,
-            cache=args.cache,
-            logits=args.logits,
-            dtype=args.dtype,
-            half_matmul=args.half_matmul or default_half_matmul(loaded.record["device"]),
-            bos_token_id=loaded.tokenizer.bos_token_id,
-            attrs={
-                "model": loaded.record["label"],
-                "checkpoint_sha256": loaded.record["identity"],
-                "corpus": args.corpus,
-            },
-        )
-    except DriftError as error:
-        print(f"drift.capture: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    free_target(args.out)
+    loaded = loading.load(args.model, args.dtype, args.device, args.attn)
+    ids = corpus.documents(args.corpus, loaded.tokenizer, 1, args.tokens)
+    target = capture(
+        loaded.model,
+        ids,
+        args.chunk_size,
+        args.protocol,
+        args.out,
+        cache=args.cache,
+        logits=args.logits,
+        dtype=args.dtype,
+        half_matmul=args.half_matmul or default_half_matmul(loaded.record["device"]),
+        bos_token_id=loaded.tokenizer.bos_token_id,
+        attrs={
+            "model": loaded.record["label"],
+            "checkpoint_sha256": loaded.record["identity"],
+            "corpus": args.corpus,
+        },
+    )
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{args.out}: {len(list(target.iterdir()))} files, {size / 1e6:.1f} MB")
     return 0

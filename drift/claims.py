@@ -8,7 +8,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from drift.errors import DriftError
+from drift.boundary import command, tell
+from drift.shown import printable
 
 __all__ = ["main"]
 
@@ -33,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("error")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = _parser().parse_args(argv)
@@ -42,27 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.claims.page import markdown
     from drift.reading.claims.terminal import terminal
 
-    try:
-        layer: int | str = int(args.layer) if re.fullmatch("-?[0-9]+", args.layer) else args.layer
-        setting = parse_margins(args.margin, args.alpha)
-        sweep = open_sweep(args.sweep)
-        for name, problem in sweep.problems.items():
-            print(f"drift.claims: {name} was left out: {problem}", file=sys.stderr)
-        found = audit(sweep, args.measure, layer, setting=setting)
-        if found.withheld:
-            print(f"drift.claims: {found.controls}", file=sys.stderr)
-    except DriftError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        if args.json:
-            print(json.dumps(found.as_dict(), indent=1, allow_nan=False))
-        elif args.markdown:
-            print(markdown(found))
-        else:
-            print(terminal(found, args.details))
-    except BrokenPipeError:  # the reader of the pipe has seen enough
-        sys.stderr.close()
+    layer: int | str = int(args.layer) if re.fullmatch("-?[0-9]{1,9}", args.layer) else args.layer
+    setting = parse_margins(args.margin, args.alpha)
+    sweep = open_sweep(args.sweep)
+    for name, problem in sweep.problems.items():
+        tell("drift.claims", f"{printable(name)} was left out: {printable(problem)}")
+    found = audit(sweep, args.measure, layer, setting=setting)
+    if found.withheld:
+        tell("drift.claims", found.controls)
+    if args.json:
+        print(json.dumps(found.as_dict(), indent=1, allow_nan=False))
+    elif args.markdown:
+        print(markdown(found))
+    else:
+        print(terminal(found, args.details))
     return 0
 
 

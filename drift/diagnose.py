@@ -7,8 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from drift.boundary import command
 from drift.dataset.rungs import RUNGS
-from drift.errors import DriftError
 
 __all__ = ["main"]
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("drift.diagnose")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = _parser().parse_args(argv)
@@ -59,24 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.diagnose.tensors import open_dump
     from drift.reading.diagnose.verdict import diagnose
 
-    try:
-        other = (
-            (open_dump(args.other_precision[0]), open_dump(args.other_precision[1])) if args.other_precision else None
-        )
-        found = diagnose(
-            open_dump(args.a),
-            open_dump(args.b),
-            floor=None if args.floor is None else open_dump(args.floor),
-            unit_roundoff=args.unit_roundoff,
-            other=other,
-        )
-    except DriftError as error:
-        print(f"drift.diagnose: {error}", file=sys.stderr)
-        return 2
-    try:
-        print(json.dumps(as_dict(found), indent=1, allow_nan=False) if args.json else page(found))
-    except BrokenPipeError:
-        sys.stderr.close()
+    other = (open_dump(args.other_precision[0]), open_dump(args.other_precision[1])) if args.other_precision else None
+    found = diagnose(
+        open_dump(args.a),
+        open_dump(args.b),
+        floor=None if args.floor is None else open_dump(args.floor),
+        unit_roundoff=args.unit_roundoff,
+        other=other,
+    )
+    print(json.dumps(as_dict(found), indent=1, allow_nan=False) if args.json else page(found))
     return found.exit_code
 
 

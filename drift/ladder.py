@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 
-from drift.errors import DatasetError, DriftError
+from drift.boundary import command, tell
+from drift.errors import DatasetError
 from drift.reading.amplitudes import LADDER_MEASURES
+from drift.shown import printable
 
 __all__ = ["main"]
 
@@ -32,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("drift.ladder")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = _parser().parse_args(argv)
@@ -43,33 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.ladder.wording import ladder_frame
     from drift.reading.wording.numbers import plain
 
-    try:
-        layer: int | str = int(args.layer) if args.layer.lstrip("-").isdigit() else args.layer
-        sweep = open_sweep(args.sweep)
-        for name, problem in sweep.problems.items():
-            print(f"drift.ladder: {name} was left out: {problem}", file=sys.stderr)
-        measures = LADDER_MEASURES if args.measure == ["all"] else args.measure
-        found = [one for m in measures for one in ladders(sweep, m, layer, args.reference)]
-        if not found:
-            raise DatasetError(f"{args.sweep}: no cell compares a fold with reference {args.reference!r}")
-        parts = attributions(sweep, layer)
-        checked = controls.evaluate(sweep)
-        print(f"drift.ladder: {checked.banner}", file=sys.stderr)
-    except DriftError as error:
-        print(f"drift.ladder: {error}", file=sys.stderr)
-        return 2
-    try:
-        if args.json:
-            rows = [{**one.labels, "documents": one.documents, "total": one.total, "parts": one.parts,
-                     "shares": {k: vars(v) for k, v in one.shares.items()}} for one in parts]  # fmt: skip
-            body = {"ladders": [as_dict(one) for one in found], "attribution": rows, "controls": checked.as_dict()}
-            print(json.dumps(plain(body), indent=1, allow_nan=False))
-        elif args.csv:
-            ladder_frame(found).to_csv(sys.stdout, index=False)
-        else:
-            print(terminal(found, parts))
-    except BrokenPipeError:  # the reader of the pipe has seen enough
-        sys.stderr.close()
+    layer: int | str = int(args.layer) if re.fullmatch("-?[0-9]{1,9}", args.layer) else args.layer
+    sweep = open_sweep(args.sweep)
+    for name, problem in sweep.problems.items():
+        tell("drift.ladder", f"{printable(name)} was left out: {printable(problem)}")
+    measures = LADDER_MEASURES if args.measure == ["all"] else args.measure
+    found = [one for m in measures for one in ladders(sweep, m, layer, args.reference)]
+    if not found:
+        raise DatasetError(f"{args.sweep}: no cell compares a fold with reference {args.reference!r}")
+    parts = attributions(sweep, layer)
+    checked = controls.evaluate(sweep)
+    tell("drift.ladder", checked.banner)
+    if args.json:
+        rows = [{**one.labels, "documents": one.documents, "total": one.total, "parts": one.parts,
+                 "shares": {k: vars(v) for k, v in one.shares.items()}} for one in parts]  # fmt: skip
+        body = {"ladders": [as_dict(one) for one in found], "attribution": rows, "controls": checked.as_dict()}
+        print(json.dumps(plain(body), indent=1, allow_nan=False))
+    elif args.csv:
+        ladder_frame(found).to_csv(sys.stdout, index=False)
+    else:
+        print(terminal(found, parts))
     return 0
 
 

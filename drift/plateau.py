@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from drift.errors import DriftError
+from drift.boundary import command, tell
+from drift.errors import ConfigError
+from drift.shown import printable
 
 if TYPE_CHECKING:
     from drift.reading.plateau import Analysis, Code, Plateau, Reason, Verdict, analyse, plateau, plateaus
@@ -111,6 +114,7 @@ def _parser(quantities: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+@command("drift.plateau")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     from drift.reading.quantities import Of
@@ -119,30 +123,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.plateau import curves
     from drift.reading.plateau.terminal import curves_of, left_out_lines, table
 
-    try:
-        found_curves, gate, without = curves_of(
-            args.source, args.measure, args.layer, lambda line: print(f"drift.plateau: {line}", file=sys.stderr),
-            Of(args.of),
-        )  # fmt: skip
-        if not args.rise_min > 1 or (args.floor is not None and not args.floor > 0):
-            raise DriftError("--rise-min must be above 1, and --floor above 0")
-        found = curves.judge(
-            found_curves, gate, margin=args.margin, alpha=args.alpha, floor=args.floor, rise_min=args.rise_min
-        )
-        if args.json:
-            print(json.dumps(curves.rows(found_curves, found, without), indent=1, allow_nan=False))
-        elif args.csv:
-            curves.plateau_frame(found_curves, found, without).to_csv(sys.stdout, index=False)
-        else:
-            print("\n".join([table(found_curves, found, gate), *left_out_lines(without)]))
-        if without and not found:
-            raise DriftError(f"no cell has what --of {args.of} asks for; each is listed with the reason and the remedy")
-    except DriftError as error:
-        print(f"drift.plateau: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    floor = 1.0 if args.floor is None else args.floor
+    if not (1 < args.rise_min < math.inf and 0 < floor < math.inf):
+        raise ConfigError("--rise-min must be above 1, and --floor above 0; both finite")
+    found_curves, gate, without = curves_of(
+        args.source, args.measure, args.layer, lambda line: tell("drift.plateau", printable(line)), Of(args.of)
+    )
+    found = curves.judge(
+        found_curves, gate, margin=args.margin, alpha=args.alpha, floor=args.floor, rise_min=args.rise_min
+    )
+    if args.json:
+        print(json.dumps(curves.rows(found_curves, found, without), indent=1, allow_nan=False))
+    elif args.csv:
+        curves.plateau_frame(found_curves, found, without).to_csv(sys.stdout, index=False)
+    else:
+        print("\n".join([table(found_curves, found, gate), *left_out_lines(without)]))
+    if without and not found:
+        raise ConfigError(f"no cell has what --of {args.of} asks for; each is listed with the reason and the remedy")
     return 0
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from drift._bounds import MOST_PARAMETER_BYTES
 from drift._outside import OutsideError, parse_json
-from drift.errors import DriftError
+from drift.boundary import command
 from drift.reading.report.notebooks import DEFAULT_NOTEBOOKS, NotebookFailure
+from drift.shown import printable
 
 __all__ = ["main"]
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("error", codes={NotebookFailure: 1})
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = _parser()
@@ -62,24 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.report.rendering import render
 
     notebooks = [n for group in args.notebook or [DEFAULT_NOTEBOOKS] for n in group]
-    try:
-        render(
-            args.sweep,
-            notebooks,
-            args.out,
-            parameters,
-            report=lambda line: print(line, flush=True),
-            unless_current=not args.force,
-        )
-    except NotebookFailure as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except DriftError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    render(
+        args.sweep,
+        notebooks,
+        args.out,
+        parameters,
+        report=lambda line: print(printable(line), flush=True),
+        unless_current=not args.force,
+    )
     return 0
 
 

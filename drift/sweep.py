@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import textwrap
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
-from types import FrameType
 
-from drift.errors import DriftError
+from drift.boundary import command
 from drift.running.sweep.checking import check
 from drift.running.sweep.config import AXES, DEFAULTS, OPTIONS, load_config, presets
 from drift.running.sweep.memory import parse_size
@@ -22,7 +19,9 @@ from drift.running.sweep.planning import plan
 from drift.running.sweep.preview import preview_json, preview_words
 from drift.running.sweep.progress import reporter
 from drift.running.sweep.running import ENGINES, run
+from drift.shown import printable, printable_lines
 
+_RESUMES = "running the same command resumes"
 _EXIT_CODES = (
     "exit codes: 0 complete, 1 some cells failed, 2 bad configuration or usage, 3 stopped with cells left, "
     "130 interrupted; --check: 0 nothing wrong, 1 findings"
@@ -116,10 +115,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _command(arguments: argparse.Namespace) -> int:
     if arguments.list_presets:
         width = max(map(len, presets()))
@@ -127,12 +122,12 @@ def _command(arguments: argparse.Namespace) -> int:
         return Exit.COMPLETE
     if arguments.check is not None:
         found = check(arguments.check)
-        print(json.dumps(found.as_dict(), indent=1) if arguments.json else "\n".join(found.lines()))
+        print(json.dumps(found.as_dict(), indent=1) if arguments.json else "\n".join(map(printable, found.lines())))
         return found.exit
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:
         preview = preview_json(plan(config, arguments.out, dry_run=True, memory=arguments.memory), arguments.only)
-        print(json.dumps(preview, indent=1) if arguments.json else "\n".join(preview_words(preview)))
+        print(json.dumps(preview, indent=1) if arguments.json else "\n".join(map(printable, preview_words(preview))))
         return Exit.COMPLETE
     interrupted = False
     # Whatever libraries print must not mix with the summary.
@@ -155,48 +150,18 @@ def _command(arguments: argparse.Namespace) -> int:
         except Interrupted as stop:
             summary, interrupted = stop.summary, True
     if interrupted:
-        print(summary.interruption(), file=sys.stderr)
+        print(printable_lines(summary.interruption()), file=sys.stderr)
     if arguments.json:
         print(json.dumps(summary.as_dict(), indent=1))
     elif not interrupted:
-        print("\n".join(summary.lines()))
+        print("\n".join(map(printable, summary.lines())))
     return summary.exit
 
 
+@command("drift.sweep", interrupted=f"interrupted before anything was computed; {_RESUMES}")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    with _terminable():
-        return _guarded(argv)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a polite request to end (``kill``, a closed terminal) do what Ctrl-C does."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [(number, signal.signal(number, _interrupt)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-
-
-def _guarded(argv: Sequence[str] | None) -> int:
-    try:
-        return int(_command(_parser().parse_args(argv)))
-    except DriftError as error:
-        for line in str(error).splitlines():
-            print(f"drift.sweep: {line}", file=sys.stderr)
-        return Exit.USAGE
-    except KeyboardInterrupt:
-        print("interrupted before anything was computed; running the same command resumes", file=sys.stderr)
-        return Exit.INTERRUPTED
-    except BrokenPipeError:  # `| head`
-        sys.stderr.close()
-        return Exit.COMPLETE
+    return int(_command(_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from drift.boundary import command
 from drift.dataset.bits import BITS, LAYERS
-from drift.errors import DriftError
 
 __all__ = ["main"]
 
@@ -38,19 +38,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("error")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
     from drift.dataset.thinning import thin_sweep
 
-    try:
-        thin_sweep(args.sweep, args.out, args.layers, args.bits, report=lambda line: print(line, flush=True))
-    except DriftError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    thin_sweep(args.sweep, args.out, args.layers, args.bits, report=lambda line: print(line, flush=True))
     return 0
 
 

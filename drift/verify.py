@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from drift.errors import DriftError
+from drift.boundary import command
+from drift.shown import printable
 
 __all__ = ["main"]
 
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("drift.verify")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
@@ -77,42 +79,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.running.sweep.progress import reporter
 
     report, results = reporter(sys.stderr), []
+    found = recomputing.requests(args.folder, args.model)
+    sample = None if args.all or args.cell else args.sample
+    chosen = recomputing.choose(found, sample, args.seed, args.seconds, args.cell)
+    expected = sum(one.seconds for one in chosen)
+    drawn = "" if sample is None else f", drawn with seed {args.seed}"
+    about = f", about {show_seconds(expected)}" if expected else ""
+    report.line(f"{args.folder}: {len(chosen)} of {len(found)} cells{drawn}{about}")
+    if args.dry_run:
+        listed = plain([one.as_dict() for one in chosen])
+        print(json.dumps(listed, indent=1) if args.json else "\n".join(printable(one.line) for one in chosen))
+        return 0
+    by = recomputing.Recomputer(args.folder, args.threads, fraction=report.fraction, say=report.line)
+    report.begin(expected)
     try:
-        found = recomputing.requests(args.folder, args.model)
-        sample = None if args.all or args.cell else args.sample
-        chosen = recomputing.choose(found, sample, args.seed, args.seconds, args.cell)
-        expected = sum(one.seconds for one in chosen)
-        drawn = "" if sample is None else f", drawn with seed {args.seed}"
-        about = f", about {show_seconds(expected)}" if expected else ""
-        report.line(f"{args.folder}: {len(chosen)} of {len(found)} cells{drawn}{about}")
-        if args.dry_run:
-            listed = plain([one.as_dict() for one in chosen])
-            print(json.dumps(listed, indent=1) if args.json else "\n".join(one.line for one in chosen))
-            return 0
-        by = recomputing.Recomputer(args.folder, args.threads, fraction=report.fraction, say=report.line)
-        report.begin(expected)
         for place, one in enumerate(chosen, 1):
             report.group(f"[{place}/{len(chosen)}] {one.line}", one.seconds, len(one.documents))
             with redirect_stdout(sys.stderr):  # whatever libraries print must not mix with what is found
                 results.append(verified(recomputing.Task(one, by)))
             report.group_done(wording.short(results[-1]))
+    finally:
         report.end()
-    except DriftError as error:
-        report.end()
-        print(f"drift.verify: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        report.end()
-        print("interrupted", file=sys.stderr)
-        return 130
     verification = Verification(str(args.folder), len(found), args.seed, tuple(results))
-    try:
-        if args.json:
-            print(json.dumps(plain(verification.as_dict()), indent=1, allow_nan=False))
-        else:
-            print("\n".join(wording.lines(verification)))
-    except BrokenPipeError:
-        sys.stderr.close()
+    if args.json:
+        print(json.dumps(plain(verification.as_dict()), indent=1, allow_nan=False))
+    else:
+        print("\n".join(map(printable, wording.lines(verification))))
     return verification.exit
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,12 +12,13 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from drift import _arguments as arguments
 from drift._bounds import MOST_CELL_BYTES, MOST_FILE_BYTES
 from drift._outside import OutsideError, read_bytes
 from drift.dataset.contract import COORDINATES, SCHEMA_VERSION, VARIABLES, schema_of
 from drift.dataset.validating import validate
 from drift.errors import DatasetError, Fault
+from drift.paths import outside_path
+from drift.writing import TEMPORARY_SUFFIX, write_whole
 
 __all__ = ["TEMPORARY_SUFFIX", "read", "read_attributes", "write"]
 
@@ -28,8 +28,6 @@ _AGAIN = (
     "which computes the cell anew."
 )
 _UPGRADE = "Upgrade drift, or read it with the drift that wrote it."
-#: Suffix of the files that :func:`write` makes beside its target; a killed process may leave one behind.
-TEMPORARY_SUFFIX = ".tmp"
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -57,23 +55,13 @@ def write(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     DatasetError
         If the dataset breaks the contract, or the disk refuses.
     """
-    target = Path(path)
+    target = outside_path(path, DatasetError)
     validate(ds, source=target.name)
     # Through memory: a full disk is then an OSError of ours, not a crash inside the HDF5 library.
     payload = bytes(_clean(ds).to_netcdf(None, engine="h5netcdf", encoding=_encoding(ds)))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+        write_whole(target, payload)
     except OSError as error:
         raise DatasetError(
             f"{target}: cannot be written ({error.strerror or error}). Check that the folder is writable and that "
@@ -112,16 +100,6 @@ def _encoding(ds: xr.Dataset) -> dict[str, dict[str, object]]:
     return encoding
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read one cell into memory; no file stays open.
 
@@ -139,7 +117,7 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
     DatasetError
         If the file is missing, truncated, not netCDF, or breaks the contract; `fault` says which.
     """
-    source = Path(arguments.path("path", path))
+    source = outside_path(path, DatasetError)
     ds = _parsed(source, _parse)
     try:
         validate(ds, source=str(source))
@@ -167,7 +145,7 @@ def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
     DatasetError
         If the file is missing, truncated or not netCDF.
     """
-    return _parsed(Path(path), _attributes)
+    return _parsed(outside_path(path, DatasetError), _attributes)
 
 
 def _parsed(source: Path, parse: Callable[[bytes], _T]) -> _T:

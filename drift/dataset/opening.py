@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from drift import _arguments as arguments
 from drift._outside import OutsideError
 from drift.dataset.files import read
 from drift.dataset.plans import PLAN, PlanFile, read_plan
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
+from drift.paths import outside_path
 
 __all__ = ["open_sweep"]
 
@@ -39,7 +39,7 @@ def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
     DatasetError
         If there is no such folder, or nothing in it but a ``sweep.json`` that is not readable.
     """
-    root = Path(arguments.path("folder", folder))
+    root = outside_path(folder, DatasetError)
     if root.is_file():
         return Sweep([read(root)], folder=root.parent)
     if not root.is_dir():

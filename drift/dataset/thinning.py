@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,13 @@ from drift._version import __version__
 from drift.dataset.attributes import attribute
 from drift.dataset.bits import BITS, EXACT, LAYERS, WHOLE, round_bits
 from drift.dataset.contract import VARIABLES
-from drift.dataset.files import TEMPORARY_SUFFIX, write
+from drift.dataset.files import write
 from drift.dataset.hashing import canonical_json
 from drift.dataset.opening import open_sweep
 from drift.dataset.validating import validate
 from drift.errors import ConfigError, DatasetError
+from drift.paths import outside_path
+from drift.writing import temporary_name, write_whole
 
 __all__ = ["thin", "thin_as", "thin_sweep"]
 
@@ -189,7 +190,7 @@ def thin_sweep(
         If `source` is no sweep, holds no cells or unusable ones, or the disk refuses.
     """
     _check(layers, bits)
-    root, out = Path(source), Path(target).resolve()
+    root, out = outside_path(source, DatasetError), outside_path(target).resolve()
     try:
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
@@ -208,7 +209,7 @@ def thin_sweep(
         raise DatasetError(f"{root}: holds no cell. Run `python -m drift.sweep` first.")
     for file in sweep.left_out:
         report(f"{file}: not in sweep.json, left out")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_name(out)
     before = after = 0
     try:
         temporary.mkdir(parents=True)
@@ -217,7 +218,7 @@ def thin_sweep(
             small = write(thin(ds, layers, bits), temporary / path.name)
             before, after = before + path.stat().st_size, after + small.stat().st_size
         if (root / "sweep.json").is_file():
-            shutil.copyfile(root / "sweep.json", temporary / "sweep.json")
+            write_whole(temporary / "sweep.json", (root / "sweep.json").read_bytes())
         if out.exists():
             out.rmdir()  # a folder takes the name of an empty one on some systems only
         os.replace(temporary, out)

@@ -10,6 +10,7 @@ import xarray as xr
 
 from drift.dataset.contract import SCALARS
 from drift.dataset.sweep import Sweep
+from drift.reading.wording.tables import code
 
 __all__ = [
     "TEXT_AXES",
@@ -51,7 +52,7 @@ def protocol_summaries(sweep: Sweep) -> dict[str, str]:
 
 def protocol_lines(sweep: Sweep) -> list[str]:
     """List the readings of a sweep in Markdown: label, and what it does where the cells say it."""
-    return [f"**`{label}`**" + (f": {said}" if said else "") for label, said in protocol_summaries(sweep).items()]
+    return [f"**{code(label)}**" + (f": {said}" if said else "") for label, said in protocol_summaries(sweep).items()]
 
 
 def layer_words(ds: xr.Dataset, layer: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from drift._bounds import MOST_TOKENS
 from drift.dataset.dumps import LOGITS
 from drift.dataset.rungs import Rung, rung
 from drift.errors import ConfigError, DatasetError
+from drift.paths import outside_path
 from drift.running.checks import check_chunks, check_planted, check_tokens
 from drift.running.descent.descending import descend
 from drift.running.descent.lanes import Lane, Recorder
@@ -29,6 +29,7 @@ from drift.running.model.numerics import numerics, rung_of
 from drift.running.model.weights import weights_of
 from drift.running.protocols import parse
 from drift.running.provenance import provenance
+from drift.writing import temporary_name
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -172,7 +173,7 @@ def _rung(model: PreTrainedModel, dtype: str | None) -> Rung:
 @contextmanager
 def _appearing(target: Path, out: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to write into, which takes its name once all is written; `out` is what the message calls it."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_name(target)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -198,7 +199,7 @@ def free_target(out: str | os.PathLike[str]) -> Path:
     ConfigError
         It is no new or empty folder.
     """
-    target = Path(out).resolve()
+    target = outside_path(out).resolve()
     try:
         taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     except OSError as error:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from drift._bounds import MOST_TEXT_BYTES
 from drift._outside import OutsideError, read_bytes
 from drift.errors import CorpusError
+from drift.paths import outside_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +130,7 @@ def _text(corpus: str, stamp: tuple[int, int] | None) -> str:
 
 
 def _path(corpus: str) -> Path:
-    return Path(corpus.removeprefix("file:")).expanduser()
+    return outside_path(corpus.removeprefix("file:"), CorpusError, said="corpus")
 
 
 def text(corpus: str) -> str:

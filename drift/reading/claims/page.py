@@ -19,6 +19,7 @@ from drift.reading.claims.wording import span, writer
 from drift.reading.statistics.intervals import holm
 from drift.reading.statistics.windows import DOCUMENTS, LATE_STEP, WINDOWS
 from drift.reading.wording.numbers import coverage
+from drift.reading.wording.tables import marked
 from drift.reading.wording.windows import share_name
 
 __all__ = [
@@ -56,12 +57,12 @@ def differing(summary: ClaimSummary) -> str:
 
 def markdown(found: Audit) -> str:
     """Lay the claims table out as Markdown."""
-    lines = [text for one in contradiction_lines(found) for text in (f"**{one}**", "")]
+    lines = [text for one in contradiction_lines(found) for text in (f"**{marked(one)}**", "")]
     lines += ["| claim | published | protocol | verdict | finding | other measures |", "|---|---|---|---|---|---|"]
     for claim, summaries in _parts(found).items():
         for protocols, s in _rows(summaries):
             cells = [claim.name, claim.published, protocols, f"**{s.status.value}**", s.words, differing(s)]
-            lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+            lines.append("| " + " | ".join(map(marked, cells)) + " |")
     return "\n".join(lines)
 
 
@@ -154,7 +155,7 @@ def meaning(found: Audit) -> str:
         f"correction over the cells. **{SIGNS[Status.UNDETERMINED]} Undetermined**: neither; a test that fails to find "
         f"a difference supports nothing. The claims are those of arXiv 2605.12471; the "
         f"verdicts are by the drift of the {SHORT.get(found.measure, found.measure)}."
-        + "".join(f" {text}" for text in (found.scope, found.controls) if text)
+        + "".join(f" {marked(text)}" for text in (found.scope, found.controls) if text)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from drift.reading.amplitudes import SHORT
 from drift.reading.claims.model import Audit
 from drift.reading.claims.page import contradiction_lines, differing, matrix
+from drift.shown import printable
 
 __all__ = ["terminal"]
 
@@ -40,4 +41,4 @@ def terminal(found: Audit, details: bool) -> str:
         "test of the contrary, after Holm's correction. Undetermined: neither.",
         *[text for text in (found.scope, "" if found.withheld else found.controls) if text],
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -11,6 +11,7 @@ import numpy as np
 from drift.reading.diagnose.envelope import ALLOWANCE
 from drift.reading.diagnose.model import Diagnosis, Verdict
 from drift.reading.diagnose.tensors import FORMATS, Place
+from drift.shown import printable
 
 __all__ = ["as_dict", "page"]
 
@@ -204,4 +205,4 @@ def page(found: Diagnosis) -> str:
         lines += ["", "Notes"]
         for note in found.notes:
             lines += _wrapped(note, "  - ")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

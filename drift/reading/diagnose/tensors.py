@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from drift._bounds import MOST_BLOCKS, MOST_DIGITS, MOST_STEPS
-from drift._outside import OutsideError
+from drift._outside import NoFileError, OutsideError
 from drift._tensor_files import Header, StoredTensor, read_header
 from drift.errors import DatasetError
+from drift.paths import outside_path
 
 __all__ = ["FORMATS", "KINDS", "Dump", "Format", "Place", "fits", "open_dump", "written"]
 
@@ -271,8 +272,10 @@ def _header(path: Path) -> Header:
         return read_header(path)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except NoFileError as error:
+        raise DatasetError(f"{path}: cannot be read ({error}).") from error
     except OutsideError as error:
-        raise DatasetError(f"{path}: {error}. It was cut off, or written wrongly: write it again.") from error
+        raise DatasetError(f"{path}: {error}. Write it again.") from error
 
 
 def _checked(path: Path, name: str, entry: StoredTensor) -> _Stored:
@@ -332,7 +335,7 @@ def open_dump(source: str | Path) -> Dump:
         If there is none, a file is broken, a tensor is there twice, or the tensors of a step disagree about its
         number of tokens.
     """
-    dump = Dump(Path(source))
+    dump = Dump(outside_path(source, DatasetError))
     for path in _files(dump.folder):
         header = _header(path)
         dump.metadata.update(header.metadata)

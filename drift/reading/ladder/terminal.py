@@ -11,6 +11,7 @@ from drift.reading.ladder.wording import amplitude_name, attribution_sentences
 from drift.reading.statistics.intervals import ALPHA
 from drift.reading.statistics.slope import ROUNDING_MARGIN, STRUCTURAL_MARGIN
 from drift.reading.wording.numbers import coverage, fixed_number, interval_words
+from drift.shown import printable
 
 __all__ = ["terminal"]
 
@@ -47,4 +48,4 @@ def terminal(found: Sequence[Ladder], parts: Sequence[Attribution]) -> str:
     lines += attribution_sentences(parts) or [
         f"Parts of the error against float64: not measured in this sweep; `{PARTS_COMMAND}` measures them."
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from drift.errors import DatasetError
+from drift.paths import outside_path
 from drift.reading.plateau.curves import Curve
 
 __all__ = ["from_csv"]
@@ -31,7 +32,7 @@ def from_csv(path: str | Path) -> list[Curve]:
         If the file cannot be read, a column is missing, a cell does not parse, steps repeat or have gaps, or a value
         is negative. The message names the line.
     """
-    path = Path(path)
+    path = outside_path(path, DatasetError)
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False)
     except OSError as error:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from drift.dataset.opening import open_sweep
 from drift.errors import DatasetError
+from drift.paths import outside_path
 from drift.reading import controls
 from drift.reading.plateau import csv_files
 from drift.reading.plateau.curves import Curve, LeftOut, from_sweep, left_out
@@ -17,6 +17,7 @@ from drift.reading.quantities import Of
 from drift.reading.statistics.intervals import LEVEL_ALPHA
 from drift.reading.wording.numbers import coverage, percent
 from drift.reading.wording.tables import first_few
+from drift.shown import printable
 
 __all__ = ["curves_of", "left_out_lines", "table"]
 
@@ -56,7 +57,7 @@ def table(curves: Sequence[Curve], found: Sequence[Plateau], gate: controls.Gate
     for caveat, names in list(caveats.items())[:20]:
         who = "all curves" if len(names) == len(found) else ", ".join(names[:3]) + ", ..." * (len(names) > 3)
         lines.append(f"Note ({who}): {caveat}.")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def left_out_lines(without: Sequence[LeftOut]) -> list[str]:
@@ -64,7 +65,8 @@ def left_out_lines(without: Sequence[LeftOut]) -> list[str]:
     names: dict[tuple[str, str], list[str]] = {}
     for one in without:
         names.setdefault((one.why.value, one.remedy), []).append(one.name)
-    return [f"Left out ({len(mine)}): {why}; {remedy}. {first_few(mine)}." for (why, remedy), mine in names.items()]
+    said = [f"Left out ({len(mine)}): {why}; {remedy}. {first_few(mine)}." for (why, remedy), mine in names.items()]
+    return [printable(line) for line in said]
 
 
 def curves_of(
@@ -98,7 +100,7 @@ def curves_of(
     DatasetError
         Nothing there can be read, or a file is asked for what it does not hold.
     """
-    path = Path(source)
+    path = outside_path(source, DatasetError)
     if not path.is_dir():
         if of is not Of.DRIFT:
             raise DatasetError(

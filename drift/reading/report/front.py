@@ -15,6 +15,7 @@ from drift.reading.excess import missing
 from drift.reading.quantities import Of
 from drift.reading.report.answers import MEASURE, READINGS, answers
 from drift.reading.report.pages import Page, whole_page
+from drift.writing import write_whole
 
 __all__ = ["write_front"]
 
@@ -71,7 +72,7 @@ def write_front(
         ],
     )
     index = out / "index.html"
-    index.write_text(whole_page(title, body, links, index.name, banner), encoding="utf-8")
+    write_whole(index, whole_page(title, body, links, index.name, banner).encode())
     return index
 
 
@@ -90,5 +91,5 @@ def _figure(sweep: Sweep, folder: Path) -> tuple[Path, str] | None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "front.png"
-    path.write_bytes(figures.png(figure))
+    write_whole(path, figures.png(figure))
     return path, figures.described(figure)

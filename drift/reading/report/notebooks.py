@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -15,9 +16,21 @@ from typing import Any
 import drift
 from drift._resources import resource
 from drift.errors import DriftError, ReportError
+from drift.paths import outside_path
+from drift.writing import remove_leftovers, write_whole
 
-__all__ = ["DEFAULT_NOTEBOOKS", "NotebookFailure", "execute_notebook", "find_notebook", "own_kernel", "share_out"]
+__all__ = [
+    "DEFAULT_NOTEBOOKS",
+    "NotebookFailure",
+    "comes_with_drift",
+    "execute_notebook",
+    "find_notebook",
+    "own_kernel",
+    "share_out",
+]
 
+#: Folders of kernels in the temporary directory; the number is that of the process that made them.
+_KERNELS = re.compile(r"drift-kernel-([0-9]+)-.*")
 DEFAULT_NOTEBOOKS = ("claims", "plateau", "precision", "readings", "layers")
 
 
@@ -28,7 +41,7 @@ class NotebookFailure(ReportError):
 # ---------------------------------------------------------------------------------------------- notebooks
 def find_notebook(notebook: str) -> Path:
     """Find a notebook by its path, or by name among those that come with drift."""
-    path = Path(notebook)
+    path = outside_path(notebook, ReportError, said="--notebook")
     if path.suffix == ".ipynb" and path.is_file():
         return path
     if path.suffix == ".ipynb" or len(path.parts) > 1:
@@ -46,6 +59,14 @@ def find_notebook(notebook: str) -> Path:
     return found
 
 
+def comes_with_drift(path: Path) -> bool:
+    """Whether a notebook is one of drift's own."""
+    try:
+        return resource(f"notebooks/{path.name}").resolve() == path.resolve()
+    except DriftError:
+        return False
+
+
 @contextmanager
 def own_kernel() -> Iterator[str]:
     """Offer a kernel that is this very interpreter, under a name of its own, for as long as it is needed.
@@ -54,7 +75,8 @@ def own_kernel() -> Iterator[str]:
     """
     name = f"drift-{os.getpid()}"
     before = os.environ.get("JUPYTER_PATH")
-    with tempfile.TemporaryDirectory(prefix="drift-kernel-") as folder:
+    remove_leftovers(Path(tempfile.gettempdir()), _KERNELS)  # of reports that were killed
+    with tempfile.TemporaryDirectory(prefix=f"drift-kernel-{os.getpid()}-") as folder:
         root = str(Path(drift.__file__).resolve().parents[1])
         inherited = os.environ.get("PYTHONPATH", "")
         spec = {
@@ -69,7 +91,7 @@ def own_kernel() -> Iterator[str]:
         }
         home = Path(folder) / "kernels" / name
         home.mkdir(parents=True)
-        (home / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+        write_whole(home / "kernel.json", json.dumps(spec).encode())
         os.environ["JUPYTER_PATH"] = folder + (os.pathsep + before if before else "")
         try:
             yield name
@@ -107,8 +129,8 @@ def share_out(paths: Sequence[Path], wanted: Mapping[str, Any]) -> dict[Path, di
     return {path: {k: v for k, v in wanted.items() if k in names} for path, names in known.items()}
 
 
-def execute_notebook(path: Path, parameters: Mapping[str, Any], partial: Path, kernel: str) -> Any:
-    """Run a notebook; on failure what it had got to is left at `partial`."""
+def execute_notebook(path: Path, parameters: Mapping[str, Any], partial: Path, kernel: str, kept: Path) -> Any:
+    """Run a notebook; on failure what it had got to is left at `partial`, which will be moved to `kept`."""
     import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -127,8 +149,10 @@ def execute_notebook(path: Path, parameters: Mapping[str, Any], partial: Path, k
     except PapermillExecutionError as error:
         raise NotebookFailure(
             f"{path.name}: cell {error.cell_index} stopped with {error.ename}: {error.evalue}\n"
-            f"What it had got to is in {partial}"
+            f"What it had got to is in {kept}"
         ) from error
+    except OSError:  # of the disk, not of the notebook
+        raise
     except Exception as error:
         raise NotebookFailure(f"{path.name}: could not be run: {type(error).__name__}: {error}") from error
     notebook = nbformat.read(partial, as_version=4)

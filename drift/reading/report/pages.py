@@ -11,6 +11,8 @@ from typing import Any
 
 from drift._version import __version__
 from drift.reading import controls
+from drift.reading.report.cleaning import POLICY, cleaned
+from drift.writing import write_whole
 
 __all__ = [
     "Page",
@@ -84,6 +86,7 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="drift {version}">
 <title>{title}</title>
@@ -97,7 +100,7 @@ _PAGE = """<!DOCTYPE html>
 </main>
 </body>
 </html>
-"""
+""".replace("{policy}", POLICY)
 
 
 @dataclass
@@ -135,7 +138,7 @@ def save_figures(notebook: Any, name: str, folder: Path) -> list[tuple[Path, str
             label = meta.get("name") or f"figure-{len(found) + 1}"
             safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{name}-{label}").strip("-")
             path = folder / f"{safe}.png"
-            path.write_bytes(base64.b64decode(picture))
+            write_whole(path, base64.b64decode(picture))
             found.append((path, meta.get("alt") or label))
     return found
 
@@ -172,6 +175,7 @@ def whole_page(title: str, body: str, links: Sequence[tuple[str, str]], here: st
         f'<span class="here">{escape(text)}</span>' if file == here else f'<a href="{escape(file)}">{escape(text)}</a>'
         for file, text in links
     )
+    navigation, body, banner = cleaned(navigation), cleaned(body), cleaned(banner)
     return _PAGE.format(
         version=__version__, title=escape(title), css=_CSS, navigation=navigation, body=body, banner=banner
     )

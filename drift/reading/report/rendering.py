@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,13 @@ import drift
 from drift.dataset.hashing import content_hash
 from drift.dataset.opening import open_sweep
 from drift.errors import ReportError
+from drift.paths import outside_path
 from drift.reading import controls
 from drift.reading.report.front import write_front
 from drift.reading.report.notebooks import (
     DEFAULT_NOTEBOOKS,
     NotebookFailure,
+    comes_with_drift,
     execute_notebook,
     find_notebook,
     own_kernel,
@@ -31,6 +35,8 @@ from drift.reading.report.pages import (
     save_figures,
     whole_page,
 )
+from drift.shown import clipped
+from drift.writing import TEMPORARY_SUFFIX, making_room, move_in, write_whole
 
 if TYPE_CHECKING:
     from drift.dataset.sweep import Sweep
@@ -102,32 +108,68 @@ def render(
     Raises
     ------
     ReportError
-        If the sweep has no cells, or a notebook or parameter is unknown.
+        If the sweep has no cells, a notebook or parameter is unknown, or the pages cannot be written; what was there
+        before is then as it was.
     NotebookFailure
         If a notebook stopped with an error (the others are rendered all the same).
     """
-    sweep = _open(source := Path(folder))
+    sweep = _open(source := outside_path(folder, ReportError))
     checked = controls.evaluate(sweep)
     _warn(sweep, checked, report)
     paths = _find(notebooks)
     shares = share_out(paths, parameters or {})
-    target = Path(out) if out is not None else Path("reports") / "local" / source.resolve().name
+    target = _target(out, source)
     inputs, made_of = _inputs(sweep, source, shares), target / INPUTS
     index = target / "index.html"
     if unless_current and _is_current(made_of, inputs, [index, *(target / f"{path.stem}.html" for path in paths)]):
         report(f"report: {index.resolve()} (current; --force renders it again)")
         return index
-    made_of.unlink(missing_ok=True)
-    _make_room(target)
     given = {path: {**shares[path], "sweep": str(source.resolve())} for path in paths}
-    executed, failed = _execute(given, target, f"{len(sweep)} cells", report)
     title = f"Drift report: {sweep.plan.get('name') or source.resolve().name}"
-    _write_pages(sweep, executed, target, title, controls_banner(checked), report)
+    with _all_or_none(target), making_room(target) as room:
+        executed, failed = _execute(given, room, target, f"{len(sweep)} cells", report)
+        pages = _write_pages(sweep, executed, room, title, controls_banner(checked))
+        if not failed:
+            write_whole(room / INPUTS, f"{inputs}\n".encode())
+        move_in(room, target, _stale(target, paths))
+    for page in pages:
+        size = (target / page.html.name).stat().st_size
+        report(f"{target / page.html.name}: {size / 1e6:.1f} MB, {len(page.figures)} figures")
     if failed:
         raise NotebookFailure("\n".join(str(error) for error in failed))
-    made_of.write_text(f"{inputs}\n", encoding="utf-8")
     report(f"report: {index.resolve()}")
     return index
+
+
+def _target(out: str | os.PathLike[str] | None, source: Path) -> Path:
+    """Where the pages go."""
+    if out is None:
+        return Path("reports") / "local" / source.resolve().name
+    target = outside_path(out, ReportError, said="--out")
+    if target.exists() and not target.is_dir():
+        raise ReportError(f"--out {clipped(out)}: is a file, where the pages need a folder. Choose another.")
+    return target
+
+
+@contextmanager
+def _all_or_none(target: Path) -> Iterator[None]:
+    """Words for a place that cannot be written to; what is there is as it was."""
+    try:
+        yield
+    except OSError as error:
+        known = isinstance(error.filename, str) and TEMPORARY_SUFFIX not in error.filename
+        raise ReportError(
+            f"{clipped(error.filename if known else target)}: cannot be written ({error.strerror or error}). Whatever "
+            f"was in {clipped(target)} before is as it was. Make room or mend the permissions, or choose another --out."
+        ) from error
+
+
+def _stale(target: Path, paths: Sequence[Path]) -> list[Path]:
+    """What of an earlier report must not stand beside these pages: of other cells, or made of something else."""
+    figures = target / FIGURES
+    drawn = [figure for path in paths for figure in figures.glob(f"{glob.escape(path.stem)}-*.png")]
+    halves = [target / f"{path.stem}.partial.ipynb" for path in paths]
+    return [target / INPUTS, *(target / f"{path.stem}.html" for path in paths), *drawn, *halves]
 
 
 def _open(source: Path) -> Sweep:
@@ -160,32 +202,26 @@ def _find(notebooks: Sequence[str]) -> list[Path]:
 def _is_current(made_of: Path, inputs: str, pages: Sequence[Path]) -> bool:
     """Whether all pages are there and were made of the same inputs."""
     there = made_of.is_file() and all(page.is_file() for page in pages)
-    return there and made_of.read_text(encoding="utf-8").strip() == inputs
-
-
-def _make_room(target: Path) -> None:
-    try:
-        (target / FIGURES).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReportError(f"{target}: cannot be made ({error.strerror or error}). Choose another --out.") from error
+    return there and made_of.read_bytes().strip() == inputs.encode()
 
 
 def _execute(
-    given: Mapping[Path, Mapping[str, Any]], target: Path, what: str, report: Callable[[str], None]
+    given: Mapping[Path, Mapping[str, Any]], room: Path, target: Path, what: str, report: Callable[[str], None]
 ) -> tuple[list[tuple[Path, Any]], list[NotebookFailure]]:
     """Run notebooks with their parameters; one that stops does not stop the others."""
     executed: list[tuple[Path, Any]] = []
     failed: list[NotebookFailure] = []
     with own_kernel() as kernel:
         for path, parameters in given.items():
+            if not comes_with_drift(path):
+                report(f"{path}: not one of drift's own; a notebook is code, and is run with all that you may do")
             report(f"{path.stem}: running on {what} ...")
             started = time.monotonic()
-            partial = target / f"{path.stem}.partial.ipynb"
+            partial = f"{path.stem}.partial.ipynb"
             try:
-                executed.append((path, execute_notebook(path, parameters, partial, kernel)))
+                executed.append((path, execute_notebook(path, parameters, room / partial, kernel, target / partial)))
             except NotebookFailure as error:
                 failed.append(error)
-                (target / f"{path.stem}.html").unlink(missing_ok=True)  # of other cells than its neighbours
                 report(f"{path.stem}: FAILED after {time.monotonic() - started:.0f} s")
                 continue
             report(f"{path.stem}: done in {time.monotonic() - started:.0f} s")
@@ -198,12 +234,13 @@ def _write_pages(
     target: Path,
     title: str,
     banner: str,
-    report: Callable[[str], None],
-) -> None:
+) -> list[Page]:
     """Write a page per executed notebook, and the one that links them."""
     links = [("index.html", "Overview"), *((f"{path.stem}.html", page_title(n, path.stem)) for path, n in executed)]
-    pages = [_write_page(path.stem, notebook, target, links, banner, report) for path, notebook in executed]
+    (target / FIGURES).mkdir()
+    pages = [_write_page(path.stem, notebook, target, links, banner) for path, notebook in executed]
     write_front(sweep, pages, target, links, title, banner, FIGURES)
+    return pages
 
 
 def _write_page(
@@ -212,15 +249,11 @@ def _write_page(
     target: Path,
     links: Sequence[tuple[str, str]],
     banner: str,
-    report: Callable[[str], None],
 ) -> Page:
-    """Write the page of an executed notebook, and its figures in place of those of before."""
+    """Write the page of an executed notebook, and its figures."""
     figures = target / FIGURES
-    for stale in figures.glob(f"{name}-*.png"):
-        stale.unlink()
     page = Page(name, page_title(notebook, name), target / f"{name}.html", save_figures(notebook, name, figures))
     body = page_body(notebook)
     body = body.replace("<h2 ", contents_list(body) + "<h2 ", 1)
-    page.html.write_text(whole_page(page.title, body, links, page.html.name, banner), encoding="utf-8")
-    report(f"{page.html}: {page.html.stat().st_size / 1e6:.1f} MB, {len(page.figures)} figures")
+    write_whole(page.html, whole_page(page.title, body, links, page.html.name, banner).encode())
     return page

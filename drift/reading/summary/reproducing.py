@@ -11,6 +11,7 @@ import yaml
 
 from drift.dataset.attributes import attribute
 from drift.dataset.sweep import Sweep
+from drift.shown import printable
 
 __all__ = ["reproduce"]
 
@@ -25,7 +26,7 @@ def reproduce(sweep: Sweep) -> str:
     if len(commits) == 1 and len(commits[0]) >= 7 and set(commits[0]) <= set("0123456789abcdef"):
         lines.append(f"git checkout {commits[0]}" + ("   # with uncommitted changes" if dirty else ""))
     elif len(commits) > 1:
-        lines.append(f"# cells of {len(commits)} commits: {', '.join(c[:10] for c in commits)}")
+        lines.append(f"# cells of {len(commits)} commits: {printable(', '.join(c[:10] for c in commits))}")
     # how 16-bit products were accumulated depends on the machine unless it is said
     halves = {
         attribute(ds.attrs, "config_json").get("half_matmul") for ds in sweep if ds["unit_roundoff"].item() > 1e-4
@@ -38,7 +39,10 @@ def reproduce(sweep: Sweep) -> str:
             if half_matmul and grid.get("half_matmul") == "auto":
                 grid["half_matmul"] = half_matmul
         written = yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
-        lines += ["cat > sweep.yaml <<'END'", written.rstrip(), "END", f"python -m drift.sweep sweep.yaml --out {out}"]
+        end = "END"
+        while end in written.splitlines():  # a text in it would end it, and what follows would be commands
+            end += "_"
+        lines += [f"cat > sweep.yaml <<'{end}'", written.rstrip(), end, f"python -m drift.sweep sweep.yaml --out {out}"]
         return "\n".join([*lines, f"python -m drift.report {out}"])
     groups: dict[str, dict[str, list[Any]]] = {}
     for ds in sweep:

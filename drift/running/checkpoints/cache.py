@@ -13,12 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from drift._outside import Form, OutsideError, read_json, shaped
 from drift.errors import CheckpointError
 from drift.running.checkpoints.identity import cache_home, file_sha256, identity, remember_hashes, remembered_sha256
 from drift.running.checkpoints.names import RECORD, Checkpoint, Report, cache_dir
+from drift.writing import open_lock, open_new
 
 __all__ = [
     "amount_words",
@@ -72,7 +73,7 @@ def locked_entry(key: str, report: Report) -> Iterator[None]:
     folder = cache_dir() / "locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / f"{key}.lock").open("a")
+        stream = open_lock(folder / f"{key}.lock")
     except OSError as error:
         raise CheckpointError(
             f"{folder}: the cache cannot be written ({error.strerror}); let DRIFT_CACHE name a folder that can."
@@ -103,11 +104,6 @@ def temporary_folder(key: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def open_new(path: Path) -> IO[bytes]:
-    """Open a new file for writing."""
-    return path.open("wb")
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,10 @@ def hub_file(name: str, file: str) -> str | None:
     """Path of a file of a hub model in the local hub cache, if it is there."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, file)
+    try:
+        found = try_to_load_from_cache(name, file)
+    except ValueError:  # no name that the hub could know
+        return None
     return found if isinstance(found, str) else None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from drift.running.checkpoints.headers import index_shards
 from drift.running.checkpoints.hub_cache import hub_commit
 from drift.running.checkpoints.names import RECORD, Checkpoint, cache_dir
 from drift.running.checkpoints.resolving import resolve
+from drift.writing import write_whole
 
 __all__ = [
     "HASH_BYTES",
@@ -97,9 +97,7 @@ def remember_hashes(hashes: Mapping[Path, str]) -> None:
         # What changed a moment ago may change again within the same tick of the file system's clock.
         now = time.time_ns()
         made = {path: entry for path, entry in made.items() if now - entry[_CHANGED] > _TICKS}
-        with tempfile.NamedTemporaryFile("wb", dir=memory.parent, prefix=".hashes-", delete=False) as stream:
-            stream.write(json.dumps({**known, **made}).encode())
-        os.replace(stream.name, memory)
+        write_whole(memory, json.dumps({**known, **made}).encode())
     except (OSError, ValueError):
         pass  # a cache that cannot be written only costs the time to hash again
 

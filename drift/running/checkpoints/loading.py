@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from drift.running.checkpoints.resolving import resolve
 from drift.running.descent.taps import blocks_of, check_supported
 from drift.running.model.weights import Streamed, skeleton
 from drift.running.model.widening import widen
+from drift.shown import clipped
 
 __all__ = ["Loaded", "load", "load_model"]
 
@@ -46,6 +48,7 @@ class Loaded:
     record: dict[str, Any]
 
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?", re.ASCII)
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
@@ -137,10 +140,16 @@ def _device(name: str, device: str) -> str:
     """Say which device ``auto`` is, and refuse one that is not there."""
     import torch
 
+    if not (isinstance(device, str) and _DEVICE.fullmatch(device)):
+        raise ConfigError(f"device is {clipped(repr(device))}; it must be cpu, cuda, cuda:1, ... or auto.")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CheckpointError(f"{name}: device {device!r} was asked for, but torch sees no CUDA device here; use cpu.")
+    if ":" in device and int(device.partition(":")[2]) >= torch.cuda.device_count():
+        raise CheckpointError(
+            f"{name}: device {device!r} was asked for, but torch sees {torch.cuda.device_count()} here, counted from 0."
+        )
     return device
 
 

@@ -12,8 +12,20 @@ from typing import Any
 from drift._outside import Form, OutsideError, read_json, shaped
 from drift._resources import resource
 from drift.errors import CheckpointError
+from drift.paths import outside_path
 
-__all__ = ["HUB_ID", "RECORD", "Checkpoint", "Report", "Shape", "cache_dir", "embedded", "safe_name", "say"]
+__all__ = [
+    "HUB_ID",
+    "RECORD",
+    "Checkpoint",
+    "Report",
+    "Shape",
+    "cache_dir",
+    "embedded",
+    "named_path",
+    "safe_name",
+    "say",
+]
 
 RECORD = "drift.json"
 """The file that is written last into a folder of the cache: without it, what lies there is not trusted."""
@@ -87,11 +99,23 @@ class Checkpoint:
 
 def cache_dir() -> Path:
     """Folder of the cache: ``$DRIFT_CACHE``, else ``$XDG_CACHE_HOME/drift``, else ``~/.cache/drift``."""
-    if own := os.environ.get("DRIFT_CACHE"):
-        return Path(own).expanduser().absolute()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser().absolute() / "drift"
-    return Path.home() / ".cache" / "drift"
+    if own := named_path("DRIFT_CACHE"):
+        return own.absolute()
+    if xdg := named_path("XDG_CACHE_HOME"):
+        return xdg.absolute() / "drift"
+    return outside_path("~/.cache/drift", CheckpointError, said="the cache")
+
+
+def named_path(variable: str) -> Path | None:
+    """The path that a variable of the environment names, or nothing.
+
+    Raises
+    ------
+    CheckpointError
+        It is no path.
+    """
+    given = os.environ.get(variable)
+    return outside_path(given, CheckpointError, said=variable) if given else None
 
 
 def embedded() -> dict[str, dict[str, Any]]:
@@ -102,7 +126,7 @@ def embedded() -> dict[str, dict[str, Any]]:
     CheckpointError
         The manifest cannot be read.
     """
-    own = os.environ.get("DRIFT_CHECKPOINTS")
+    own = named_path("DRIFT_CHECKPOINTS")
     path = Path(own) if own else resource("data/checkpoints.json")
     remedy = "correct DRIFT_CHECKPOINTS" if own else "install drift again"
     try:

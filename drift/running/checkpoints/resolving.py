@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drift import _arguments as arguments
 from drift.errors import CheckpointError
+from drift.paths import outside_path
 from drift.running.checkpoints.families import family_of
 from drift.running.checkpoints.gguf_headers import gguf_architecture
 from drift.running.checkpoints.headers import pickle_refusal, read_config
@@ -35,7 +36,7 @@ def resolve(name: str) -> Checkpoint:
     entries = embedded()
     if name in entries:
         return Checkpoint(name, "embedded", entries[name]["family"], safe_name(name), entry=entries[name])
-    path = Path(name).expanduser()
+    path = outside_path(name, CheckpointError) if name else Path()
     if name and path.is_dir():
         if (path / "config.json").is_file():
             config = read_config(path)

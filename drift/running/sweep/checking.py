@@ -22,6 +22,7 @@ from drift._outside import OutsideError
 from drift.dataset.attributes import attribute
 from drift.dataset.plans import PLAN, PlanFile, read_plan
 from drift.errors import ConfigError, DatasetError, Fault
+from drift.paths import outside_path
 from drift.running.sweep.cost import cores
 
 __all__ = ["FINDINGS", "Finding", "Report", "check", "examine"]
@@ -155,7 +156,7 @@ def check(folder: str | os.PathLike[str]) -> Report:
     ConfigError
         If there is no such folder, or it cannot be looked into.
     """
-    root = Path(folder)
+    root = outside_path(folder, said="--check")
     if not root.is_dir():
         raise ConfigError(f"--check {folder}: no such folder. It takes the folder of a sweep (data/sweeps/NAME)")
     try:
@@ -196,7 +197,7 @@ def examine(folder: str | os.PathLike[str], files: Sequence[str]) -> list[Findin
     list of Finding
         Of the kinds ``damaged``, ``contract``, ``config`` and ``name``.
     """
-    return _by_themselves({cell.file: cell for cell in _looked_at(Path(folder), files)})
+    return _by_themselves({cell.file: cell for cell in _looked_at(outside_path(folder), files)})
 
 
 def _by_themselves(cells: Mapping[str, _Cell]) -> list[Finding]:

@@ -29,6 +29,7 @@ from drift._bounds import MOST_DIGITS, MOST_DOCUMENTS, MOST_TOKENS
 from drift._outside import OutsideError
 from drift.dataset.labels import split_outside_parentheses
 from drift.errors import ConfigError
+from drift.paths import outside_path
 from drift.running.protocols.full import FLOOR_DRAWS
 from drift.running.sweep.yaml_files import read_yaml
 
@@ -215,7 +216,7 @@ def _locate(source: str | Path) -> tuple[Path, str]:
     known = presets()
     if isinstance(source, str) and text in known:
         return preset_path(text), f"preset {text}"
-    path = Path(text).expanduser()
+    path = outside_path(text)
     if path.is_dir():
         raise ConfigError(f"{text}: a folder; give a YAML file or a preset ({', '.join(known)})")
     if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:

@@ -71,7 +71,8 @@ class Ledger:
         for file, reason in self.plan.survey.broken.items():
             aside = self.folder.set_aside(file)
             self._set_aside.append(str(aside))
-            self._say(f"warning: {reason}\n    renamed to {aside.name}; the cell is computed again")
+            self._say(f"warning: {reason}")
+            self._say(f"    renamed to {aside.name}; the cell is computed again")
 
     def expect(self, cells: Sequence[Cell]) -> None:
         """Take note that these cells are to be computed, whatever is known of them.

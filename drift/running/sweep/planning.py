@@ -13,6 +13,7 @@ from typing import Any
 
 from drift._bounds import MOST_CELLS
 from drift.errors import ConfigError
+from drift.paths import outside_path
 from drift.running.sweep.cells import Cell
 from drift.running.sweep.config import AXES, Config, load_config
 from drift.running.sweep.cost import cell_bytes, correction
@@ -139,7 +140,7 @@ def plan(
                 f"{' and '.join(names)} would both be called {label!r} in the results; rename one of them",
             )
     problems.raise_any()
-    folder = Folder(Path(out) if out is not None else Path("data") / "sweeps" / config.name)
+    folder = Folder(outside_path(out, said="--out") if out is not None else Path("data") / "sweeps" / config.name)
     folder.check()
     made = Plan(config, folder, _in_order(cells.values()), Survey(), memory)
     return made.surveyed() if look else made

@@ -9,6 +9,9 @@ import os
 import sys
 from typing import Any, TextIO
 
+from drift.shown import printable
+from drift.streams import plain_stream
+
 __all__ = ["Bar", "Lines", "Silent", "reporter"]
 
 
@@ -43,7 +46,7 @@ class Lines(Silent):
 
     def line(self, text: str) -> None:
         """Print it."""
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
     def group(self, title: str, seconds: float, documents: int, place: str = "") -> None:
         """Say what begins."""
@@ -68,7 +71,7 @@ class Bar(Silent):
     """A bar over the whole sweep, in expected seconds; lines appear above it."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream = plain_stream(stream)  # a bar moves the cursor itself
         self._bar: Any = None
         self._over = 0.0
         self._under_way: dict[str, tuple[float, float]] = {}  # of each group its seconds, and the part that is done
@@ -76,9 +79,9 @@ class Bar(Silent):
     def line(self, text: str) -> None:
         """Print it."""
         if self._bar is None:
-            print(text, file=self._stream, flush=True)
+            print(printable(text), file=self._stream, flush=True)
         else:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(printable(text), file=self._stream)
 
     def begin(self, seconds: float) -> None:
         """Draw the bar."""

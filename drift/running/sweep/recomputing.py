@@ -21,6 +21,7 @@ from drift._outside import Form, OutsideError, parse_json
 from drift._version import NUMERICS_VERSION
 from drift.dataset.plans import PLAN, read_plan
 from drift.errors import CheckpointError, ConfigError, CorpusError, DatasetError, Obstacle, UnverifiableError
+from drift.paths import outside_path
 from drift.running import corpus, protocols
 from drift.running.checkpoints.identity import cache_home
 from drift.running.checkpoints.identity import identity as weights_identity
@@ -140,7 +141,7 @@ def requests(folder: str | os.PathLike[str], models: Sequence[str] = ()) -> list
     ConfigError
         If there is no such folder, or no cell in it.
     """
-    root = Path(folder)
+    root = outside_path(folder)
     if not root.is_dir():
         raise ConfigError(
             f"{folder}: no such folder. Name the folder of a sweep (data/sweeps/NAME, data/evidence/deep)"
@@ -407,7 +408,7 @@ class Recomputer:
         fraction: Callable[[float], None] = lambda done: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = outside_path(folder)
         self._threads = threads
         self._fraction = fraction
         self._say = say

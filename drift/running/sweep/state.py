@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from drift._outside import OutsideError
 from drift.dataset.contract import SCHEMA_VERSION
 from drift.dataset.plans import PLAN, PlanFile, read_plan
 from drift.errors import ConfigError, DatasetError
+from drift.writing import TEMPORARY_SUFFIX, open_lock, own, owner, subfolder, write_whole
 
 __all__ = ["Folder", "Survey"]
 
@@ -190,7 +190,7 @@ class Folder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = open(self.path / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+            handle = open_lock(self.path / _LOCK)
         except OSError as error:
             raise ConfigError(
                 f"{self}: cannot be written to: {error.strerror or error}. Choose another --out"
@@ -204,14 +204,11 @@ class Folder:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    handle.seek(0)
-                    owner = handle.read().strip() or "unknown"
                     raise ConfigError(
-                        f"{self}: another sweep is at work here (process {owner}). Wait for it, or choose another --out"
+                        f"{self}: another sweep is at work here (process {owner(handle) or 'unknown'}). Wait for it, "
+                        "or choose another --out"
                     ) from None
-            handle.truncate(0)
-            handle.write(f"{os.getpid()}\n")
-            handle.flush()
+            own(handle)
             self._sweep_up()
             try:
                 yield
@@ -220,15 +217,17 @@ class Folder:
 
     def _sweep_up(self) -> None:
         """Remove the half-written files of killed runs and workers. Only under the lock: nobody else is writing."""
-        for path in self.path.glob(".*.tmp"):
-            if re.fullmatch(rf"\.(.+\.nc|{re.escape(PLAN)})\.[0-9]+-[0-9a-f]+\.tmp", path.name):
-                path.unlink(missing_ok=True)
+        for path in self.path.glob(f".*{TEMPORARY_SUFFIX}"):
+            ours = rf"\.(.+\.nc|{re.escape(PLAN)})\.[0-9]+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}"
+            if re.fullmatch(ours, path.name):
+                with suppress(OSError):  # a folder of such a name is none of ours
+                    path.unlink(missing_ok=True)
 
     def set_aside(self, file: str) -> Path:
         """Rename a broken file, so that nobody takes it for a cell; returns the new path."""
         source, count = self.cell(file), 0
         target = source.with_name(f"{file}.broken")
-        while target.exists():
+        while os.path.lexists(target):
             count += 1
             target = source.with_name(f"{file}.broken{count}")
         os.replace(source, target)
@@ -236,31 +235,20 @@ class Folder:
 
     def log(self, file: str, text: str) -> str:
         """Keep a traceback; returns its path relative to the folder, or nothing if it cannot be written."""
-        path = self.path / _LOGS / f"{Path(file).stem}.log"
         with suppress(OSError):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path = subfolder(self.path, _LOGS) / f"{Path(file).stem}.log"
+            write_whole(path, text.encode("utf-8", "backslashreplace"))
             return str(path.relative_to(self.path))
         return ""
 
     def forget_log(self, file: str) -> None:
         """Remove the traceback of a cell that is done now."""
         with suppress(OSError):
-            (self.path / _LOGS / f"{Path(file).stem}.log").unlink(missing_ok=True)
+            (subfolder(self.path, _LOGS) / f"{Path(file).stem}.log").unlink(missing_ok=True)
 
     def save(self, record: Mapping[str, Any]) -> None:
         """Write ``sweep.json``, whole or not at all."""
-        target = self.path / PLAN
-        temporary = target.with_name(f".{PLAN}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                json.dump(record, file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(self.path / PLAN, f"{json.dumps(record, indent=1)}\n".encode())
 
     @staticmethod
     def recent(timings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

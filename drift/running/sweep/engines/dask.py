@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import threading
@@ -22,11 +23,13 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drift.errors import ConfigError
+from drift.paths import outside_path
 from drift.running.sweep.cost import cores
 from drift.running.sweep.engines.engine import Sparingly, computer
 from drift.running.sweep.engines.receipts import Receipt, difference, settle, sha256_or_nothing
 from drift.running.sweep.outcome import Outcome
 from drift.running.sweep.state import Folder, Survey
+from drift.shown import clipped
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -37,6 +40,11 @@ if TYPE_CHECKING:
 __all__ = ["Dask", "compute", "resources"]
 
 _CONNECT_SECONDS = 20.0
+_ADDRESS = re.compile(
+    r"((tcp|tls|ws|wss|ucx|ucxx)://)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+(%\w+)?\]):(?P<port>[0-9]{1,5})|inproc://[\w./:-]+",
+    re.ASCII,
+)
+_PORTS = range(1, 1 << 16)
 _WONDER_SECONDS = 15.0
 # The switches that decide a pass's numbers belong to the process: threads of a worker must not mix two passes.
 _ALONE = threading.Lock()
@@ -228,6 +236,11 @@ class _Tasks:
         self._client.cancel([self.left.pop(number) for number in numbers], force=True)
 
 
+def _is_address(text: str) -> bool:
+    found = _ADDRESS.fullmatch(text)
+    return found is not None and (found["port"] is None or int(found["port"]) in _PORTS)
+
+
 @dataclass
 class Dask:
     """The engine: computes groups as Dask tasks.
@@ -254,6 +267,15 @@ class Dask:
                 "the engine dask needs the package `distributed`: pip install 'drift[dask]'. "
                 "Several processes of one machine need nothing: --jobs N"
             ) from error
+        # Looked at before anything is connected to: what is no address is sought for as long as what is one.
+        if self.scheduler and not _is_address(self.scheduler) and not self._file().is_file():
+            raise ConfigError(
+                f"--scheduler {clipped(self.scheduler)}: is neither an address (tcp://HOST:8786) nor a scheduler file. "
+                "Start one with `dask scheduler`, and name the address that it prints"
+            )
+
+    def _file(self) -> Path:
+        return outside_path(self.scheduler, said="--scheduler")
 
     def __call__(
         self,
@@ -329,8 +351,8 @@ class Dask:
 
         if self.scheduler:
             where: dict[str, Any] = {"address": self.scheduler}
-            if Path(self.scheduler).is_file():
-                where = {"scheduler_file": self.scheduler}
+            if not _is_address(self.scheduler):
+                where = {"scheduler_file": str(self._file())}
             try:
                 client = Client(**where, timeout=_CONNECT_SECONDS, set_as_default=False)
             except (OSError, ValueError, TypeError, ImportError) as error:
