@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import Enum
 
 __all__ = [
+    "ArgumentError",
     "CheckpointError",
     "ConfigError",
     "CorpusError",
@@ -28,6 +29,10 @@ class DriftError(Exception):
 
 class ConfigError(DriftError):
     """A configuration, command line or argument that cannot be carried out as written."""
+
+
+class ArgumentError(ConfigError, ValueError):
+    """An argument of a function that is no value of its kind; the message names the argument."""
 
 
 class ProtocolError(ConfigError):

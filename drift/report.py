@@ -8,11 +8,12 @@ the pages.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from drift._bounds import MOST_PARAMETER_BYTES
+from drift._outside import OutsideError, parse_json
 from drift.boundary import command
 from drift.reading.report.notebooks import DEFAULT_NOTEBOOKS, NotebookFailure
 from drift.shown import printable
@@ -24,8 +25,8 @@ __all__ = ["main"]
 def _plain(text: str) -> Any:
     """Read a parameter's value: JSON where it is JSON (numbers, true, null, lists), else text."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text, most=MOST_PARAMETER_BYTES)
+    except OutsideError:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 

@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from drift._bounds import MOST_DIGITS
+
 __all__ = [
     "COORDINATES",
     "DTYPES",
@@ -223,7 +225,8 @@ SCHEMA_VERSION = str(max(row.since for row in VARIABLES.values()))
 def schema_of(attrs: Mapping[Any, Any]) -> int | None:
     """Schema version that a cell's attributes carry; None where they carry none, or what is no version."""
     said = str(attrs.get("schema_version", ""))
-    return int(said) if said.isascii() and said.isdigit() and int(said) else None
+    known = said.isascii() and said.isdigit() and len(said) <= MOST_DIGITS
+    return int(said) if known and int(said) else None
 
 
 def required(schema: int) -> list[str]:

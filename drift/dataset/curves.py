@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import xarray as xr
 
+from drift import _arguments as arguments
 from drift.dataset.contract import FLOORS, VARIABLES
 from drift.errors import DatasetError
 
@@ -33,7 +36,8 @@ def curve(
     ndarray [document, step]
     """
     known = [name for name, row in VARIABLES.items() if "draw" not in row.dims]
-    if measure not in known:
+    arguments.between("quantile", quantile, -math.inf)
+    if arguments.text("measure", measure) not in known:
         raise DatasetError(f"there is no measure {measure!r}; known are {', '.join(known)}")
     array = _placed(ds, measure, layer)
     if "quantile" in array.dims:
@@ -61,7 +65,7 @@ def floor_curves(ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | st
     DatasetError
         If the measure has no floor, or the cell was made without.
     """
-    if measure not in FLOORS:
+    if arguments.text("measure", measure) not in FLOORS:
         raise DatasetError(f"{measure!r} has no rounding floor; measures that have: {', '.join(FLOORS)}")
     if FLOORS[measure] not in ds.data_vars:
         raise DatasetError(
@@ -82,9 +86,9 @@ def _placed(ds: xr.Dataset, measure: str, layer: int | str) -> xr.DataArray:
     for dim in ("layer", "block"):
         if dim in array.dims:
             labels = ds[dim].values
-            if layer in ("first", "last"):
+            if isinstance(layer, str) and layer in ("first", "last"):
                 array = array.isel({dim: 0 if layer == "first" else -1})
-            elif isinstance(layer, int) and layer in labels:
+            elif isinstance(layer, int | np.integer) and not isinstance(layer, bool) and layer in labels:
                 array = array.sel({dim: layer})
             else:
                 raise DatasetError(

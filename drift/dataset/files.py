@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from drift._bounds import MOST_CELL_BYTES, MOST_FILE_BYTES
+from drift._outside import OutsideError, read_bytes
 from drift.dataset.contract import COORDINATES, SCHEMA_VERSION, VARIABLES, schema_of
 from drift.dataset.validating import validate
 from drift.errors import DatasetError, Fault
@@ -153,11 +155,13 @@ def _parsed(source: Path, parse: Callable[[bytes], _T]) -> _T:
         return DatasetError(f"{source}: {problem}{advice}", fault=Fault.DAMAGED, problem=problem)
 
     try:
-        payload = source.read_bytes()
+        payload = read_bytes(source, MOST_FILE_BYTES)
     except FileNotFoundError as error:
         raise damaged("no such file") from error
     except OSError as error:
         raise damaged(f"cannot be read ({error.strerror or error})") from error
+    except OutsideError as error:
+        raise damaged(f"cannot be read ({error})") from error
     if payload[:8] != b"\x89HDF\r\n\x1a\n":
         raise damaged("is not a netCDF-4 file" if payload else "is empty", f". {_AGAIN}")
     try:
@@ -179,9 +183,8 @@ def _parse(payload: bytes) -> xr.Dataset:
     """
     with h5py.File(io.BytesIO(payload), "r") as file:
         variables: dict[str, xr.Variable] = {}
+        _check_size(file)
         for name, item in file.items():
-            if not isinstance(item, h5py.Dataset):
-                raise ValueError(f"it has a group {name!r}")
             meta = {k: _text(v) for k, v in item.attrs.items() if k not in _MACHINERY and not k.startswith("_Netcdf4")}
             if item.attrs.get("CLASS") == b"DIMENSION_SCALE":
                 dims: tuple[str, ...] = (name,)
@@ -194,6 +197,19 @@ def _parse(payload: bytes) -> xr.Dataset:
     coords += sorted(name for name, v in variables.items() if v.dims == (name,) and name not in COORDINATES)
     data = [name for name in VARIABLES if name in variables] + [n for n in variables if n not in {*VARIABLES, *coords}]
     return xr.Dataset({n: variables[n] for n in data}, {n: variables[n] for n in coords}, attrs)
+
+
+def _check_size(file: h5py.File) -> None:
+    """Refuse what would take more memory than a cell may, before it is read: what is compressed may claim anything."""
+    total = 0
+    for name, item in file.items():
+        if not isinstance(item, h5py.Dataset):
+            raise ValueError(f"it has a group {name!r}")
+        if item.external or item.is_virtual:
+            raise ValueError(f"the numbers of {name!r} lie in another file")
+        total += int(item.size or 0) * max(item.dtype.itemsize, 1)
+        if total > MOST_CELL_BYTES:
+            raise ValueError(f"its numbers would take more than {MOST_CELL_BYTES:,} bytes of memory")
 
 
 def _attributes(payload: bytes) -> dict[str, Any]:

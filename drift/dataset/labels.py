@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from drift._bounds import MOST_LABEL, MOST_LABEL_DEPTH
 from drift.errors import DatasetError
 
 __all__ = ["Label", "number", "parse_label", "split_outside_parentheses"]
@@ -70,6 +72,11 @@ def parse_label(text: str) -> Label:
     >>> parse_label("perturbed(quantized(format=int8,axis=token),step=4,size=0.001)").inner
     'quantized(format=int8,axis=token)'
     """
+    if len(text) > MOST_LABEL or _depth(text) > MOST_LABEL_DEPTH:
+        raise DatasetError(
+            f"{text[:80]!r}... is no label of a protocol: at most {MOST_LABEL} characters, and {MOST_LABEL_DEPTH} "
+            "parentheses inside one another"
+        )
     found = _LABEL.fullmatch(text.strip())
     if found is None:
         raise DatasetError(f"{text!r} is no label of a protocol: write NAME, NAME(OPTION=VALUE) or NAME(LABEL)")
@@ -85,6 +92,12 @@ def parse_label(text: str) -> Label:
         else:
             raise DatasetError(f"{text!r} is no label of a protocol: {part!r} is no OPTION=VALUE, and not the first")
     return Label(found[1], inner, options)
+
+
+def _depth(text: str) -> int:
+    """How deep parentheses stand inside one another."""
+    steps = ((character == "(") - (character == ")") for character in text)
+    return max(itertools.accumulate(steps), default=0)
 
 
 def split_outside_parentheses(text: str) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from drift._outside import OutsideError
 from drift.dataset.files import read
+from drift.dataset.plans import PLAN, PlanFile, read_plan
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.paths import outside_path
@@ -32,21 +31,25 @@ def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
     Returns
     -------
     Sweep
-        Files that cannot be read are in ``.problems``, with the reason.
+        Files that cannot be read are in ``.problems``, with the reason; ``sweep.json`` among them, where all or part of
+        it is broken: then the cells that it does not name are told apart from others by nothing, and all are read.
 
     Raises
     ------
     DatasetError
-        If there is no such folder, or ``sweep.json`` is not readable.
+        If there is no such folder, or nothing in it but a ``sweep.json`` that is not readable.
     """
     root = outside_path(folder, DatasetError)
     if root.is_file():
         return Sweep([read(root)], folder=root.parent)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder. Run `python -m drift.sweep` to make one, or check the spelling.")
-    plan, problems = _plan(root / "sweep.json"), {}
+    plan, problems = _plan(root / PLAN)
     present = sorted(root.glob("*.nc"))
-    entries = _entries(plan)
+    if not present and problems and plan is None:
+        raise DatasetError(f"{next(iter(problems.values()))}. {_ASIDE}")
+    plan = plan or PlanFile()
+    entries = plan.cells
     named = {Path(str(e[key])).name: e for e in entries for key in ("file", "path") if e.get(key)}
     wanted = [p for p in present if not named or p.name in named]
     cells = []
@@ -59,37 +62,31 @@ def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
     for name, entry in named.items():
         if name not in there and entry.get("state") in ("done", "complete", "finished"):
             problems[str(root / name)] = f"{root / name}: sweep.json says it is done, but there is no such file"
-    failures = plan.get("failures")
-    if not isinstance(failures, list):
-        failures = [e for e in entries if e.get("state") == "failed"]
+    failures = [e for e in entries if e.get("state") == "failed"] if plan.failures is None else plan.failures
     # What failed here may have been computed elsewhere and copied in since.
     read_now = {p.name for p in wanted} - {Path(p).name for p in problems}
-    failures = [f for f in failures if not (isinstance(f, dict) and str(f.get("file", "")) in read_now)]
+    failures = [f for f in failures if str(f.get("file", "")) not in read_now]
     return Sweep(
         [ds for ds in cells if "control" not in ds.attrs],
         controls=[ds for ds in cells if "control" in ds.attrs],
-        plan=plan,
-        failures=[f if isinstance(f, dict) else {"reason": str(f)} for f in failures],
+        plan=plan.record | {"cells": plan.cells} if plan.record or plan.cells else {},
+        failures=failures,
         problems=problems,
         left_out=[str(p) for p in present if p not in wanted],
         folder=root,
     )
 
 
-def _plan(path: Path) -> dict[str, Any]:
+def _plan(path: Path) -> tuple[PlanFile | None, dict[str, str]]:
+    """What ``sweep.json`` says, None where it says nothing; and what is wrong with it, by file."""
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = read_plan(path)
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON ({error}). {_ASIDE}") from error
-    if not isinstance(plan, dict):
-        raise DatasetError(f"{path}: is not a JSON object. {_ASIDE}")
-    return plan
-
-
-def _entries(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    cells = plan.get("cells", [])
-    if isinstance(cells, dict):
-        cells = [{"file": name, **entry} for name, entry in cells.items() if isinstance(entry, dict)]
-    return [e for e in cells if isinstance(e, dict)] if isinstance(cells, list) else []
+        return None, {}
+    except (OSError, OutsideError) as error:
+        return None, {str(path): f"{path}: cannot be read as a plan ({error}), so every cell of the folder was read"}
+    if not plan.problems:
+        return plan, {}
+    first, more = plan.problems[0], len(plan.problems) - 1
+    and_more = f", and {more} more" if more else ""
+    return plan, {str(path): f"{path}: {first}{and_more}; what is broken there was left out. {_ASIDE}"}

@@ -54,7 +54,7 @@ def rung(name: str) -> Rung:
     ConfigError
         If there is none; the message lists the names.
     """
-    if name not in RUNGS:
+    if not isinstance(name, str) or name not in RUNGS:
         near = get_close_matches(str(name), RUNGS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"Unknown dtype {name!r}.{hint} Known dtypes: {', '.join(RUNGS)}.")

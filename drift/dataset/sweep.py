@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from drift import _arguments as arguments
 from drift._accessors import sweep_accessor
 from drift.dataset.contract import SCALARS, SCHEMA_VERSION, VARIABLES, required, schema_of
 from drift.errors import DatasetError
@@ -203,7 +204,7 @@ class Sweep:
         DatasetError
             If there is no such variable, axis or value.
         """
-        if variable not in VARIABLES:
+        if arguments.text("variable", variable) not in VARIABLES:
             raise DatasetError(f"there is no variable {variable!r}; known are {', '.join(VARIABLES)}")
         dims = VARIABLES[variable].dims
         chosen = {k: v for k, v in selection.items() if k in dims}
@@ -220,7 +221,7 @@ class Sweep:
         Axes are joined by label (``join="outer"``): where a cell has no such step, layer or block, the value is NaN.
         The scalar coordinates become coordinates along ``cell``.
         """
-        if variable not in VARIABLES:
+        if arguments.text("variable", variable) not in VARIABLES:
             raise DatasetError(f"there is no variable {variable!r}; known are {', '.join(VARIABLES)}")
         if not self.cells:
             raise DatasetError("the sweep is empty: there is nothing to combine")
@@ -242,7 +243,7 @@ class Sweep:
         )
 
     def _known(self, axis: str) -> None:
-        if axis not in SCALARS:
+        if arguments.text("axis", axis) not in SCALARS:
             raise DatasetError(f"there is no axis {axis!r} to select cells by; axes are {', '.join(SCALARS)}")
 
     def _listing(self) -> str:

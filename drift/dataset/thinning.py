@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from drift import _arguments as arguments
 from drift._version import __version__
+from drift.dataset.attributes import attribute
 from drift.dataset.bits import BITS, EXACT, LAYERS, WHOLE, round_bits
 from drift.dataset.contract import VARIABLES
 from drift.dataset.files import write
@@ -40,6 +41,8 @@ def _spread(count: int, keep: int) -> list[int]:
 
 
 def _check(layers: int, bits: int) -> None:
+    arguments.whole("layers", layers)
+    arguments.whole("bits", bits)
     if layers < 3:
         raise ConfigError(f"layers is {layers}; at least 3 are kept: the embeddings, the last block, the final norm")
     if not 1 <= bits <= WHOLE:
@@ -127,7 +130,7 @@ def _record(ds: xr.Dataset) -> dict[str, Any]:
         "relative_error": 0.0,
         "exact": list(EXACT),
         "nonfinite_dropped": 0,
-    } | json.loads(str(ds.attrs.get("thinned_json", "{}")))
+    } | attribute(ds.attrs, "thinned_json")
 
 
 def _kept(ds: xr.Dataset, record: dict[str, Any], places: list[int], bits: int) -> xr.Dataset:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
 
+from drift._outside import Form, OutsideError, parse_json
+from drift.dataset.attributes import FORMS
 from drift.dataset.contract import (
     COORDINATES,
     DTYPES,
@@ -74,9 +75,9 @@ def _attr_faults(ds: xr.Dataset) -> Iterator[str]:
             yield f"attribute {name} is a {type(value).__name__}, not text or a number"
         elif str(name).endswith("_json"):
             try:
-                json.loads(str(value))
-            except ValueError:
-                yield f"attribute {name} is not JSON"
+                parse_json(str(value), FORMS.get(str(name), Form.ANYTHING))
+            except OutsideError as error:
+                yield f"attribute {name} is {error}"
     for name in ("git_dirty", "threads", "seed", "bos_token_id", "logit_stride"):
         if name in ds.attrs and not isinstance(ds.attrs[name], int | np.integer):
             yield f"attribute {name} is not a whole number"
@@ -185,13 +186,13 @@ def _axis_faults(ds: xr.Dataset) -> Iterator[str]:
 def _kept_layers(thinned_json: object) -> list[int] | None:
     """Return the layers that :func:`drift.dataset.thinning.thin` says it kept, or None if it cannot have."""
     try:
-        record = json.loads(str(thinned_json))
-        kept, depth = record["layers"], record["layers_of"]
-        sound = all(type(n) is int for n in [*kept, depth, record["bits"]])
-        sound = sound and len(kept) > 2 and kept[0] == 0 and kept[-2:] == [depth - 2, depth - 1]
-        return kept if sound and kept == sorted(set(kept)) else None
-    except (ValueError, KeyError, TypeError):
+        record = parse_json(str(thinned_json), Form.THINNED)
+    except OutsideError:
         return None
+    kept: list[int] = record["layers"]
+    depth = record["layers_of"]
+    sound = kept[0] == 0 and kept[-2:] == [depth - 2, depth - 1]
+    return kept if sound and kept == sorted(set(kept)) else None
 
 
 def _value_faults(ds: xr.Dataset) -> Iterator[str]:

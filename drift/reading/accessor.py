@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
+from drift import _arguments as arguments
+from drift.errors import ArgumentError
 from drift.reading import floor
 from drift.reading import ladder as reading_ladder
 from drift.reading.controls.gating import NO_CONTROLS, gate
@@ -24,6 +26,21 @@ if TYPE_CHECKING:
     from drift.reading.plateau.model import Plateau
 
 __all__ = ["CellAccessor", "SweepAccessor"]
+
+
+def measure_names(measure: str | Sequence[str]) -> list[str]:
+    """Names of measures; one stands for itself.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither a name nor a sequence of names.
+    """
+    if isinstance(measure, str):
+        return [measure]
+    if not isinstance(measure, Sequence):
+        raise ArgumentError(f"measure is a {type(measure).__name__}; it must be a name, or a list of names.")
+    return [arguments.text("measure", name) for name in measure]
 
 
 class CellAccessor:
@@ -69,7 +86,7 @@ class CellAccessor:
         DatasetError
             If there is no such measure or layer, or the cell has not what was asked for.
         """
-        measures = [measure] if isinstance(measure, str) else list(measure)
+        measures = measure_names(measure)
         found = list(curves.from_cell(self._ds, measures, layer, quantity(of)))
         verdicts = curves.judge(found, NO_CONTROLS, **options)
         if isinstance(measure, str) and measure != "all" and layer != "all":
@@ -122,7 +139,7 @@ class SweepAccessor:
             :class:`drift.reading.plateau.model.Plateau` as plain values. Cells of which there is no such curve have
             no verdict, but ``left_out`` (why) and ``remedy``.
         """
-        measures, asked = [measure] if isinstance(measure, str) else list(measure), quantity(of)
+        measures, asked = measure_names(measure), quantity(of)
         found = list(curves.from_sweep(self._sweep, measures, layer, asked))
         without = curves.left_out(self._sweep, measures, layer, asked)
         return curves.plateau_frame(found, curves.judge(found, gate(self._sweep), **options), without)

@@ -15,6 +15,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from drift import _arguments as arguments
+from drift._bounds import MOST_TOKENS
 from drift.dataset.dumps import LOGITS
 from drift.dataset.rungs import Rung, rung
 from drift.errors import ConfigError, DatasetError
@@ -139,8 +141,9 @@ def _one_pass(
     ConfigError
         Its lane is not one pass over the text, or does not fit the model.
     """
-    if isinstance(chunk_size, bool) or chunk_size < 0:
-        raise ConfigError(f"chunk_size is {chunk_size}; it must be 0 (full attention) or the tokens of a chunk.")
+    arguments.whole("chunk_size", chunk_size, 0, MOST_TOKENS)
+    if bos_token_id is not None:
+        arguments.whole("bos_token_id", bos_token_id)
     if chunk_size == 0 and reading.label != "append":
         raise ConfigError(f"Full attention (chunk size 0) has one chunk: the protocol {reading.label} means nothing.")
     text_config = model.config.get_text_config(decoder=True)

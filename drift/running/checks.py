@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drift.errors import ConfigError
+from drift.errors import ArgumentError, ConfigError
 from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = ["check_chunks", "check_planted", "check_tokens"]
@@ -20,11 +20,14 @@ def check_tokens(model: PreTrainedModel, tokens: ArrayLike) -> NDArray[np.int64]
     """Check token ids and return them as int64 [document, token]."""
     if isinstance(tokens, Tensor):
         tokens = tokens.detach().cpu().numpy()
-    ids = np.asarray(tokens)
+    try:
+        ids = np.asarray(tokens)
+    except (ValueError, TypeError, OverflowError) as error:  # ragged, or nothing that an array can be made of
+        raise ArgumentError(f"tokens cannot be made an array of integers [document, token]: {error}.") from error
     if ids.ndim == 1:
         ids = ids[None]
     if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        raise ConfigError(
+        raise ArgumentError(
             "tokens must be integers [document, token] or [token], and not empty; "
             f"got shape {ids.shape}, dtype {ids.dtype}."
         )

@@ -30,6 +30,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drift._bounds import MOST_TEXT_BYTES
+from drift._outside import OutsideError, read_bytes
 from drift.errors import CorpusError
 from drift.paths import outside_path
 
@@ -81,11 +83,13 @@ def _stdlib() -> str:
 
 def _file(path: Path, name: str) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_bytes(path, MOST_TEXT_BYTES).decode("utf-8")
     except FileNotFoundError as error:
         raise CorpusError(f"corpus {name!r}: there is no file {path}. {_known()}") from error
     except UnicodeDecodeError as error:
         raise CorpusError(f"corpus {name!r}: {path} is not UTF-8 text ({error}); convert it first.") from error
+    except OutsideError as error:
+        raise CorpusError(f"corpus {name!r}: {path} cannot be read ({error}).") from error
     except OSError as error:
         raise CorpusError(f"corpus {name!r}: {path} cannot be read ({error.strerror}).") from error
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from drift import _arguments as arguments
+from drift._bounds import MOST_TOKENS
 from drift.dataset.contract import FLOORS
 from drift.dataset.rungs import Rung, rung
+from drift.errors import ArgumentError
 from drift.running.descent.lanes import Lane
 from drift.running.model.numerics import numerics
 from drift.running.model.weights import weights_of
@@ -41,9 +44,30 @@ class FoldRequest:
     def of(cls, fold: Sequence[Any], bos: Callable[[], int | None]) -> FoldRequest:
         """Read ``(chunk size, protocol)`` or ``(chunk size, protocol, reference)``."""
         size, protocol, reference = (*fold, "full") if len(fold) == 2 else fold
+        arguments.whole("chunk_size", size, 1, MOST_TOKENS)
         parsed = parse(protocol)
-        parsed.check_reference(reference)
-        return cls(size, parsed, parsed.bind(bos), reference)
+        parsed.check_reference(arguments.text("reference", reference))
+        return cls(int(size), parsed, parsed.bind(bos), reference)
+
+    @staticmethod
+    def listed(folds: Any) -> list[Sequence[Any]]:
+        """Folds as :meth:`of` reads them; refused where they are none.
+
+        Raises
+        ------
+        ArgumentError
+        """
+        if isinstance(folds, str) or not isinstance(folds, Sequence):
+            raise ArgumentError(f"folds is a {type(folds).__name__}; it must be a list of (chunk_size, protocol).")
+        if not folds:
+            raise ArgumentError("No fold was asked for: give at least one (chunk_size, protocol).")
+        for place, fold in enumerate(folds):
+            if isinstance(fold, str) or not isinstance(fold, Sequence) or len(fold) not in (2, 3):
+                raise ArgumentError(
+                    f"folds[{place}] is {fold!r:.60}; it must be (chunk_size, protocol) or (chunk_size, protocol, "
+                    "reference)."
+                )
+        return list(folds)
 
     @property
     def continued(self) -> Decode | None:

@@ -16,10 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedModel
 from xarray import Dataset
 
+from drift import _arguments as arguments
 from drift import dataset
+from drift._bounds import MOST_TOKENS
 from drift.dataset.contract import FLOORS, REFERENCES
 from drift.dataset.rungs import Rung, rung
-from drift.errors import ConfigError
+from drift.errors import ArgumentError, ConfigError
 from drift.running.checkpoints.families import family_of
 from drift.running.checks import check_chunks, check_planted, check_tokens
 from drift.running.descent.descending import descend
@@ -153,18 +155,15 @@ def trace_folds(
         If the model's dtype is on no rung of the ladder.
     """
     check_supported(model)
-    if not folds:
-        raise ConfigError("No fold was asked for: give at least one (chunk_size, protocol).")
-    if logit_stride < 1:
-        raise ConfigError(f"logit_stride is {logit_stride}; it must be at least 1.")
-    if floor_draws < 0:
-        raise ConfigError(f"floor_draws is {floor_draws}; it must be at least 0.")
-    if fold_attrs is not None and len(fold_attrs) != len(folds):
-        raise ConfigError(f"fold_attrs says something of {len(fold_attrs)} folds, but there are {len(folds)}.")
+    _check_options(logit_stride, floor_draws, bos_token_id, allow_beyond_context, on_progress, limits)
+    _check_told(labels, attrs, fold_attrs)
+    listed = FoldRequest.listed(folds)
+    if fold_attrs is not None and len(fold_attrs) != len(listed):
+        raise ConfigError(f"fold_attrs says something of {len(fold_attrs)} folds, but there are {len(listed)}.")
     ids = check_tokens(model, tokens)
     text_config = model.config.get_text_config(decoder=True)
     bos = bos_token_id if bos_token_id is not None else getattr(text_config, "bos_token_id", None)
-    asked = [FoldRequest.of(fold, lambda: bos) for fold in folds]
+    asked = [FoldRequest.of(fold, lambda: bos) for fold in listed]
     together = _together(asked)
     _check_lanes(text_config, asked, together, ids.shape[1], allow_beyond_context)
     named = _named(model, labels or {})
@@ -199,6 +198,41 @@ def trace_folds(
 def tokens_sha256(ids: NDArray[np.int64]) -> str:
     """Sha256 of token ids [document, token], as cells record it."""
     return hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest()
+
+
+def _check_options(
+    logit_stride: int,
+    floor_draws: int,
+    bos_token_id: int | None,
+    allow_beyond_context: bool,
+    on_progress: Callable[[float], None] | None,
+    limits: Limits | None,
+) -> None:
+    """Refuse options that are none, each by its name."""
+    arguments.whole("logit_stride", logit_stride, 1, MOST_TOKENS)
+    arguments.whole("floor_draws", floor_draws, 0, MOST_TOKENS)
+    if bos_token_id is not None:
+        arguments.whole("bos_token_id", bos_token_id)
+    arguments.truth("allow_beyond_context", allow_beyond_context)
+    if on_progress is not None:
+        arguments.function("on_progress", on_progress)
+    if limits is not None and not isinstance(limits, Limits):
+        raise ArgumentError(f"limits is a {type(limits).__name__}; it must be Limits.")
+
+
+def _check_told(
+    labels: Mapping[str, str] | None,
+    attrs: Mapping[str, object] | None,
+    fold_attrs: Sequence[Mapping[str, object]] | None,
+) -> None:
+    """Refuse what is to be recorded and cannot be."""
+    for name, label in arguments.mapping("labels", labels or {}).items():
+        arguments.text(f"labels[{name!r}]", label)
+    arguments.mapping("attrs", attrs or {})
+    if isinstance(fold_attrs, str) or not isinstance(fold_attrs or [], Sequence):
+        raise ArgumentError(f"fold_attrs is a {type(fold_attrs).__name__}; it must be a list of mappings.")
+    for place, own in enumerate(fold_attrs or []):
+        arguments.mapping(f"fold_attrs[{place}]", own)
 
 
 def _named(model: PreTrainedModel, labels: Mapping[str, str]) -> dict[str, str]:

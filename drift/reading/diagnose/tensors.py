@@ -6,10 +6,8 @@ package knows no bf16 and no fp8. Only the rows that are asked for are ever turn
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from drift._bounds import MOST_BLOCKS, MOST_DIGITS, MOST_STEPS
+from drift._outside import NoFileError, OutsideError
+from drift._tensor_files import Header, StoredTensor, read_header
 from drift.errors import DatasetError
 from drift.paths import outside_path
 
@@ -27,7 +28,6 @@ KINDS = ("hidden", "key", "value", "cache_key", "cache_value", "final", "logits"
 _NAME = re.compile(
     r"step\.(\d+)\.(?:layer\.(\d+)\.(hidden)|block\.(\d+)\.(key|value|cache_key|cache_value)|(final|logits))"
 )
-_MOST_HEADER = 100 << 20
 
 
 @dataclass(frozen=True)
@@ -266,47 +266,33 @@ class Dump:
         return _decoded(np.asarray(rows), stored.dtype)
 
 
-def _header(path: Path) -> tuple[dict[str, dict], dict[str, str], int]:
-    """Read a safetensors file's header; returns its tensors, its metadata, and where the data begin."""
+def _header(path: Path) -> Header:
+    """Read a safetensors file's header."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-            if not 2 <= length <= min(size - 8, _MOST_HEADER):
-                raise DatasetError(
-                    f"{path}: is no safetensors file, or was cut off (its header would be {length} bytes of the "
-                    f"file's {size}). Write it again."
-                )
-            content = json.loads(file.read(length))
+        return read_header(path)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise DatasetError(f"{path}: its safetensors header is no JSON ({error}). Write it again.") from error
-    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise DatasetError(f"{path}: its safetensors header is not a table of tensors. Write it again.")
-    metadata = content.pop("__metadata__", {})
-    return content, {str(k): str(v) for k, v in metadata.items()}, 8 + length
+    except NoFileError as error:
+        raise DatasetError(f"{path}: cannot be read ({error}).") from error
+    except OutsideError as error:
+        raise DatasetError(f"{path}: {error}. Write it again.") from error
 
 
-def _checked(path: Path, name: str, entry: dict, data: int, size: int) -> _Stored:
+def _checked(path: Path, name: str, entry: StoredTensor) -> _Stored:
     """Check one entry of a header."""
-    try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path}: the header's entry for {name} is broken ({error!r}). Write it again.") from error
-    if dtype not in FORMATS:
+    if entry.dtype not in FORMATS:
         raise DatasetError(
-            f"{path}: {name} is stored as {dtype}; only floating-point tensors can be compared "
+            f"{path}: {name} is stored as {entry.dtype}; only floating-point tensors can be compared "
             f"({', '.join(FORMATS)}). Dump it before it is quantised, or after it was dequantised."
         )
-    if any(n < 0 for n in shape) or end - begin != math.prod(shape) * _SIZES[dtype] or data + end > size or begin < 0:
-        raise DatasetError(
-            f"{path}: {name} should take {math.prod(shape) * _SIZES[dtype]} bytes, but the file gives it bytes "
-            f"{begin} to {end} of {size - data}. It was cut off, or written wrongly: write it again."
-        )
-    return _Stored(name, path, dtype, shape, data + begin)
+    return _Stored(name, path, entry.dtype, entry.shape, entry.begin)
+
+
+def _index(path: Path, name: str, digits: str, most: int) -> int:
+    """A number in a tensor's name."""
+    if len(digits) > MOST_DIGITS or int(digits) > most:
+        raise DatasetError(f"{path}: {name[:80]}: {digits[:20]} is beyond what a dump may hold ({most:,} at most).")
+    return int(digits)
 
 
 def _squeezed(stored: _Stored, kind: str) -> _Stored:
@@ -351,21 +337,20 @@ def open_dump(source: str | Path) -> Dump:
     """
     dump = Dump(outside_path(source, DatasetError))
     for path in _files(dump.folder):
-        content, metadata, data = _header(path)
-        dump.metadata.update(metadata)
-        size = path.stat().st_size
-        for name, entry in content.items():
+        header = _header(path)
+        dump.metadata.update(header.metadata)
+        for name, entry in header.tensors.items():
             match = _NAME.fullmatch(name)
             if match is None:
                 dump.ignored.append(name)
                 continue
             step, layer, hidden, block, cached, last = match.groups()
             kind = hidden or cached or last
-            if kind not in ("hidden", "final", "logits") and int(block) == 0:
+            number, at = _index(path, name, layer or block or "0", MOST_BLOCKS), _index(path, name, step, MOST_STEPS)
+            if kind not in ("hidden", "final", "logits") and number == 0:
                 raise DatasetError(f"{path}: {name}: blocks count from 1; block 0 does not exist.")
-            place = Place(kind, int(layer or block or 0))
-            stored = _squeezed(_checked(path, name, entry, data, size), kind)
-            before = dump.places.setdefault(place, {}).setdefault(int(step), stored)
+            stored = _squeezed(_checked(path, name, entry), kind)
+            before = dump.places.setdefault(Place(kind, number), {}).setdefault(at, stored)
             if before is not stored:
                 raise DatasetError(f"{name} is there twice, in {before.path} and {path}. Remove one of them.")
     if not dump.places:

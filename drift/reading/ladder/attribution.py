@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from drift import dataset
+from drift.dataset.attributes import attribute
 from drift.dataset.choosing import DISTURBED
 from drift.dataset.contract import SCALARS
 from drift.dataset.labels import parse_label
@@ -87,7 +87,7 @@ def check_shares(ds: xr.Dataset) -> float:
     known = np.isfinite(shares)
     size = np.where(known, np.abs(shares), 0.0).sum(axis=0)
     # Cancelling parts have large shares of either sign, and a thinned cell keeps few bits of each.
-    bits = json.loads(ds.attrs["thinned_json"])["bits"] if "thinned_json" in ds.attrs else 40
+    bits = attribute(ds.attrs, "thinned_json").get("bits", 40)
     allowed = (1e-6 + 2.0 ** (1 - bits)) * (1 + size)
     off = np.where(known.all(axis=0), np.abs(shares.sum(axis=0) - 1), 0.0)
     wrong = (off > allowed) | (known.any(axis=0) & ~known.all(axis=0))

@@ -8,12 +8,13 @@ from dataclasses import fields, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from drift.errors import ArgumentError
 from drift.reading.plateau.model import Plateau, Reason, Verdict, exp_or_inf, expm1_or_inf
 from drift.reading.plateau.wording import caveats, explain
 from drift.reading.quantities import Of
 from drift.reading.statistics.analysis import Analysis, Code
 from drift.reading.statistics.models import model_names
-from drift.reading.statistics.plateau import analyse, as_stack
+from drift.reading.statistics.plateau import analyse, as_array, as_stack
 from drift.reading.statistics.windows import windows
 
 __all__ = ["plateau", "plateaus"]
@@ -52,8 +53,8 @@ def plateau(
 
     Raises
     ------
-    ValueError
-        If `values` has another shape or holds negative numbers.
+    ArgumentError
+        Which is a ValueError, too: if `values` has another shape or holds negative numbers.
 
     Examples
     --------
@@ -62,8 +63,8 @@ def plateau(
     >>> print(plateau((1 - 0.9 * np.exp(-np.arange(127) / 2)) * np.exp(noise)).verdict)
     saturated plateau: drift rose, then stayed flat
     """
-    if np.ndim(values) > 2:
-        raise ValueError(f"one curve is [document, step] or [step], not {np.shape(values)}; `plateaus` takes several")
+    if np.ndim(stack := as_array(values)) > 2:
+        raise ArgumentError(f"one curve is [document, step] or [step], not {stack.shape}; `plateaus` takes several")
     return plateaus([values], margin=margin, alpha=alpha, floor=floor, rise_min=rise_min)[0]
 
 
@@ -94,14 +95,14 @@ def plateaus(
 
     Raises
     ------
-    ValueError
+    ArgumentError
         See :func:`plateau`.
     """
     stacks = [as_stack(curve) for curve in curves]
     shapes: dict[tuple[int, ...], list[int]] = {}
     for place, stack in enumerate(stacks):
         if len(stack) != 1:
-            raise ValueError(f"curve {place} is [document, step] or [step], not {np.shape(curves[place])}")
+            raise ArgumentError(f"curve {place} is [document, step] or [step], not {np.shape(curves[place])}")
         shapes.setdefault(stack.shape[1:], []).append(place)
     found: dict[int, Plateau] = {}
     for (documents, steps), places in shapes.items():

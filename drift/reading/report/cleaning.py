@@ -32,7 +32,7 @@ _ATTRIBUTES = {
     "img": {"alt", "height", "loading", "src", "width"},
     "li": {"value"},
     "ol": {"start"},
-    "td": {"colspan", "headers", "rowspan"},
+    "td": {"colspan", "data-label", "headers", "rowspan"},
     "th": {"colspan", "headers", "rowspan", "scope"},
 }
 _WITH_CONTENT = {"script", "style", "template", "iframe", "object", "noscript", "svg", "math", "title"}

@@ -284,7 +284,9 @@ def _execute(
     with own_kernel() as kernel:
         for job in jobs:
             if not comes_with_drift(job.notebook):
-                report(f"{job.notebook}: not one of drift's own; a notebook is code, and is run with all that you may do")
+                report(
+                    f"{job.notebook}: not one of drift's own; a notebook is code, and is run with all that you may do"
+                )
             report(f"{job.name}: running on {job.source} ...")
             started = time.monotonic()
             partial = f"{job.name}.partial.ipynb"

@@ -14,6 +14,8 @@ __all__ = ["LATE_MODEL", "compare_models", "model_names"]
 
 #: A model that changes at the end of the chain must lead the best model that does not by this much (AICc) to veto.
 AICC_LEAD = 10.0
+#: Chains of at most so many steps have their models kept for the next ones.
+_REMEMBERED = 1 << 13
 _MODEL_RHO = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
 
 
@@ -89,7 +91,8 @@ def compare_models(z: Float, first: int, steps: int, delta: float) -> tuple[Floa
     z : ndarray [curve, step]
         Document mean of log drift in the window after `first`.
     """
-    models = _models(first, steps)
+    # What is kept of a long chain would take hundreds of megabytes.
+    models = _models(first, steps) if steps <= _REMEMBERED else _models.__wrapped__(first, steps)
     n = z.shape[1]
     centred = z - z.mean(axis=1, keepdims=True)  # every model has a constant; this one only costs digits
     scale = np.maximum((centred**2).sum(axis=1), 1e-300)

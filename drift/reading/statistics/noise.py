@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.signal import lfilter
 from scipy.special import stdtr, stdtrit
 
 from drift.reading.statistics.arrays import Float
@@ -41,42 +43,41 @@ class _Noise:
         self.x = centred
         self.sxx = float(centred @ centred)
         self.basis = np.linalg.qr(np.stack([np.ones(n), centred, centred**2], axis=1))[0]
-        vectors = np.concatenate([self.basis, weights.T], axis=1)
-        multiplied = _correlate(vectors)  # [rho, step, vector]
         q = self.basis
-        gq, gw = multiplied[:, :, :3], multiplied[:, :, 3:]
-        inner = np.einsum("ik,rij->rkj", q, gq)
+        vectors = np.concatenate([q, weights.T], axis=1)
         lags = np.arange(1, n)
-        powers = _RHO[:, None] ** (2 * lags)
-        square = n + 2 * (powers * (n - lags)).sum(axis=1)
-        self.trace = n - np.trace(inner, axis1=1, axis2=2)
-        self.trace2 = square - 2 * (gq**2).sum(axis=(1, 2)) + (inner**2).sum(axis=(1, 2))
-        self.lag1 = (
-            (n - 1) * _RHO
-            - np.einsum("ik,rik->r", q[:-1], gq[:, 1:])
-            - np.einsum("rik,ik->r", gq[:, :-1], q[1:])
-            + np.einsum("ik,rkj,ij->r", q[:-1], inner, q[1:])
-        )
+        self.trace, self.trace2, self.lag1 = (np.empty(len(_RHO)) for _ in range(3))
+        self.forms = np.empty((len(_RHO), len(weights)))
+        # One autocorrelation at a time: all at once, a chain of 100,000 steps would take gigabytes.
+        for place, (rho, product) in enumerate(zip(_RHO, _correlate(vectors), strict=True)):
+            multiplied = np.ascontiguousarray(product)[None]  # [1, step, vector]
+            gq, gw = multiplied[:, :, :3], multiplied[:, :, 3:]
+            inner = np.einsum("ik,rij->rkj", q, gq)
+            square = n + 2 * (rho ** (2 * lags) * (n - lags)).sum()
+            self.trace[place] = n - np.trace(inner, axis1=1, axis2=2)[0]
+            self.trace2[place] = square - 2 * (gq**2).sum() + (inner**2).sum()
+            self.lag1[place] = (
+                (n - 1) * rho
+                - np.einsum("ik,rik->r", q[:-1], gq[:, 1:])[0]
+                - np.einsum("rik,ik->r", gq[:, :-1], q[1:])[0]
+                + np.einsum("ik,rkj,ij->r", q[:-1], inner, q[1:])[0]
+            )
+            self.forms[place] = np.einsum("ci,ric->rc", weights, gw)[0]
         self.ratio = np.maximum.accumulate(self.lag1 / self.trace)
         self.df = self.trace**2 / self.trace2
-        self.forms = np.einsum("ci,ric->rc", weights, gw)
 
     def residuals(self, z: Float) -> Float:
         """Residuals of [..., step] on the quadratic."""
         return z - (z @ self.basis) @ self.basis.T
 
 
-def _correlate(vectors: Float) -> Float:
-    """Multiply the matrix rho^|i-j| with [step, vector], for every rho: [rho, step, vector]."""
-    n = len(vectors)
-    forward = np.empty((len(_RHO), *vectors.shape))
-    backward = np.empty_like(forward)
-    rho = _RHO[:, None]
-    forward[:, 0], backward[:, -1] = vectors[0], vectors[-1]
-    for i in range(1, n):
-        forward[:, i] = vectors[i] + rho * forward[:, i - 1]
-        backward[:, n - 1 - i] = vectors[n - 1 - i] + rho * backward[:, n - i]
-    return forward + backward - vectors
+def _correlate(vectors: Float) -> Iterator[Float]:
+    """Multiply the matrix rho^|i-j| with [step, vector], for one rho after the other: O(steps) each."""
+    for rho in _RHO:
+        decay = [1.0, -rho]
+        forward = lfilter([1.0], decay, vectors, axis=0)
+        backward = lfilter([1.0], decay, vectors[::-1], axis=0)[::-1]
+        yield forward + backward - vectors
 
 
 @dataclass(frozen=True)

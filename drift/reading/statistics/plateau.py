@@ -27,6 +27,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import median_filter
 from scipy.special import stdtrit
 
+from drift import _arguments as arguments
+from drift._bounds import MOST_STEPS
+from drift.errors import ArgumentError
 from drift.reading.statistics import intervals
 from drift.reading.statistics.analysis import Analysis, Code
 from drift.reading.statistics.arrays import Bool, Float
@@ -43,13 +46,28 @@ from drift.reading.statistics.windows import (
     windows,
 )
 
-__all__ = ["analyse", "as_stack"]
+__all__ = ["analyse", "as_array", "as_stack"]
 
 #: A point further than this many (robust) standard deviations from its neighbourhood is clipped.
 CLIP = 5.0
 _MAD = 1.4826
 _NEIGHBOURHOOD = 7
 _POWER = 0.9
+_OPTIONS = "margin must lie between 0 and 1, alpha between 0 and 0.5, rise_min above 1, floor above 0"
+
+
+def as_array(values: ArrayLike) -> Float:
+    """Return numbers as float64.
+
+    Raises
+    ------
+    ArgumentError
+        If they are ragged, or none.
+    """
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ArgumentError(f"curves cannot be made an array of numbers: {error}") from error
 
 
 def as_stack(values: ArrayLike) -> Float:
@@ -62,16 +80,21 @@ def as_stack(values: ArrayLike) -> Float:
 
     Raises
     ------
-    ValueError
-        If it has another shape, is empty, or holds a negative number: drift is a distance.
+    ArgumentError
+        If it has another shape, is empty, longer than :data:`~drift._bounds.MOST_STEPS`, or holds a negative number:
+        drift is a distance.
     """
-    stack = np.asarray(values, dtype=np.float64)
+    stack = as_array(values)
     if stack.ndim not in (1, 2, 3) or stack.size == 0:
-        raise ValueError(f"curves must be [step], [document, step] or [curve, document, step], not {stack.shape}")
+        raise ArgumentError(f"curves must be [step], [document, step] or [curve, document, step], not {stack.shape}")
+    if stack.shape[-1] > MOST_STEPS:
+        raise ArgumentError(
+            f"a curve has {stack.shape[-1]:,} steps; at most {MOST_STEPS:,} are judged. Thin it: take every n-th step"
+        )
     stack = stack.reshape((1,) * (3 - stack.ndim) + stack.shape)
     if (stack < 0).any():
         curve, document, step = (int(i) for i in np.argwhere(stack < 0)[0])
-        raise ValueError(
+        raise ArgumentError(
             f"drift cannot be negative, but is {stack[curve, document, step]:g} "
             f"(curve {curve}, document {document}, step {step}); a signed quantity needs its absolute value taken first"
         )
@@ -166,14 +189,17 @@ def analyse(
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If shapes or options make no sense, or a value is negative.
     """
-    if not 0 < margin < 1 or not 0 < alpha < 0.5 or not rise_min > 1 or (floor is not None and not floor > 0):
-        raise ValueError(
-            f"margin ({margin}) must lie between 0 and 1, alpha ({alpha}) between 0 and 0.5, "
-            f"rise_min ({rise_min}) above 1, floor ({floor}) above 0"
-        )
+    for name, value, low, high in (
+        ("margin", margin, 0, 1),
+        ("alpha", alpha, 0, 0.5),
+        ("rise_min", rise_min, 1, np.inf),
+    ):
+        arguments.between(name, value, low, high, _OPTIONS)
+    if floor is not None:
+        arguments.between("floor", floor, 0, wanted=_OPTIONS)
     stack = as_stack(values)
     _, documents, steps = stack.shape
     starts = windows(steps)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
+from drift.errors import ArgumentError
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import ALPHA, Interval, mean_interval
 from drift.reading.statistics.windows import WINDOWS
@@ -84,7 +85,7 @@ def rate(gain: ArrayLike, alpha: float = ALPHA) -> Rate:
     """
     values = np.asarray(gain, dtype=float)
     if values.ndim != 2 or not values.size:
-        raise ValueError(f"a gain is [document, k], not of shape {values.shape}")
+        raise ArgumentError(f"a gain is [document, k], not of shape {values.shape}")
     steps = values.shape[1]
     first = max(1, math.ceil(WINDOWS[-1] * steps))
     late = values[:, first:]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
+from drift.errors import ArgumentError
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import ALPHA, NO_INTERVAL, Interval, mean_interval
 from drift.reading.statistics.noise import window_mean
@@ -231,7 +232,7 @@ def slope(
     """
     u, drift = np.asarray(unit_roundoff, dtype=float), np.asarray(values, dtype=float)
     if drift.ndim != 3 or u.shape != drift.shape[:1]:
-        raise ValueError(f"values are [rung, document, step] with one unit roundoff a rung, not {drift.shape}")
+        raise ArgumentError(f"values are [rung, document, step] with one unit roundoff a rung, not {drift.shape}")
     late = late_part(drift)
     points = late[0].size
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from drift import dataset
+from drift.dataset.attributes import attribute
 from drift.dataset.choosing import REFERENCES
 from drift.dataset.contract import VARIABLES
 from drift.dataset.sweep import Sweep
@@ -24,7 +23,7 @@ __all__ = ["contents", "failures", "nonfinite", "problems", "provenance"]
 def _settings(sweep: Sweep) -> pd.DataFrame:
     rows = []
     for ds in sweep:
-        attrs, versions = ds.attrs, json.loads(ds.attrs["versions_json"])
+        attrs, versions = ds.attrs, attribute(ds.attrs, "versions_json")
         rows.append(
             {
                 "model": ds["model"].item(),
@@ -95,7 +94,7 @@ def contents(sweep: Sweep, everything: Sweep | None = None) -> list[str]:
     count = nonfinite(sweep)["non-finite"].sum()
     if count:
         said.append(f"**{count:,} values are NaN or Inf**; see “Values that are not finite”.")
-    thinned = [json.loads(ds.attrs["thinned_json"]) for ds in sweep if "thinned_json" in ds.attrs]
+    thinned = [attribute(ds.attrs, "thinned_json") for ds in sweep if "thinned_json" in ds.attrs]
     if thinned:
         layers = sorted({f"{len(t['layers'])} of {t['layers_of']}" for t in thinned})
         bits = sorted({t["bits"] for t in thinned})
@@ -157,7 +156,7 @@ def failures(sweep: Sweep) -> pd.DataFrame:
     """List the cells that the sweep could not compute, with the reason."""
     rows = []
     for failure in sweep.failures:
-        cell: Any = failure.get("config") or failure.get("cell") or failure
+        cell = next((told for k in ("config", "cell") if isinstance(told := failure.get(k), Mapping)), failure)
         axes = {str(k): cell[k] for k in ("model", "dtype", "protocol", "chunk_size") if k in cell}
         reason = next((failure[k] for k in ("reason", "error", "message") if failure.get(k)), "unknown")
         rows.append({"file": str(failure.get("file", "")), **axes, "reason": str(reason)})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 from typing import Any
 
 import yaml
 
+from drift.dataset.attributes import attribute
 from drift.dataset.sweep import Sweep
 from drift.shown import printable
 
@@ -27,12 +29,12 @@ def reproduce(sweep: Sweep) -> str:
         lines.append(f"# cells of {len(commits)} commits: {printable(', '.join(c[:10] for c in commits))}")
     # how 16-bit products were accumulated depends on the machine unless it is said
     halves = {
-        json.loads(ds.attrs["config_json"]).get("half_matmul") for ds in sweep if ds["unit_roundoff"].item() > 1e-4
+        attribute(ds.attrs, "config_json").get("half_matmul") for ds in sweep if ds["unit_roundoff"].item() > 1e-4
     }
     half_matmul = next(iter(halves)) if len(halves) == 1 else None
     out = shlex.quote(sweep.folder.name if sweep.folder else "SWEEP")
     if isinstance(sweep.plan.get("config"), dict):
-        config = json.loads(json.dumps(sweep.plan["config"]))
+        config = copy.deepcopy(sweep.plan["config"])
         for grid in config.get("grids", ()):
             if half_matmul and grid.get("half_matmul") == "auto":
                 grid["half_matmul"] = half_matmul
@@ -44,8 +46,8 @@ def reproduce(sweep: Sweep) -> str:
         return "\n".join([*lines, f"python -m drift.report {out}"])
     groups: dict[str, dict[str, list[Any]]] = {}
     for ds in sweep:
-        config = json.loads(ds.attrs["config_json"])
-        corpus = config.get("corpus") if isinstance(config, dict) else None
+        config = attribute(ds.attrs, "config_json")
+        corpus = config.get("corpus")
         attrs = ds.attrs
         fixed = {
             "documents": ds.sizes["document"],

@@ -23,9 +23,8 @@ of the kernels, too (a chunk that is computed by the very kernel of the full pas
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +33,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from drift.dataset.attributes import attribute
 from drift.dataset.bits import EXACT, WHOLE
 from drift.dataset.comparing import unequal
 from drift.dataset.contract import VARIABLES
@@ -129,7 +129,7 @@ def circumstances(recorded: xr.Dataset, here: xr.Dataset) -> dict[str, tuple[str
     def told(ds: xr.Dataset) -> dict[str, Any]:
         said = {name: ds.attrs.get(name, "") for name in ("device_name", "driver", "threads")}
         for name in ("numerics_json", "versions_json"):
-            said |= json.loads(str(ds.attrs.get(name, "{}")))
+            said |= attribute(ds.attrs, name)
         return said
 
     a, b = told(recorded), told(here)
@@ -171,7 +171,7 @@ class _Pair:
         self._floors = floors
         self._documents = documents
         self._roundoff = float(there["unit_roundoff"])
-        self._bits = json.loads(str(there.attrs.get("thinned_json", "{}"))).get("bits", WHOLE)
+        self._bits = attribute(there.attrs, "thinned_json").get("bits", WHOLE)
         self.there, self.here = there, here
         self._dims = {name: VARIABLES[name].dims for name in both}
         self.other: dict[str, Mask] = {
@@ -279,8 +279,7 @@ class _Pair:
 
     def _generated(self) -> bool:
         """Whether the text was continued by the model itself."""
-        asked = json.loads(str(self.there.attrs.get("config_json", "{}")))
-        tokens = asked.get("tokens") if isinstance(asked, Mapping) else None
+        tokens = attribute(self.there.attrs, "config_json").get("tokens")
         return tokens is not None and int(self.there["token_stop"].values[-1]) > int(tokens)
 
     def _beyond(self, name: str, floor: Float) -> Iterator[_Excess]:

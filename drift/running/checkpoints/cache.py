@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from drift._outside import Form, OutsideError, read_json, shaped
 from drift.errors import CheckpointError
 from drift.running.checkpoints.identity import cache_home, file_sha256, identity, remember_hashes, remembered_sha256
 from drift.running.checkpoints.names import RECORD, Checkpoint, Report, cache_dir
@@ -119,10 +120,10 @@ def _problems(folder: Path, gguf_sha256: str | None, digest: Callable[[Path], st
     if not record_path.is_file():
         return [f"{folder}: no record {RECORD}, so it was never finished"]
     try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-        files: dict[str, dict[str, Any]] = record["files"]
-        if record["format"] != _RECORD_FORMAT:
-            return [f"{record_path}: written by another version of drift (format {record['format']})"]
+        record = read_json(record_path, Form.OBJECT)
+        if record.get("format") != _RECORD_FORMAT:
+            return [f"{record_path}: written by another version of drift (format {str(record.get('format'))[:20]})"]
+        files: dict[str, dict[str, Any]] = shaped(record, Form.RECORD)["files"]
         if gguf_sha256 is not None and record["gguf_sha256"] != gguf_sha256:
             return [f"{record_path}: made from another GGUF file ({record['gguf_sha256'][:16]}...)"]
         if not any(name.endswith(".safetensors") for name in files):
@@ -138,8 +139,8 @@ def _problems(folder: Path, gguf_sha256: str | None, digest: Callable[[Path], st
                 problems.append(f"{path}: its content changed since it was made (sha256 differs)")
         strangers = {path.name for path in folder.iterdir()} - set(files) - {RECORD}
         problems.extend(f"{folder / name}: not part of the checkpoint" for name in sorted(strangers))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{record_path}: not readable as a record ({error!r})"]
+    except (OSError, OutsideError) as error:
+        return [f"{record_path}: not readable as a record ({error})"]
     return problems
 
 
@@ -172,17 +173,12 @@ def finish_entry(folder: Path, home: Path, source: Mapping[str, Any], gguf_sha25
         os.replace(home, discarded)
     os.replace(folder, home)
     _sync(home.parent)
-    remember_hashes(
-        {
-            str((home / name).resolve()): [entry["bytes"], (home / name).stat().st_mtime_ns, entry["sha256"]]
-            for name, entry in files.items()
-        }
-    )
+    remember_hashes({home / name: str(entry["sha256"]) for name, entry in files.items()})
 
 
 def entry_problems(checkpoint: Checkpoint, digest: Callable[[Path], str] = remembered_sha256) -> list[str]:
     """What is wrong with the cache's entry of a checkpoint; nothing where it can be trusted."""
-    return _problems(cache_home(checkpoint), identity(checkpoint.name), digest)
+    return _problems(cache_home(checkpoint, digest), identity(checkpoint.name, digest), digest)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,17 @@ from drift.running.checkpoints.cache import (
     locked_entry,
     temporary_folder,
 )
+from drift.running.checkpoints.gguf_headers import check_gguf
 from drift.running.checkpoints.headers import check_folder
 from drift.running.checkpoints.hub import fetch_hub
 from drift.running.checkpoints.hub_cache import hub_file
-from drift.running.checkpoints.identity import cache_home, file_sha256, identity
+from drift.running.checkpoints.identity import (
+    cache_home,
+    changed_unseen,
+    file_sha256,
+    identity,
+    own_files,
+)
 from drift.running.checkpoints.names import Checkpoint, Report, cache_dir, embedded, say
 from drift.running.checkpoints.resolving import resolve
 from drift.running.checkpoints.shapes import shape
@@ -105,6 +112,7 @@ def _fetch_gguf(checkpoint: Checkpoint, home: Path, key: str, report: Report) ->
     path = checkpoint.path.resolve()
     needed = 5 * path.stat().st_size
     report(f"{checkpoint.name}: converting to bf16 safetensors (once)")
+    check_gguf(path)
     with temporary_folder(key) as workshop:
         made = workshop / "made"
         made.mkdir()
@@ -163,23 +171,34 @@ def fetch_all(names: Sequence[str], report: Report = say, *, keep: bool = False,
 
 
 def verify(name: str) -> list[str]:
-    """Hash every file of a fetched checkpoint anew and say what is wrong with it; an empty list means nothing."""
+    """Hash every file of a fetched checkpoint anew and say what is wrong with it; an empty list means nothing.
+
+    What is remembered of files is never believed here: all bytes are read.
+    """
     checkpoint = resolve(name)
-    if checkpoint.source in ("embedded", "gguf"):
-        if not cache_home(checkpoint).exists():
-            return [f"{name}: not fetched yet"]
-        return entry_problems(checkpoint, file_sha256)
     try:
+        if checkpoint.source in ("embedded", "gguf"):
+            if not cache_home(checkpoint, file_sha256).exists():
+                return [f"{name}: not fetched yet"]
+            return entry_problems(checkpoint, file_sha256)
         if checkpoint.source == "folder":
             assert checkpoint.path is not None
-            check_folder(checkpoint.path)
+            folder = checkpoint.path
         elif (path := hub_file(name, "config.json")) is None:
             return [f"{name}: not fetched yet"]
         else:
-            check_folder(Path(path).parent)
+            folder = Path(path).parent
+        check_folder(folder)
+        unseen = [path for path in own_files(folder) if changed_unseen(path)]
     except CheckpointError as error:
         return [str(error)]
-    return []
+    except OSError as error:
+        return [f"{error.filename or name}: cannot be read ({error.strerror or error})"]
+    return [
+        f"{path}: its bytes are others than those that were hashed before, though size, times and inode are the same: "
+        "the disk, or who wrote to it, is not to be trusted"
+        for path in unseen
+    ]
 
 
 def fetched_names() -> list[str]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drift import _arguments as arguments
 from drift.dataset.rungs import Rung
 from drift.dataset.rungs import rung as rung_named
-from drift.errors import CheckpointError, ConfigError
+from drift.errors import CheckpointError, ConfigError, DriftError
 from drift.running.checkpoints.families import family_of
 from drift.running.checkpoints.fetching import fetch
 from drift.running.checkpoints.gguf import quiet_transformers
@@ -108,6 +109,9 @@ def load(
     PrecisionError
         The rung cannot hold the published weights.
     """
+    given = {"name": name, "dtype": dtype, "device": device, "attn_implementation": attn_implementation}
+    for argument, value in {**given, "weights": weights}.items():
+        arguments.text(argument, value)
     if weights not in WEIGHTS:
         raise ConfigError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}.")
     rung = rung_named(dtype)
@@ -169,7 +173,9 @@ def _from_folder(
                     folder, dtype=stored, attn_implementation=attn_implementation, use_safetensors=True, **common
                 )
             return model, AutoTokenizer.from_pretrained(folder, **common)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+    except DriftError:
+        raise
+    except Exception as error:  # transformers raises nearly every kind on a configuration that makes no sense
         own = "auto_map" in config
         raise CheckpointError(
             f"{folder}: cannot be loaded as a causal language model ({type(error).__name__}: {error}). "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drift._outside import Form, OutsideError, read_json, shaped
 from drift._resources import resource
 from drift.errors import CheckpointError
 from drift.paths import outside_path
@@ -29,6 +29,7 @@ __all__ = [
 
 RECORD = "drift.json"
 """The file that is written last into a folder of the cache: without it, what lies there is not trusted."""
+_MANIFEST_SCHEMA = 1
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 Report = Callable[[str], None]
 """Told, a line at a time, what is being done."""
@@ -127,14 +128,17 @@ def embedded() -> dict[str, dict[str, Any]]:
     """
     own = named_path("DRIFT_CHECKPOINTS")
     path = Path(own) if own else resource("data/checkpoints.json")
+    remedy = "correct DRIFT_CHECKPOINTS" if own else "install drift again"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["schema"] != 1:
-            raise CheckpointError(f"{path}: written for another version of drift (schema {manifest['schema']}, not 1).")
-        return dict(manifest["checkpoints"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = "correct DRIFT_CHECKPOINTS" if own else "install drift again"
-        raise CheckpointError(f"{path}: not a manifest of checkpoints ({error!r}); {remedy}.") from error
+        manifest = read_json(path, Form.OBJECT)
+        if manifest.get("schema") != _MANIFEST_SCHEMA:
+            raise CheckpointError(
+                f"{path}: written for another version of drift (schema {str(manifest.get('schema'))[:20]}, not "
+                f"{_MANIFEST_SCHEMA}); {remedy}."
+            )
+        return dict(shaped(manifest, Form.MANIFEST)["checkpoints"])
+    except (OSError, OutsideError) as error:
+        raise CheckpointError(f"{path}: not a manifest of checkpoints ({error}); {remedy}.") from error
 
 
 def safe_name(text: str) -> str:

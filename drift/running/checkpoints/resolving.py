@@ -6,10 +6,12 @@ import difflib
 import os
 from pathlib import Path
 
+from drift import _arguments as arguments
 from drift.errors import CheckpointError
 from drift.paths import outside_path
 from drift.running.checkpoints.families import family_of
-from drift.running.checkpoints.headers import gguf_architecture, pickle_refusal, read_config
+from drift.running.checkpoints.gguf_headers import gguf_architecture
+from drift.running.checkpoints.headers import pickle_refusal, read_config
 from drift.running.checkpoints.hub_cache import hub_config
 from drift.running.checkpoints.names import HUB_ID, Checkpoint, embedded, safe_name
 
@@ -30,7 +32,7 @@ def resolve(name: str) -> Checkpoint:
     CheckpointError
         The name stands for nothing; the message lists what there is.
     """
-    name = os.fspath(name)
+    name = os.fspath(arguments.path("name", name))
     entries = embedded()
     if name in entries:
         return Checkpoint(name, "embedded", entries[name]["family"], safe_name(name), entry=entries[name])

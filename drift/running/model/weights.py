@@ -10,7 +10,6 @@ Nothing here knows what a decoder layer is: whoever streams says which modules a
 from __future__ import annotations
 
 import copy
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +22,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from drift._outside import Form, OutsideError, read_json
 from drift.dataset.rungs import Rung
 from drift.errors import CheckpointError
 from drift.running.model.widening import Widening, widen
 
 __all__ = ["Streamed", "UnfitForStreamingError", "Weights", "skeleton", "weights_of"]
+
+_INDEX = "model.safetensors.index.json"
 
 
 class UnfitForStreamingError(CheckpointError):
@@ -176,12 +178,19 @@ class _Files:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files that transformers takes the weights from."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / _INDEX
     if single.is_file():
         return [single]
     if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in dict.fromkeys(names)]
+        try:
+            names: list[str] = list(dict.fromkeys(read_json(index, Form.INDEX)["weight_map"].values()))
+        except (OSError, OutsideError) as error:
+            raise CheckpointError(f"{index}: not a readable index of shards ({error}).") from error
+        if strangers := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+            raise CheckpointError(
+                f"{index}: names {strangers[0][:200]!r}, which is no safetensors file of this folder."
+            )
+        return [folder / name for name in names]
     raise UnfitForStreamingError(f"{folder}: holds neither model.safetensors nor an index of several.")
 
 

@@ -5,6 +5,7 @@ Every :class:`Protocol` of this package that has a name is found by itself: addi
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from drift._bounds import MOST_DIGITS, MOST_OPTION
 from drift.dataset.labels import Label, parse_label
 from drift.errors import ConfigError, DatasetError
 from drift.running.protocols.base import Carried, Chunk, Protocol, Variation
@@ -58,12 +60,14 @@ def parse(label: str | Protocol) -> Protocol:
     """
     if isinstance(label, Protocol):
         return label
+    if not isinstance(label, str):
+        raise ConfigError(f"A protocol is a label such as 'append', or a Protocol, not {type(label).__name__}.")
     registry = _registry()
     try:
         said = parse_label(label)
     except DatasetError as error:
         known = f"Known protocols: {', '.join(available())}"
-        raise ConfigError(f"Unknown protocol {label!r}: {error}. {known}.") from None
+        raise ConfigError(f"Unknown protocol {label[:80]!r}: {error}. {known}.") from None
     if said.name not in registry:
         near = get_close_matches(said.name, registry, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -104,9 +108,13 @@ def _value(label: str, kind: type[Protocol], option: Field[Any], text: str) -> A
             raise ConfigError(f"Protocol {label!r}: option {key!r} must be one of {', '.join(kind.choices[key])}.")
         return text
     if str(option.type).startswith("float"):
-        if not re.fullmatch(r"\d+\.?\d*(e[+-]?\d+)?", text, re.IGNORECASE):
+        if not re.fullmatch(r"[0-9]+\.?[0-9]*(e[+-]?[0-9]+)?", text, re.IGNORECASE):
             raise ConfigError(f"Protocol {label!r}: option {key!r} must be a number such as {key}=0.001.")
+        if not math.isfinite(float(text)):
+            raise ConfigError(f"Protocol {label!r}: option {key!r} is too large to be a number.")
         return float(text)
-    if not re.fullmatch(r"\d+", text):
+    if not re.fullmatch(r"[0-9]+", text):
         raise ConfigError(f"Protocol {label!r}: option {key!r} must be a whole number such as {key}=1.")
+    if len(text) > MOST_DIGITS or int(text) > MOST_OPTION:
+        raise ConfigError(f"Protocol {label!r}: option {key!r} must be at most {MOST_OPTION}.")
     return int(text)

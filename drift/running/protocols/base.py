@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from drift._bounds import MOST_STEPS, MOST_TOKENS
 from drift.dataset.labels import number
 from drift.errors import ConfigError, ProtocolError
 
@@ -297,6 +298,11 @@ class Protocol(ABC):
             raise ConfigError(
                 f"chunk_size is {chunk_size}, but a text of {tokens} tokens can only be cut into chunks "
                 f"of 1 to {tokens} tokens."
+            )
+        if tokens > MOST_TOKENS or -(-tokens // chunk_size) > MOST_STEPS:
+            raise ConfigError(
+                f"A text of {tokens} tokens in chunks of {chunk_size} is too long: at most {MOST_TOKENS:,} tokens, in "
+                f"at most {MOST_STEPS:,} chunks."
             )
 
     def check_reference(self, reference: str) -> None:

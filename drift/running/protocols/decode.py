@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from drift._bounds import MOST_STEPS
 from drift.running.protocols.base import Chunk, Variation
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Decode(Variation):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.tokens >= 1, "tokens must be at least 1")
+        self._require(self.tokens <= MOST_STEPS, f"tokens must be at most {MOST_STEPS}")
         self._require(
             self.protocol.measures_what_it_carries,
             f"{self.protocol.label} does not carry on what it measures; name the protocol whose cache is decoded from",

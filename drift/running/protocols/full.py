@@ -14,6 +14,8 @@ __all__ = ["FLOOR_DRAWS", "FLOOR_SCALE", "Full", "floor_draw", "floor_record", "
 FLOOR_DRAWS = 2
 #: Noise of the draws of the rounding floor, in unit roundoffs.
 FLOOR_SCALE = 1.0
+#: Texts computed at once.
+_MOST_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Full(Protocol):
 
     def __post_init__(self) -> None:
         self._require(self.batch >= 1, "batch must be at least 1")
+        self._require(self.batch <= _MOST_BATCH, f"batch must be at most {_MOST_BATCH}")
         self._require(bool(self.noise) or not self.seed, "a seed needs noise, such as noise=1")
 
     @property

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from drift import dataset
+from drift._outside import OutsideError
+from drift.dataset.attributes import attribute
+from drift.dataset.plans import PLAN, PlanFile, read_plan
 from drift.errors import ConfigError, DatasetError, Fault
 from drift.paths import outside_path
 from drift.running.sweep.cost import cores
@@ -37,7 +40,7 @@ FINDINGS: dict[str, str] = {
     "leftover": "a file that a killed or mended run left behind",
 }
 _HASH = re.compile(r"_([0-9a-f]{16})\.nc$")
-_PLAN = "sweep.json"
+_FEW = 5  # broken entries of a plan that are told one by one
 _PARALLEL_FROM = 200  # below, starting processes takes longer than they save
 
 
@@ -226,8 +229,7 @@ def _look(root: Path, file: str) -> _Cell:
         ds = dataset.read(root / file)
     except DatasetError as error:
         return _Cell(file, (error.fault or Fault.DAMAGED).value, error.problem)
-    record = json.loads(str(ds.attrs["config_json"]))
-    record = record if isinstance(record, dict) else {}
+    record = attribute(ds.attrs, "config_json")
     recorded = str(ds.attrs["config_sha256"])
     axes = ("model", "dtype", "chunk_size", "protocol", "reference", "attn_implementation", "device")
     # The most common value of an axis is left out of the record.
@@ -329,21 +331,23 @@ def _other(a: _Cell, b: _Cell) -> str:
 def _plan(root: Path) -> tuple[dict[str, dict[str, Any]] | None, list[Finding]]:
     """What ``sweep.json`` says about cells, by file; None where it says nothing."""
     try:
-        record = json.loads((root / _PLAN).read_text(encoding="utf-8"))
-        listed = record["cells"]
-        entries = {str(entry["file"]): entry for entry in listed}
+        plan: PlanFile = read_plan(root / PLAN)
     except FileNotFoundError:
         return None, []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return None, [Finding("plan", _PLAN, f"cannot be read as a plan ({type(error).__name__}: {error})", _MAKE_ANEW)]
-    findings = []
+    except (OSError, OutsideError) as error:
+        return None, [Finding("plan", PLAN, f"cannot be read as a plan ({error})", _MAKE_ANEW)]
+    listed = [entry for entry in plan.cells if entry.get("file")]
+    entries = {str(entry["file"]): entry for entry in listed}
+    findings = [Finding("plan", PLAN, problem, _MAKE_ANEW) for problem in plan.problems[:_FEW]]
+    if len(plan.problems) > _FEW:
+        findings.append(Finding("plan", PLAN, f"and {len(plan.problems) - _FEW} more broken entries", _MAKE_ANEW))
     if len(entries) < len(listed):
-        findings.append(Finding("plan", _PLAN, f"names {len(listed) - len(entries)} cells twice", _MAKE_ANEW))
+        findings.append(Finding("plan", PLAN, f"names {len(listed) - len(entries)} cells twice", _MAKE_ANEW))
     for name, entry in entries.items():
         found = _HASH.search(name)
         if entry.get("hash") and found and not str(entry["hash"]).startswith(found.group(1)):
             problem = f"says that {name} has the hash {str(entry['hash'])[:16]}"
-            findings.append(Finding("plan", _PLAN, problem, _MAKE_ANEW))
+            findings.append(Finding("plan", PLAN, problem, _MAKE_ANEW))
     return entries, findings
 
 
@@ -358,7 +362,7 @@ def _against_the_plan(cells: Mapping[str, _Cell], entries: Mapping[str, Mapping[
         # Where name and cell disagree already, that is the finding.
         if hash_ and cells[name].named == hash_[:16] == planned[:16] and planned != hash_:
             problem = f"says that {name} has the hash {planned}, but the cell has {hash_}"
-            yield Finding("plan", _PLAN, problem, _MAKE_ANEW)
+            yield Finding("plan", PLAN, problem, _MAKE_ANEW)
     for name, cell in cells.items():
         if name not in entries:
             yield Finding(

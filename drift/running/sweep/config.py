@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StrictBool, StrictStr, ValidationError
 from pydantic import StrictInt as _StrictInt
 
+from drift._bounds import MOST_DIGITS, MOST_DOCUMENTS, MOST_TOKENS
+from drift._outside import OutsideError
 from drift.dataset.labels import split_outside_parentheses
 from drift.errors import ConfigError
 from drift.paths import outside_path
 from drift.running.protocols.full import FLOOR_DRAWS
+from drift.running.sweep.yaml_files import read_yaml
 
 __all__ = ["AXES", "DEFAULTS", "OPTIONS", "Config", "Grid", "closest", "load_config", "preset_path", "presets"]
 
@@ -86,7 +88,7 @@ def _as_list(value: object) -> object:
 
 
 _Text = Annotated[StrictStr, Field(min_length=1)]
-_Count = Annotated[_StrictInt, Field(ge=1)]
+_Count = Annotated[_StrictInt, Field(ge=1, le=MOST_TOKENS)]
 _Values = Annotated[list[_T], BeforeValidator(_as_list), Field(min_length=1)]
 
 
@@ -100,7 +102,7 @@ class _Axes(BaseModel):
     chunk_size: _Values[_Count] | None = None
     protocol: _Values[_Text] | None = None
     reference: _Values[_Text] | None = None
-    documents: _Values[_Count] | None = None
+    documents: _Values[Annotated[_StrictInt, Field(ge=1, le=MOST_DOCUMENTS)]] | None = None
     tokens: _Values[_Count] | None = None
     corpus: _Values[_Text] | None = None
     attn_implementation: _Values[Attention] | None = None
@@ -194,36 +196,13 @@ def closest(word: object, choices: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; a config that says two things is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        made: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return made
-
-
 def _read(path: Path, where: str) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not a text file ({error.reason} at byte {error.start})") from error
+        data = read_yaml(str(path))
+    except OutsideError as error:
+        raise ConfigError(f"{where}: {error}") from error
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror or error}") from error
-    try:
-        data = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from error
     if data is None:
         raise ConfigError(f"{where}: empty; it needs at least `model:`. Axes: {', '.join(AXES)}")
     if not isinstance(data, dict):
@@ -268,8 +247,10 @@ def _override(text: str) -> tuple[str, Any]:
     axis, words = parse_pair(text, "--set", (*AXES, *OPTIONS, "seed", "name"))
     values: list[Any] = list(words)
     if axis in _INTEGERS:
-        if bad := [word for word in words if not re.fullmatch(r"[+-]?\d+", word)]:
-            raise ConfigError(f"--set {text}: {axis} takes whole numbers, but {bad[0]!r} is none")
+        if bad := [word for word in words if not re.fullmatch(rf"[+-]?\d{{1,{MOST_DIGITS}}}", word)]:
+            raise ConfigError(
+                f"--set {text[:80]}: {axis} takes whole numbers, but {bad[0][:40]!r} is none that is taken"
+            )
         values = [int(word) for word in words]
     elif axis in ("allow_beyond_context", "controls"):
         if bad := [word for word in words if word.lower() not in ("true", "false")]:
@@ -300,11 +281,19 @@ def _path(loc: Sequence[int | str], raw: object) -> tuple[str, object]:
     return path, value
 
 
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more digits than Python writes; an object within itself
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _words(error: Mapping[str, Any], loc: Sequence[int | str], raw: object) -> str:
     """One pydantic error as one line: key path, what was wrong, what would be right."""
     kind, context = str(error["type"]), error.get("ctx", {})
     path, value = _path(loc, raw)
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+    shown = _shown(value)
     if kind == "extra_forbidden":
         top = len(loc) == 1
         known = [*AXES, *OPTIONS, *(("name", "description", "seed", "grids") if top else ())]

@@ -5,14 +5,17 @@ No torch here: a plan is made, checked and shown in a second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from drift._bounds import MOST_CELLS
+from drift.errors import ConfigError
 from drift.paths import outside_path
 from drift.running.sweep.cells import Cell
-from drift.running.sweep.config import Config, load_config
+from drift.running.sweep.config import AXES, Config, load_config
 from drift.running.sweep.cost import cell_bytes, correction
 from drift.running.sweep.gpus import cuda_problem
 from drift.running.sweep.groups import Group, shape_of
@@ -120,6 +123,7 @@ def plan(
     """
     if not isinstance(config, Config):
         config = load_config(config)
+    _check_count(config)
     problems = Problems()
     cells: dict[str, Cell] = {}
     for grid in config.grids:
@@ -140,6 +144,19 @@ def plan(
     folder.check()
     made = Plan(config, folder, _in_order(cells.values()), Survey(), memory)
     return made.surveyed() if look else made
+
+
+def _check_count(config: Config) -> None:
+    """Count the cells of all grids before one of them is made."""
+    count = sum(
+        math.prod(len(values) for name in AXES if isinstance(values := getattr(grid, name), list))
+        for grid in config.grids
+    )
+    if count > MOST_CELLS:
+        raise ConfigError(
+            f"{config.source}: its grids have {count:,} cells; at most {MOST_CELLS:,} are planned at once. Split it "
+            "into sweeps of their own"
+        )
 
 
 def _in_order(cells: Any) -> tuple[Cell, ...]:

@@ -7,7 +7,6 @@ told apart from what comes out otherwise (:class:`drift.errors.Obstacle`).
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -18,7 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from drift import dataset
+from drift._outside import Form, OutsideError, parse_json
 from drift._version import NUMERICS_VERSION
+from drift.dataset.plans import PLAN, read_plan
 from drift.errors import CheckpointError, ConfigError, CorpusError, DatasetError, Obstacle, UnverifiableError
 from drift.paths import outside_path
 from drift.running import corpus, protocols
@@ -155,10 +156,11 @@ def requests(folder: str | os.PathLike[str], models: Sequence[str] = ()) -> list
 def _planned_models(root: Path) -> list[str]:
     """Models that ``sweep.json`` was configured with: a cell says only their short names."""
     try:
-        grids = json.loads((root / "sweep.json").read_text(encoding="utf-8"))["config"]["grids"]
-        return [str(name) for grid in grids for name in grid["model"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        grids = read_plan(root / PLAN).grids
+    except (OSError, OutsideError):
         return []
+    lists = [named for grid in grids if isinstance(named := grid.get("model"), list)]
+    return [name for named in lists for name in named if isinstance(name, str)]
 
 
 def _named(names: Iterable[str]) -> dict[str, str]:
@@ -201,12 +203,12 @@ def _request(path: Path, here: _Here) -> Request:
     except DatasetError as error:
         return Request(path.name, obstacle=Obstacle.UNSOUND, why=error.problem)
     try:
-        record = json.loads(str(attrs["config_json"]))
-        versions = tuple(sorted((str(k), str(v)) for k, v in record["versions"].items()))
+        record = parse_json(str(attrs["config_json"]), Form.SWEEP_CELL)
+        versions = tuple(sorted(record["versions"].items()))
         label, weights, text = record["model"], record["checkpoint_sha256"], record["corpus_sha256"]
         numerics, threads = record["versions"]["numerics"], int(attrs["threads"])
         draws = len(record.get("floor", {"seeds": []})["seeds"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         why = "it was not made by a sweep: its record does not say which weights, text and versions were used"
         return Request(path.name, obstacle=Obstacle.SETTINGS, why=why)
     of_cells = {field.name for field in fields(Cell)}

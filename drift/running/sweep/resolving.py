@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any, TypeVar
 
 from drift import dataset
+from drift._bounds import MOST_STEPS
 from drift._version import NUMERICS_VERSION
 from drift.dataset.contract import SCHEMA_VERSION
 from drift.errors import ConfigError, DriftError
@@ -26,6 +27,7 @@ from drift.running.sweep.groups import shape_of
 __all__ = ["Problems", "resolve_grid"]
 
 _T = TypeVar("_T")
+_TOLD = 50  # problems that are told
 
 
 # ---------------------------------------------------------------- the machine
@@ -46,13 +48,11 @@ class Problems:
     """Collects everything that is wrong, so that a person mends a configuration in one go."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.lines: dict[str, None] = {}
 
     def add(self, place: str, text: object) -> None:
         """Note a problem at a place; the same one once."""
-        line = f"{place}: {text}"
-        if line not in self.lines:
-            self.lines.append(line)
+        self.lines[f"{place}: {text}"] = None
 
     def attempt(self, place: str, function: Callable[[], _T]) -> _T | None:
         """Return what a function returns; what it refuses is noted, and None returned."""
@@ -65,7 +65,9 @@ class Problems:
     def raise_any(self) -> None:
         """Raise all that was noted, if anything was."""
         if self.lines:
-            raise ConfigError("\n".join(self.lines))
+            told = list(self.lines)
+            more = [f"... and {len(told) - _TOLD} more problems"] if len(told) > _TOLD else []
+            raise ConfigError("\n".join([*told[:_TOLD], *more]))
 
 
 def resolve_grid(grid: Grid, config: Config, problems: Problems, dry_run: bool) -> Iterator[Cell]:
@@ -76,6 +78,8 @@ def resolve_grid(grid: Grid, config: Config, problems: Problems, dry_run: bool) 
         ("torch", _installed("torch")),
         ("transformers", _installed("transformers")),
     )
+    if not _check_steps(grid, problems):
+        return
     models: dict[str, tuple[Any, str]] = _each(grid, "model", problems, _known)
     texts: dict[str, str] = _each(grid, "corpus", problems, lambda name: corpus.identity(name, config.seed))
     readings: dict[str, Any] = _each(grid, "protocol", problems, protocols.parse)
@@ -160,6 +164,19 @@ def _rungs(grid: Grid, devices: Mapping[str, str], problems: Problems) -> dict[s
             others = ", ".join(n for n, r in dataset.RUNGS.items() if not r.needs_gpu)
             problems.add(grid.origin("dtype", name), f"{name} needs a GPU ({why}). On a CPU: {others}")
     return rungs
+
+
+def _check_steps(grid: Grid, problems: Problems) -> bool:
+    """Whether every text of a grid has a number of chain steps that can be done with."""
+    sound = True
+    for tokens, size in product(grid.tokens, grid.chunk_size):
+        if (steps := -(-tokens // size)) > MOST_STEPS:
+            sound = False
+            problems.add(
+                grid.origin("chunk_size", size),
+                f"{tokens} tokens in chunks of {size} are {steps:,} chain steps; at most {MOST_STEPS:,} are computed",
+            )
+    return sound
 
 
 def _check_sizes(

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from drift import dataset
+from drift._outside import OutsideError
 from drift.dataset.contract import SCHEMA_VERSION
+from drift.dataset.plans import PLAN, PlanFile, read_plan
 from drift.errors import ConfigError, DatasetError
 from drift.writing import TEMPORARY_SUFFIX, open_lock, own, owner, subfolder, write_whole
 
 __all__ = ["Folder", "Survey"]
 
-_PLAN = "sweep.json"
 _LOCK = ".lock"
 _LOGS = "logs"
 _KEPT_TIMINGS = 200
@@ -41,7 +42,7 @@ class Survey:
     strangers : list of str
         Cells of no plan, or of another one. They are left alone.
     checked : dict of str to list of int
-        Size, mtime in ns and inode of every file in `done` when it was found sound.
+        Size, both times of change in ns and inode of every file in `done` when it was found sound.
     again : dict of str to list of int
         Files of the plan that are sound and that a run with ``--force`` was to compute again, and did not get to: as in
         `checked`. Such a cell is not done until its file is another.
@@ -64,6 +65,10 @@ class Survey:
     timings: list[dict[str, Any]] = field(default_factory=list)
     cut_off: str = ""
     notes: list[str] = field(default_factory=list)
+
+
+def _reason(entry: Mapping[str, Any]) -> str:
+    return str(next((entry[name] for name in ("reason", "error", "message") if entry.get(name)), "not recorded"))
 
 
 class Folder:
@@ -115,7 +120,7 @@ class Folder:
         present = {path.name for path in self.path.glob("*.nc")}
         found.strangers = sorted(present - expected.keys())
         record = self._record(found)
-        entries = {str(e.get("file")): e for e in record.get("cells", []) if isinstance(e, dict)}
+        entries = {str(e["file"]): e for e in record.cells if e.get("file")}
         for file in sorted(present & expected.keys()):
             now, entry = self.fingerprint(file), entries.get(file, {})
             if now and now == entry.get("again"):
@@ -128,21 +133,22 @@ class Folder:
             else:
                 found.done.add(file)
                 found.checked[file] = now
-        for entry in record.get("failures", []):
-            name = str(entry.get("file")) if isinstance(entry, dict) else ""
+        for entry in record.failures or []:
+            name = str(entry.get("file"))
             if name in expected and name not in found.done:
-                found.failures[name] = entry
-        found.timings = [entry for entry in record.get("groups", []) if isinstance(entry, dict)]
-        found.cut_off = str(record.get("at_work_on") or "")
+                # What a person is told of a failure is there, whoever wrote the file.
+                found.failures[name] = {**entry, "cell": str(entry.get("cell") or name), "reason": _reason(entry)}
+        found.timings = record.groups
+        found.cut_off = str(record.record.get("at_work_on") or "")
         return found
 
     def fingerprint(self, file: str) -> list[int]:
-        """Size, mtime in ns and inode of a cell's file; empty if there is none."""
+        """Size, both times of change in ns and inode of a cell's file; empty if there is none."""
         try:
             status = self.cell(file).stat()
         except OSError:
             return []
-        return [status.st_size, status.st_mtime_ns, status.st_ino]
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
     def _fault(self, file: str, expected: str) -> str:
 
@@ -158,19 +164,18 @@ class Folder:
             return f"{file}: was written under schema version {schema}, the plan asks for version {SCHEMA_VERSION}"
         return ""
 
-    def _record(self, found: Survey) -> dict[str, Any]:
-        path = self.path / _PLAN
+    def _record(self, found: Survey) -> PlanFile:
+        path = self.path / PLAN
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(record, dict):
-                return record
-            problem = "not an object"
+            plan = read_plan(path)
         except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            problem = str(error)
-        found.notes.append(f"{path}: unreadable ({problem}); failures and timings in it are lost, cells are not")
-        return {}
+            return PlanFile()
+        except (OSError, OutsideError) as error:
+            found.notes.append(f"{path}: unreadable ({error}); failures and timings in it are lost, cells are not")
+            return PlanFile()
+        if plan.problems:
+            found.notes.append(f"{path}: {len(plan.problems)} broken entries are left out, first {plan.problems[0]}")
+        return plan
 
     # ------------------------------------------------------------ changing
 
@@ -213,7 +218,7 @@ class Folder:
     def _sweep_up(self) -> None:
         """Remove the half-written files of killed runs and workers. Only under the lock: nobody else is writing."""
         for path in self.path.glob(f".*{TEMPORARY_SUFFIX}"):
-            ours = rf"\.(.+\.nc|{re.escape(_PLAN)})\.[0-9]+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}"
+            ours = rf"\.(.+\.nc|{re.escape(PLAN)})\.[0-9]+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}"
             if re.fullmatch(ours, path.name):
                 with suppress(OSError):  # a folder of such a name is none of ours
                     path.unlink(missing_ok=True)
@@ -243,7 +248,7 @@ class Folder:
 
     def save(self, record: Mapping[str, Any]) -> None:
         """Write ``sweep.json``, whole or not at all."""
-        write_whole(self.path / _PLAN, f"{json.dumps(record, indent=1)}\n".encode())
+        write_whole(self.path / PLAN, f"{json.dumps(record, indent=1)}\n".encode())
 
     @staticmethod
     def recent(timings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

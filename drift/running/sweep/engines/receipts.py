@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drift._bounds import MOST_FILE_BYTES
+from drift._outside import OutsideError, read_bytes
 from drift._version import NUMERICS_VERSION
 from drift.dataset.contract import SCHEMA_VERSION
 from drift.errors import DriftError
@@ -81,8 +83,8 @@ def difference(cell: Cell) -> str:
 def sha256_or_nothing(path: Path) -> str:
     """SHA-256 of a file, in hex; empty where it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+        return hashlib.sha256(read_bytes(path, MOST_FILE_BYTES)).hexdigest()
+    except (OSError, OutsideError):
         return ""
 
 
