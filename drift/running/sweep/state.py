@@ -244,7 +244,8 @@ class Folder:
     def forget_log(self, file: str) -> None:
         """Remove the traceback of a cell that is done now."""
         with suppress(OSError):
-            (subfolder(self.path, _LOGS) / f"{Path(file).stem}.log").unlink(missing_ok=True)
+            if not (self.path / _LOGS).is_symlink():
+                (self.path / _LOGS / f"{Path(file).stem}.log").unlink(missing_ok=True)
 
     def save(self, record: Mapping[str, Any]) -> None:
         """Write ``sweep.json``, whole or not at all."""
