@@ -169,9 +169,7 @@ def regular(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int]]:
     try:
         state = os.fstat(handle)
         if not stat.S_ISREG(state.st_mode):
-            raise NoFileError(
-                "a folder, not a file" if stat.S_ISDIR(state.st_mode) else "a device or pipe, not a file"
-            )
+            raise NoFileError("a folder, not a file" if stat.S_ISDIR(state.st_mode) else "a device or pipe, not a file")
         with open(handle, "rb", closefd=False) as stream:
             yield stream, state.st_size
     finally:
