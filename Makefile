@@ -21,7 +21,7 @@ STAMP := $(VENV)/.drift-installed
 PIP_FLAGS := --disable-pip-version-check --no-compile -q
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup report sweep test test-cpus mutants lint format lab clean distclean
+.PHONY: help setup report sweep test test-cpus fuzz mutants lint format lab clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test-cpus            the numerical tests under every instruction set that this CPU has"
 	@echo "make lab                  JupyterLab on notebooks/"
 	@echo "make sweep PRESET=quick   one sweep (presets: quick, default, deep, paper)"
+	@echo "make fuzz                 100,000 inputs that nobody meant, over every format that comes from outside"
 	@echo "make mutants              would the tests notice? a sample of mutants of the numerical files, by mutmut"
 	@echo "make lint | format        ruff, mypy, import-linter | ruff, rewriting files"
 	@echo "make clean | distclean    local reports and tool caches | the virtual environment as well"
@@ -80,6 +81,11 @@ test-cpus: PREFETCH := smollm2-135m-instruct
 test-cpus: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct
 	@$(PY) bench/cpus.py
+
+# Tens of minutes; FUZZ_FLAGS="--inputs 5000 --formats yaml,csv" takes one.
+FUZZ_FLAGS ?=
+fuzz: $(STAMP)
+	@$(PY) bench/fuzz.py $(FUZZ_FLAGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -130,7 +130,7 @@ def child(names: list[str], inputs: int, seed: int, out: Path) -> int:
     return 0
 
 
-def _watched(command: list[str], last: Path) -> str:
+def watched(command: list[str], last: Path) -> str:
     """Run a child; what it died of, or nothing."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while True:
@@ -153,7 +153,7 @@ def fuzz(names: dict[str, int], seed: int, folder: Path, together: bool) -> dict
         out = folder / f"{group[0].replace('.', '-')}.json"
         command = [sys.executable, str(Path(__file__).resolve()), "--child", ",".join(group), "--out", str(out)]
         command += ["--inputs", str(names[group[0]]), "--seed", str(seed)]
-        died = _watched(command, out.with_suffix(".last"))
+        died = watched(command, out.with_suffix(".last"))
         found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
         told |= found
         if died:
@@ -185,6 +185,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--together", action="store_true", help="all formats in one process")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the counts go")
+    parser.add_argument("--scratch", type=Path, default=FINDINGS, help="where inputs that matter are kept")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -199,9 +200,9 @@ def main() -> int:
     counts = {name: max(1, round(arguments.inputs * formats[name].share / shares) + 1) for name in wanted}
     if arguments.together:
         counts = dict.fromkeys(wanted, max(1, arguments.inputs // len(wanted)))
-    FINDINGS.mkdir(parents=True, exist_ok=True)
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    folder = Path(tempfile.mkdtemp(dir=FINDINGS, prefix="run-"))
+    folder = Path(tempfile.mkdtemp(dir=arguments.scratch, prefix="run-"))
     told = fuzz(counts, arguments.seed, folder, arguments.together)
     found = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),

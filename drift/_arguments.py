@@ -65,8 +65,8 @@ def text(name: str, value: Any) -> str:
 
 
 def path(name: str, value: Any) -> str | os.PathLike[str]:
-    """The path of a file or folder."""
-    if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
+    """What may be the path of a file or folder; whether it can be looked up is for :mod:`drift.paths` to say."""
+    if not isinstance(value, str | os.PathLike):
         raise _refuse(name, value, "it must be the path of a file or folder")
     return value
 

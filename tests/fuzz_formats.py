@@ -76,6 +76,12 @@ def cell() -> Any:
     return synthetic.cell(**SMALL)
 
 
+@cache
+def thinned() -> Any:
+    """A sound cell that was thinned."""
+    return thin(cell(), 4, 12)
+
+
 # ---------------------------------------------------------------- configurations and plans
 YAML = (
     "model: smollm2-135m-instruct\ntokens: 64\nchunk_size: [8, 16]\ndtype: [bf16, fp32]\n",
@@ -139,9 +145,6 @@ CELL: dict[str, Any] = {
     },
     "versions_json": {"torch": "2", "python": "3"},
     "numerics_json": {"deterministic": True},
-    "thinned_json": {
-        "layers": [0, 1, 3], "layers_of": 4, "bits": 20, "relative_error": 1e-6, "exact": [], "nonfinite_dropped": 0,
-    },
     "threads": 2, "git_dirty": 0, "seed": 0, "git_commit": "0" * 40, "schema_version": "2", "logit_stride": 1,
     "elapsed_s": 1.0, "bos_token_id": -1, "protocol_summary": "words", "drift_version": "0.1", "device_name": "cpu",
 }  # fmt: skip
@@ -162,11 +165,11 @@ def probe_attributes(document: Any, folder: Path) -> None:
             except Exception:  # what HDF5 does not hold cannot come from a file
                 continue
     requests(folder)
-    ds = cell().copy()
+    ds = (thinned() if "thinned_json" in attrs else cell()).copy()
     ds.attrs = {**ds.attrs, **{str(k): v for k, v in attrs.items()}}
     dataset.validate(ds)
     told(Sweep([ds]))
-    thin(ds, 3, 12)
+    thin(ds, 3, 8)
 
 
 @cache
@@ -270,25 +273,42 @@ def probe_csv(payload: bytes, folder: Path) -> None:
     curves.judge(from_csv(folder / "a.csv"), NO_CONTROLS)
 
 
-def dump(steps: int, rows: int) -> dict[str, Any]:
+DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "F8_E4M3": 1, "I32": 4}
+
+
+def dump(steps: int, rows: int, width: int = 4, dtype: str = "F32", left_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """The header of a small dump."""
     made, at = {}, 0
     for step in range(steps):
         for kind, shape in {
-            "layer.0.hidden": [rows, 4], "layer.1.hidden": [rows, 4], "block.1.key": [2, rows, 2],
+            "layer.0.hidden": [rows, width], "layer.1.hidden": [rows, width], "block.1.key": [2, rows, 2],
             "block.1.value": [2, rows, 2], "block.1.cache_key": [2, rows * (step + 1), 2], "logits": [rows, 6],
+            "final": [rows, width],
         }.items():  # fmt: skip
-            size = 4 * int(np.prod(shape))
-            made[f"step.{step}.{kind}"] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
-            at += size
+            if kind not in left_out:
+                size = DTYPES[dtype] * int(np.prod(shape))
+                made[f"step.{step}.{kind}"] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+                at += size
     return made
+
+
+KINDS = ("layer.0.hidden", "layer.1.hidden", "block.1.key", "block.1.cache_key", "logits", "final")
+
+
+def sound_dumps() -> strategies.Strategy:
+    """Headers of dumps that fit together more often than not."""
+    some = st.lists(st.sampled_from(KINDS), max_size=3).map(tuple)
+    dtypes = st.sampled_from(list(DTYPES))
+    cuts = st.sampled_from([(3, 4), (1, 12), (4, 3), (6, 2), (12, 1), (2, 4), (0, 4)])
+    made = st.builds(lambda cut, *more: dump(*cut, *more), cuts, st.sampled_from([4, 4, 4, 2, 1]), dtypes, some)
+    return made.map(strategies.as_json)
 
 
 def probe_dump(headers: tuple[bytes, bytes], folder: Path) -> None:
     dumps = []
     for name, header in zip("ab", headers, strict=True):
         (folder / name).mkdir()
-        data = np.random.default_rng(0).standard_normal(1024).astype("<f4").tobytes()
+        data = np.random.default_rng(len(header) % 7).standard_normal(4096).astype("<f4").tobytes()
         (folder / name / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
         dumps.append(open_dump(folder / name))
     found = diagnose(*dumps)
@@ -337,15 +357,12 @@ def spoiled_headers(sound: list[Any]) -> strategies.Strategy:
     )
 
 
-def mostly(sound: Any, other: strategies.Strategy) -> strategies.Strategy:
-    return st.one_of(st.just(strategies.as_json(sound)), other)
-
-
 @cache
 def formats() -> dict[str, Format]:
     """All formats, by name."""
     sizes = [folders.CONFIG, {"text_config": folders.CONFIG, "model_type": "x"}]
     shards = {"weight_map": {"a": "model.safetensors"}, "metadata": {"total_size": 8}}
+    cells = [CELL, CELL | {"thinned_json": json.loads(thinned().attrs["thinned_json"])}]
     header = folders.header(folders.SHAPES)[0]
     dumps = spoiled_headers([dump(3, 4), dump(1, 12)])
     options = st.dictionaries(
@@ -359,7 +376,7 @@ def formats() -> dict[str, Format]:
     return {
         "yaml": Format(strategies.text_bytes(YAML, WORDS), probe_yaml, 0.5),
         "sweep.json": Format(strategies.json_bytes([PLAN], PLAN_KEYS), probe_plan, 0.5),
-        "attributes": Format(strategies.documents([CELL], CELL_KEYS), probe_attributes, 0.5),
+        "attributes": Format(strategies.documents(cells, CELL_KEYS), probe_attributes, 0.5),
         "netcdf": Format(st.builds(strategies.mutated, st.just(cell_bytes()), strategies.SEEDS), probe_netcdf, 0.15),
         "safetensors": Format(strategies.safetensors(spoiled_headers([header])), probe_safetensors),
         "config.json": Format(strategies.json_bytes(sizes, list(folders.CONFIG)), probe_config),
@@ -367,7 +384,7 @@ def formats() -> dict[str, Format]:
         "gguf": Format(strategies.gguf(gguf_bytes(), packed), probe_gguf),
         "manifest": Format(manifests, probe_manifest),
         "csv": Format(tables, probe_csv, 0.5),
-        "dumps": Format(st.tuples(mostly(dump(3, 4), dumps), dumps), probe_dump, 0.5),
+        "dumps": Format(st.tuples(*[st.one_of(sound_dumps(), sound_dumps(), dumps)] * 2), probe_dump, 0.5),
         "labels": Format(strategies.labels([*protocols.available(), "nothing"], OPTION_NAMES), probe_label, 2.0),
         "parameters": Format(text, probe_parameter),
         "curves": Format(st.tuples(arrays, options), probe_curve),
