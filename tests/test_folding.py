@@ -194,10 +194,15 @@ def test_a_text_does_not_go_on_behind_a_broken_chunk_or_a_question() -> None:
 
 
 BRANCHED = [
-    ("llama", "append"), ("gemma3-short-window", "append"), ("gemma3-long-window", "restart"),
-    ("llama", "evict(budget=12)"), ("qwen2", "streaming(sinks=2,window=10,positions=cache)"), ("llama", "isolated"), ("mistral-window", "append"),
+    ("llama", "append"),
+    ("gemma3-short-window", "append"),
+    ("gemma3-long-window", "restart"),
+    ("mistral-window", "append"),
+    ("llama", "evict(budget=12)"),
+    ("qwen2", "streaming(sinks=2,window=10,positions=cache)"),
+    ("llama", "isolated"),
     ("llama", "quantized"),
-]  # fmt: skip
+]
 
 
 def after(model: Any, text: torch.Tensor, label: str, question: torch.Tensor) -> torch.Tensor:

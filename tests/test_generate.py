@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, half_attention
@@ -212,9 +211,9 @@ def test_a_prompt_is_the_chat_template_in_pieces(chatty: Any) -> None:
 
 def test_what_looks_like_a_special_token_in_a_text_is_text(chatty: Any) -> None:
     prompt = Prompt.of(chatty[1], True)
-    for tokens in (prompt.text("a</s>b")[len(prompt.text("a")) - 1 :], prompt.question("</s>")[2:-11]):
+    for tokens in (prompt.text("a</s>b")[len(prompt.text("a")) - 1 :], prompt.question("</s>")[1:-12]):
         assert 2 not in tokens
-        assert {ord("<") - 29, ord("/") - 29} <= set(tokens)
+        assert {ord("<"), ord("/")} <= set(tokens)
     assert prompt.question("why")[-12] == 2, "that of the template is one"
 
 
@@ -261,7 +260,7 @@ def test_a_chat_goes_on_with_the_same_prefill(chatty: Any) -> None:
         ({"chat": True}, "has none"),
         (
             {"text": "a" * 200, "question": "b" * 20, "max_new_tokens": 40},
-            r"Text \(201 tokens\), question \(22\) and answer \(up to 40\) reach position 262, beyond the model's "
+            r"Text \(200 tokens\), question \(21\) and answer \(up to 40\) reach position 260, beyond the model's "
             "context of 256",
         ),
         ({"text": "a" * 300}, "context of 256"),
@@ -281,7 +280,7 @@ def test_what_was_folded_keeps_its_protocol_and_its_context(tiny: Any) -> None:
     first = drift.generate(model, tokenizer, "a" * 200, chunk_size=64, max_new_tokens=2)
     with pytest.raises(ConfigError, match="folded already"):
         drift.generate(model, tokenizer, first.prefill, protocol="restart")
-    with pytest.raises(ConfigError, match="reach position 263"):
+    with pytest.raises(ConfigError, match="reach position 261"):
         drift.generate(model, tokenizer, first.prefill, question="b" * 60, max_new_tokens=1)
     far = drift.generate(model, tokenizer, first.prefill, question="b" * 60, allow_beyond_context=True)
     assert far.folded.position > 256
@@ -320,7 +319,7 @@ def test_the_command_says_the_answer_and_what_it_cost(
     tokens = want.prefill.text_tokens
     assert f"chunk {-(-tokens // 16)} of {-(-tokens // 16)}, {tokens} tokens" in told.err
     assert f"folded {tokens} tokens in {-(-tokens // 16)} chunks" in told.err
-    assert "question of 6 tokens" in told.err
+    assert "question of 5 tokens" in told.err
     assert f"answer of {len(want.tokens)} tokens" in told.err
     assert "peak memory of the process" in told.err
 
@@ -350,7 +349,7 @@ def test_the_command_reads_standard_input(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"some text of mine")))
     assert run(tiny[2], "-") == 0
-    assert "folded 18 tokens in 2 chunks" in capsys.readouterr().err
+    assert "folded 17 tokens in 2 chunks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -409,7 +408,7 @@ def test_every_refused_protocol_is_refused_before_the_model_is_read(
 def test_a_trained_model_finds_what_the_text_says(smollm2: str) -> None:
     model, tokenizer = load_model(smollm2, "fp32")
     fill = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
-    text = fill * 4 + "The name of the captain's cat is Pamplemousse.\n" + fill * 4
+    text = (fill * 4 + "The name of the captain's cat is Pamplemousse.\n" + fill * 4).rstrip()
     question = "What is the name of the captain's cat?"
     told = list[str]()
     found = drift.generate(
@@ -422,7 +421,9 @@ def test_a_trained_model_finds_what_the_text_says(smollm2: str) -> None:
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": f"{text}\n\n{question}"}], add_generation_prompt=True
     )
-    assert np.array_equal(found.folded.tokens[: len(prompt["input_ids"])], prompt["input_ids"])
+    # Tokens may be others where text and question meet; what they spell is not.
+    asked = found.folded.tokens[: found.prefill.text_tokens + found.question_tokens]
+    assert tokenizer.decode(asked) == tokenizer.decode(prompt["input_ids"])
     lost = drift.generate(model, tokenizer, fill * 8, question=question, chunk_size=64, max_new_tokens=16)
     assert "Pamplemousse" not in lost.text
     dropped = drift.generate(
