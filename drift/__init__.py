@@ -14,11 +14,14 @@ from drift._version import __version__
 if TYPE_CHECKING:
     from drift.dataset.opening import open_sweep
     from drift.running.checkpoints.loading import load_model
+    from drift.running.folding.folded import fold
+    from drift.running.folding.generating import generate
     from drift.running.tracing import trace, trace_folds
 
-__all__ = ["__version__", "load_model", "open_sweep", "trace", "trace_folds"]
+__all__ = ["__version__", "fold", "generate", "load_model", "open_sweep", "trace", "trace_folds"]
 
 _HOMES = {
+    "fold": "drift.running.folding.folded",
     "load_model": "drift.running.checkpoints.loading",
     "open_sweep": "drift.dataset.opening",
     "trace": "drift.running.tracing",
@@ -29,6 +32,8 @@ attach()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "generate":  # the door, which is also the function: whoever imports the one finds the other in its place
+        return import_module("drift.generate")
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
@@ -37,4 +42,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, "generate"])

@@ -12,7 +12,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "drift"
 LONGEST = 500  # lines of a file: what can be read at a sitting
-DOORS = ("capture", "checkpoints", "claims", "diagnose", "ladder", "plateau", "report", "sweep", "thin", "verify")
+DOORS = (
+    "capture",
+    "checkpoints",
+    "claims",
+    "diagnose",
+    "generate",
+    "ladder",
+    "plateau",
+    "report",
+    "sweep",
+    "thin",
+    "verify",
+)
 # Where a command, or a process that it starts, first needs torch or the scientific packages.
 SEAMS = {
     *((f"{door}.py", "main") for door in DOORS),

@@ -18,14 +18,13 @@ from safetensors import SafetensorError
 from drift import _arguments as arguments
 from drift._bounds import MOST_TOKENS
 from drift.dataset.dumps import LOGITS
-from drift.dataset.rungs import Rung, rung
 from drift.errors import ConfigError, DatasetError
 from drift.paths import outside_path
 from drift.running.checks import check_chunks, check_planted, check_tokens
 from drift.running.descent.descending import descend
 from drift.running.descent.lanes import Lane, Recorder
 from drift.running.descent.taps import check_supported
-from drift.running.model.numerics import numerics, rung_of
+from drift.running.model.numerics import computing_rung, numerics
 from drift.running.model.weights import weights_of
 from drift.running.protocols import parse
 from drift.running.provenance import provenance
@@ -102,7 +101,7 @@ def capture(
     if len(ids) != 1:
         raise ConfigError(f"One lane holds one document; got {len(ids)}. Capture them one by one.")
     bound, chunks = _one_pass(model, parse(protocol), chunk_size, ids.shape[1], bos_token_id)
-    computed = _rung(model, dtype)
+    computed = computing_rung(model, dtype)
     device = weights_of(model).device
     lane = Lane(torch.from_numpy(ids[0]).to(device), chunks, bound)
     target = free_target(out)
@@ -160,14 +159,6 @@ def _one_pass(
     check_planted(bound, chunks)
     check_chunks(text_config, [chunks], False)
     return bound, chunks
-
-
-def _rung(model: PreTrainedModel, dtype: str | None) -> Rung:
-    """The rung to compute on: that of the model's format, or the one that was named, if it is of that format."""
-    computed = rung_of(model.dtype) if dtype is None else rung(dtype)
-    if computed.torch_dtype != str(model.dtype).removeprefix("torch."):
-        raise ConfigError(f"dtype is {computed.name}, but the model is in {model.dtype}.")
-    return computed
 
 
 @contextmanager

@@ -14,6 +14,8 @@ of a plain ``model(chunk, past_key_values=cache)`` loop over the same chunks.
     the model's own forward with its layers tapped: how each block is called.
 ``caches``
     the KV caches that lanes fill.
+``carrying``
+    what a protocol does to a block's cache after a chain step.
 ``blocks``
     one lane through one block.
 ``head``

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,19 +15,19 @@ from transformers.cache_utils import DynamicLayer
 
 from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import RoomyLayer, TapeCache, restore_snapshot, take_snapshot
+from drift.running.descent.carrying import CarriedStep, KeyRotation, held_by
 from drift.running.descent.lanes import Lane
 from drift.running.descent.taps import (
     Call,
     attention_as,
-    blank_embeddings,
+    attention_of,
     blocks_of,
     call_memory,
     noted_attention,
-    rotary_tables,
     tapped_calls,
     text_config,
 )
-from drift.running.protocols.base import Carried, Chunk, Protocol
+from drift.running.protocols.base import Chunk
 
 __all__ = ["DescendingLane", "run_block"]
 
@@ -39,7 +40,7 @@ class DescendingLane:
     model: PreTrainedModel
     states: list[Tensor] = field(default_factory=list)
     calls: list[list[Call]] | None = None
-    _tables: list[tuple[Tensor, Tensor]] | None = None
+    _rotation: KeyRotation | None = None
 
     def tap(self, allowed: float) -> int:
         """Take the lane to its first block; keep its calls if ``allowed`` bytes hold them; return their bytes."""
@@ -78,13 +79,7 @@ class DescendingLane:
     @contextmanager
     def scope(self) -> Iterator[None]:
         """The numerical switches and the attention implementation that the lane computes with."""
-        protocol = self.lane.protocol
-        wanted = None
-        if protocol is not None:
-            wanted = "eager" if protocol.wants_attention else protocol.attn_implementation
-        with ExitStack() as stack:
-            stack.enter_context(self.lane.scope())
-            stack.enter_context(attention_as(self.model, wanted))
+        with self.lane.scope(), attention_as(self.model, attention_of(self.lane.protocol)):
             yield
 
     def text(self, per_chunk: Sequence[Tensor], dim: int = -2) -> Tensor:
@@ -98,17 +93,9 @@ class DescendingLane:
 
     def rotate(self, index: int, keys: Tensor, shift: Tensor) -> Tensor:
         """Move keys [..., slot, feature] of a block by ``shift`` positions, int64 [slot]."""
-        if self._tables is None:
-            width = int(text_config(self.model).hidden_size)
-            like = torch.zeros((1, 1, width), dtype=self.model.dtype, device=self.lane.tokens.device)
-            self._tables = rotary_tables(self.model, blank_embeddings(like, len(self.lane.tokens) + 1))
-        cos, sin = self._tables[index]
-        width = cos.shape[-1]
-        wide = keys[..., :width].to(torch.promote_types(keys.dtype, torch.float32))
-        c = cos[shift.abs()].to(wide.dtype)
-        s = (sin[shift.abs()] * shift.sign()[:, None]).to(wide.dtype)
-        half = torch.cat([-wide[..., width // 2 :], wide[..., : width // 2]], dim=-1)
-        return torch.cat([(wide * c + half * s).to(keys.dtype), keys[..., width:]], dim=-1)
+        if self._rotation is None:
+            self._rotation = KeyRotation(self.model, self.lane.tokens.device)
+        return self._rotation.rotate(index, keys, shift, len(self.lane.tokens))
 
 
 def run_block(
@@ -162,13 +149,15 @@ def run_block(
             if chunk.kept and source is not None:
                 _take_over(index, lane, chunk, layer, source)
             if chunk.kept and protocol is not None and protocol.carries:
-                _carry(protocol, index, lane, chunk, layer, probabilities[-1] if probabilities else None, notes)
+                attention = probabilities[-1] if probabilities else None
+                step = CarriedStep(chunk, index, attention, partial(lane.rotate, index), lane.lane.unit_roundoff)
+                step.carry(protocol, layer, notes)
             held = [x for x in (layer.keys, layer.values) if isinstance(x, Tensor)]
             sizes[chunk.step] = sum(x[:1].numel() * x.element_size() for x in held)
             if held:
                 on_step(chunk.step, held[0][0], held[1][0])
     if whole:
-        keys, values = _held(tape.layers[index])
+        keys, values = held_by(tape.layers[index])
         # Without prefixes, what was appended is what the cache holds.
         if not any(chunk.prefix for chunk in chunks):
             return keys[0], values[0], list(sizes.values())
@@ -201,7 +190,7 @@ def _take_chunk(index: int, lane: DescendingLane, place: int, call: Call, tape: 
 
 def _take_over(index: int, lane: DescendingLane, chunk: Chunk, layer: Any, source: tuple[Tensor, Tensor]) -> None:
     """Put another lane's keys and values of a chunk's text in place of those that the chunk has just appended."""
-    keys, values = _held(layer)
+    keys, values = held_by(layer)
     count = min(chunk.stop - chunk.start, keys.shape[-2])  # a sliding window may be shorter than the chunk
     moved = chunk.first_position + len(chunk.prefix) - chunk.start
     others, other_values = (x[None, :, chunk.stop - count : chunk.stop] for x in source)
@@ -210,38 +199,3 @@ def _take_over(index: int, lane: DescendingLane, chunk: Chunk, layer: Any, sourc
     # A layer of the cache has just made these for itself, or has room of its own for them.
     keys[..., -count:, :] = others
     values[..., -count:, :] = other_values
-
-
-def _carry(
-    protocol: Protocol,
-    index: int,
-    lane: DescendingLane,
-    chunk: Chunk,
-    layer: Any,
-    attention: Tensor | None,
-    notes: dict[str, Any],
-) -> None:
-    """Let the protocol change the block's cache after a chain step."""
-    keys, values = _held(layer)
-    cache = Carried(
-        keys=keys,
-        values=values,
-        step=chunk.step,
-        block=index + 1,
-        new=len(chunk),
-        sliding=bool(layer.is_sliding),
-        attention=attention,
-        rotate=lambda keys, shift: lane.rotate(index, keys, shift),
-        unit_roundoff=lane.lane.unit_roundoff,
-        notes=notes,
-    )
-    protocol.carry(cache)
-    protocol.check_carried(cache, keys.shape[-2])
-    layer.keys, layer.values = cache.keys, cache.values
-
-
-def _held(layer: Any) -> tuple[Tensor, Tensor]:
-    """Keys and values of a layer of the cache that holds some."""
-    assert layer.keys is not None
-    assert layer.values is not None
-    return layer.keys, layer.values

@@ -21,6 +21,7 @@ from drift.running.protocols.base import Chunk, Protocol
 __all__ = [
     "Call",
     "attention_as",
+    "attention_of",
     "blank_embeddings",
     "blocks_of",
     "call_memory",
@@ -117,6 +118,13 @@ def attention_as(model: PreTrainedModel, implementation: str | None) -> Iterator
     finally:
         for config, value in zip(configs, before, strict=True):
             config._attn_implementation = value
+
+
+def attention_of(protocol: Protocol | None) -> str | None:
+    """The attention implementation that a protocol is run with; None is the model's own."""
+    if protocol is None:
+        return None
+    return "eager" if protocol.wants_attention else protocol.attn_implementation
 
 
 class _Taps:

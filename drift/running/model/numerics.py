@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift.dataset.rungs import RUNGS, Rung
+from drift.dataset.rungs import rung as rung_named
 from drift.errors import ConfigError, PrecisionError
 from drift.running.model.modes import accumulate_in_float32, keep_float64
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HALF_MATMUL", "default_half_matmul", "numerics", "rung_of"]
+__all__ = ["HALF_MATMUL", "computing_rung", "default_half_matmul", "numerics", "rung_of"]
 
 HALF_MATMUL = ("native", "float32")
 """How 16-bit matrix products can be computed on a CPU, see :func:`numerics`."""
@@ -39,6 +40,22 @@ def rung_of(dtype: torch.dtype) -> Rung:
         if candidate.torch_dtype == name and not candidate.needs_gpu:
             return candidate
     raise PrecisionError(f"The model computes in {name}, which is not on the precision ladder ({', '.join(RUNGS)}).")
+
+
+def computing_rung(model: Any, dtype: str | None = None) -> Rung:
+    """Return the rung to compute on: that of a model's format, or the one that was named, if it is of that format.
+
+    Raises
+    ------
+    ConfigError
+        If the named rung is of another format.
+    PrecisionError
+        If the model's format is on no rung.
+    """
+    computed = rung_of(model.dtype) if dtype is None else rung_named(dtype)
+    if computed.torch_dtype != str(model.dtype).removeprefix("torch."):
+        raise ConfigError(f"dtype is {computed.name}, but the model is in {model.dtype}.")
+    return computed
 
 
 def _flags() -> set[str]:

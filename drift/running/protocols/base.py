@@ -284,6 +284,22 @@ class Protocol(ABC):
             slots = self.slots(step, slots + len(chunk), len(chunk))
         return tuple(chunks)
 
+    def following(self, start: int, stop: int, step: int, seen: int, slots: int) -> Chunk:
+        """The pass over tokens that come after the folded text, a question or what is generated.
+
+        It sees all that is held, and nothing is put in front of it.
+
+        Parameters
+        ----------
+        start, stop : int
+            The tokens, counted on from the text.
+        step : int
+            The chain step.
+        seen, slots : int
+            Tokens that have gone through, and slots that a block with full attention still holds.
+        """
+        return Chunk(start, stop, (), self.first_position(step, seen, slots), step)
+
     def reference_chunks(self, tokens: int) -> tuple[Chunk, ...]:
         """How the lanes of full attention take the same text: in one chunk."""
         return (Chunk(0, tokens),)

@@ -68,7 +68,7 @@ class Decode(Variation):
             slots = self.slots(chunk.step, slots + len(chunk), len(chunk))
         for start in range(text, tokens):
             step = chunks[-1].step + 1
-            chunks.append(Chunk(start, start + 1, (), self.first_position(step, seen, slots), step))
+            chunks.append(self.following(start, start + 1, step, seen, slots))
             seen, slots = seen + 1, self.slots(step, slots + 1, 1)
         return tuple(chunks)
 
