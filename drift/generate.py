@@ -16,17 +16,22 @@ import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from drift._bounds import MOST_TEXT_BYTES
+from drift._outside import OutsideError, read_bytes
+from drift.boundary import command
 from drift.dataset.rungs import RUNGS
-from drift.errors import ConfigError, DriftError
+from drift.errors import ConfigError
+from drift.paths import outside_path
 from drift.running.model.numerics import HALF_MATMUL, default_half_matmul
+from drift.shown import clipped
 
 __all__ = ["main"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_LOOKS = 0.1  # at a line that is written over
 _WEIGHTS = ("auto", "resident", "streamed")
 
 
@@ -76,20 +81,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(path: str) -> str:
+def _read(given: str) -> str:
     """The text of a file, or of standard input."""
+    shown = f"--prompt-file {clipped(given)}"
     try:
-        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        if given == "-":
+            raw = sys.stdin.buffer.read(MOST_TEXT_BYTES + 1)
+            if len(raw) > MOST_TEXT_BYTES:
+                raise OutsideError(f"more than {MOST_TEXT_BYTES:,} bytes long, which is the most that is read")
+        else:
+            raw = read_bytes(outside_path(given, said="--prompt-file"), MOST_TEXT_BYTES)
         text = raw.decode("utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"--prompt-file {path}: there is no such file.") from None
+        raise ConfigError(f"{shown}: there is no such file.") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--prompt-file {path}: is not UTF-8 text ({error}). Convert it first.") from None
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--prompt-file {path}: cannot be read ({why}).") from None
+        raise ConfigError(f"{shown}: is not UTF-8 text ({error}). Convert it first.") from None
+    except OutsideError as error:
+        raise ConfigError(f"{shown}: cannot be read ({error}).") from None
+    except OSError as error:
+        raise ConfigError(f"{shown}: cannot be read ({error.strerror or error}).") from None
     if not text.strip():
-        raise ConfigError(f"--prompt-file {path}: is empty: there is nothing to fold.")
+        raise ConfigError(f"{shown}: is empty: there is nothing to fold.")
     return text
 
 
@@ -101,84 +113,96 @@ class _Progress:
         self._live = stream.isatty()
         self._told = time.monotonic()
         self._seconds = 0.0
-        self._open = False
+        self._width = 0  # of the line that stands there
 
     def step(self, step: Any, left: int) -> None:
         """Take note of a chain step."""
         self._seconds += step.seconds
         now = time.monotonic()
-        if left and now - self._told < (0.1 if self._live else _SECONDS_BETWEEN_LINES):
+        if left and now - self._told < (_SECONDS_BETWEEN_LOOKS if self._live else _SECONDS_BETWEEN_LINES):
             return
         self._told = now
         line = (
             f"chunk {step.chunk.step + 1} of {step.chunk.step + 1 + left}, {step.chunk.stop} tokens, "
             f"{self._seconds:.0f} s, {step.carried_bytes / 1e6:.0f} MB carried"
         )
-        self._open = self._live
-        print(f"\r{line}\033[K" if self._live else line, end="" if self._live else "\n", file=self._stream, flush=True)
+        if self._live:
+            print("\r" + line.ljust(self._width), end="", file=self._stream, flush=True)
+            self._width = len(line)
+        else:
+            print(line, file=self._stream, flush=True)
 
     def end(self) -> None:
         """Leave the line."""
-        if self._open:
+        if self._width:
             print(file=self._stream, flush=True)
-            self._open = False
+            self._width = 0
 
 
+@command("drift.generate")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    progress = _Progress(sys.stderr)
-    try:
-        if args.chunk_size < 1:
-            raise ConfigError(f"--chunk-size {args.chunk_size}: it must be at least 1 (for one pass: --protocol full).")
-        text = _read(args.prompt_file)
-        from drift.running.checkpoints import loading, shapes
-        from drift.running.folding import folded, generating, sizing
-        from drift.running.protocols import parse
-        from drift.running.sweep.memory import ITEM_BYTES, RUNTIME_BYTES, free
+    if args.chunk_size < 1:
+        raise ConfigError(f"--chunk-size {args.chunk_size}: it must be at least 1 (for one pass: --protocol full).")
+    text = _read(args.prompt_file)
+    from drift.running.checkpoints import loading, shapes
+    from drift.running.folding import folded, generating, meters, sizing
+    from drift.running.protocols import parse
+    from drift.running.sweep.memory import ITEM_BYTES, free
 
-        # What is wrong with the words of the command is said before gigabytes are read.
-        reading = parse(args.protocol)
-        folded.check_runnable(reading)
-        with redirect_stdout(sys.stderr):  # whatever libraries print must not mix with the answer
-            shape, kept = shapes.shape(args.model), args.weights
-            if kept == "auto":
-                slots = reading.slots(0, len(text) // sizing.CHARACTERS_PER_TOKEN, args.chunk_size)
-                needs = None if shape is None else sizing.Needs.of(shape, ITEM_BYTES[args.dtype], slots)
-                on_gpu = None if args.device == "cpu" else free("cuda")
-                room = (free("cpu") or 0) - RUNTIME_BYTES if on_gpu is None else on_gpu
-                kept = sizing.weights_kept(needs, room, kept)
-            loaded = loading.load(args.model, args.dtype, args.device, args.attn, kept)
-        answer = generating.generate(
-            loaded.model,
-            loaded.tokenizer,
-            text,
-            question=args.question,
-            chunk_size=args.chunk_size,
-            protocol=args.protocol,
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            seed=args.seed,
-            chat=False if args.no_chat else None,
-            dtype=args.dtype,
-            half_matmul=args.half_matmul or default_half_matmul(loaded.record["device"]),
-            allow_beyond_context=args.allow_beyond_context,
-            on_step=progress.step,
-            on_token=None if args.json else lambda token, piece: _show(piece, progress),
-        )
-    except DriftError as error:
+    # What is wrong with the words of the command is said before gigabytes are read.
+    reading = parse(args.protocol)
+    folded.check_runnable(reading)
+    progress, kept = _Progress(sys.stderr), args.weights
+    with (
+        meters.memory_of_the_device(),
+        redirect_stdout(sys.stderr),
+    ):  # what libraries print must not mix with the answer
+        if kept == "auto":
+            slots = reading.slots(0, len(text) // sizing.CHARACTERS_PER_TOKEN, args.chunk_size)
+            on_gpu = None if args.device == "cpu" else free("cuda")
+            room = free("cpu") if on_gpu is None else on_gpu
+            shape = shapes.shape(args.model)
+            needs = None if shape is None else sizing.Needs.of(shape, ITEM_BYTES[args.dtype], slots)
+            kept = sizing.weights_kept(needs, room)
+        loaded = loading.load(args.model, args.dtype, args.device, args.attn, kept)
+    try:
+        with meters.memory_of_the_device():
+            answer = generating.generate(
+                loaded.model,
+                loaded.tokenizer,
+                text,
+                question=args.question,
+                chunk_size=args.chunk_size,
+                protocol=args.protocol,
+                max_new_tokens=args.max_new_tokens,
+                temperature=args.temperature,
+                seed=args.seed,
+                chat=False if args.no_chat else None,
+                dtype=args.dtype,
+                half_matmul=args.half_matmul or default_half_matmul(loaded.record["device"]),
+                allow_beyond_context=args.allow_beyond_context,
+                on_step=progress.step,
+                on_token=None if args.json else lambda token, piece: _show(piece, progress),
+            )
+    finally:
         progress.end()
-        print(f"drift.generate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        progress.end()
-        print("interrupted", file=sys.stderr)
-        return 130
-    progress.end()
     if args.json:
         print(json.dumps({**answer.as_dict(), "model": loaded.record}, indent=1, allow_nan=False))
     else:
         print(flush=True)
+    _say_cost(answer, kept)
+    return 0
+
+
+def _show(piece: str, progress: _Progress) -> None:
+    progress.end()
+    print(piece, end="", flush=True)
+
+
+def _say_cost(answer: Any, kept: str) -> None:
+    """Say what an answer took, and whether it means anything."""
     cost, fold = answer.cost(), answer.prefill
     whose = "on the device" if fold.device.type == "cuda" else "of the process"
     print(
@@ -190,12 +214,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if answer.nonfinite:
         print(f"{answer.nonfinite} scores were NaN or infinite: the answer means nothing there.", file=sys.stderr)
-    return 0
-
-
-def _show(piece: str, progress: _Progress) -> None:
-    progress.end()
-    print(piece, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -413,10 +413,9 @@ def test_weights_are_kept_where_they_fit_and_streamed_where_they_do_not() -> Non
     shape = Shape(10, 100, 300, 4, 2, 25, 1000, 1_100_000, 512, True)
     needs = Needs.of(shape, 2, 1000)
     assert needs == Needs(2.2e6, 2 * (100_000 + 200_000), 2 * 10 * 2 * 25 * 2 * 1000)
-    assert weights_kept(needs, needs.weights + needs.cache, "auto") == "resident"
-    assert weights_kept(needs, needs.weights + needs.cache - 1, "auto") == "streamed"
-    assert weights_kept(needs, needs.streamed + needs.cache, "auto") == "streamed"
+    assert weights_kept(needs, needs.weights + needs.cache) == "resident"
+    assert weights_kept(needs, needs.weights + needs.cache - 1) == "streamed"
+    assert weights_kept(needs, needs.streamed + needs.cache) == "streamed"
     with pytest.raises(ConfigError, match=r"0\.0 GB for the cache and 0\.0 GB for the weights"):
-        weights_kept(needs, needs.streamed + needs.cache - 1, "auto")
-    assert weights_kept(needs, 0, "resident") == "resident"
-    assert weights_kept(None, 0, "auto") == weights_kept(needs, None, "auto") == "resident"
+        weights_kept(needs, needs.streamed + needs.cache - 1)
+    assert weights_kept(None, 0) == weights_kept(needs, None) == "resident"

@@ -17,15 +17,18 @@ from sweep_tools import text_file, tiny_checkpoint
 from test_folding import REFUSED, model_of, text_of
 
 import drift
+from drift import generate as generate_door
 from drift.errors import ConfigError
 from drift.generate import main
 from drift.running.checkpoints.loading import load_model
+from drift.running.folding import sizing
 from drift.running.folding.folded import Folded
 from drift.running.folding.generating import Stop, generate
 from drift.running.folding.prompts import Prompt
 from drift.running.model.numerics import numerics, rung_of
 from drift.running.protocols import parse
 from drift.running.protocols.decode import Decode
+from drift.running.sweep import memory
 
 pytestmark = pytest.mark.numerical
 
@@ -388,6 +391,62 @@ def test_errors_of_the_command_are_for_people(
     assert said in told.err
     assert "Traceback" not in told.err
     assert told.out == ""
+
+
+class Terminal(io.StringIO):
+    """Where a person looks on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_stays_in_one_line_of_a_terminal(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(generate_door, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    assert run(tiny[2], text_file(tmp_path / "book.txt", 100)) == 0
+    lines = screen.getvalue().split("\n")
+    shown = next(line for line in lines if "chunk 1 of 7" in line)
+    assert [part.split(",")[0] for part in shown.split("\r")[1:]] == [f"chunk {n} of 7" for n in range(1, 8)]
+    assert "\\x" not in screen.getvalue(), "a control character that a terminal was not given"
+    assert lines[lines.index(shown) + 1].startswith("folded 101 tokens"), "the line was not left"
+
+
+def test_a_device_without_memory_is_an_error_for_people(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore of it")
+
+    monkeypatch.setattr(Folded, "extend", full)
+    assert run(tiny[2], text_file(tmp_path / "book.txt", 100)) == 2
+    told = capsys.readouterr().err
+    assert "ran out of memory (CUDA out of memory. Tried to allocate 9 GiB.)" in told
+    assert "--weights streamed" in told
+
+
+@pytest.mark.parametrize(
+    ("free", "more", "kept"),
+    [
+        (10**7, [], "resident"),
+        (None, [], "resident"),
+        (10**6, [], "streamed"),
+        (10**5, [], ""),
+        (10**5, ["--weights", "streamed"], "streamed"),
+        (10**5, ["--weights", "resident"], "resident"),
+    ],
+)
+def test_weights_that_do_not_fit_are_streamed(
+    tiny: Any, tmp_path: Path, free: int | None, more: list[str], kept: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(memory, "free", lambda device: free)
+    monkeypatch.setattr(sizing.Needs, "of", lambda *_: sizing.Needs(5e6, 4e5, 1e5))
+    assert run(tiny[2], text_file(tmp_path / "book.txt", 100), *more) == (0 if kept else 2)
+    told = capsys.readouterr().err
+    assert (f"weights {kept}" if kept else "GB are free. Shorten the text") in told
 
 
 def test_a_folder_is_no_text(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from drift import _arguments as arguments
+from drift._bounds import MOST_TOKENS
 from drift.errors import ConfigError, UnsupportedModelError
 from drift.running.checks import check_chunks, check_planted, check_tokens
 from drift.running.descent.caches import TapeCache
@@ -421,10 +423,13 @@ def fold(
     >>> folded.position, folded.seconds, folded.cache.bytes  # doctest: +SKIP
     """
     check_supported(model)
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ConfigError(f"chunk_size is {chunk_size}; it must be a whole number of at least 1 token.")
-    if spare_slots < 0:
-        raise ConfigError(f"spare_slots is {spare_slots}; it must be at least 0.")
+    chunk_size = arguments.whole("chunk_size", chunk_size, 1, MOST_TOKENS)
+    spare_slots = arguments.whole("spare_slots", spare_slots, 0, MOST_TOKENS)
+    if bos_token_id is not None:
+        arguments.whole("bos_token_id", bos_token_id)
+    arguments.truth("allow_beyond_context", allow_beyond_context)
+    if on_step is not None:
+        arguments.function("on_step", on_step)
     count = check_tokens(model, tokens).shape[1]
     config = text_config(model)
     bos = bos_token_id if bos_token_id is not None else getattr(config, "bos_token_id", None)

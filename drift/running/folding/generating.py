@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from drift import _arguments as arguments
+from drift._bounds import MOST_TOKENS
 from drift.errors import ConfigError
 from drift.running.checks import check_tokens
 from drift.running.descent.taps import check_supported, text_config
@@ -181,10 +183,15 @@ def generate(
     >>> first = drift.generate(model, tokenizer, book, question="Who is Mr. Fogg?")  # doctest: +SKIP
     >>> second = drift.generate(model, tokenizer, first.prefill, question="What did he bet?")  # doctest: +SKIP
     """
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
-    if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"temperature is {temperature}; it must be 0, for the most likely token, or above.")
+    max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1, MOST_TOKENS)
+    seed = arguments.whole("seed", seed)
+    if temperature != 0:
+        wanted = "it must be 0, for the most likely token, or above"
+        temperature = arguments.between("temperature", temperature, 0, wanted=wanted)
+    if question is not None:
+        arguments.text("question", question)
+    if on_token is not None:
+        arguments.function("on_token", on_token)
     check_supported(model)
     if isinstance(text, Folded):
         if chunk_size is not None or protocol is not None:
@@ -199,7 +206,7 @@ def generate(
         bos = bos_token_id if bos_token_id is not None else getattr(tokenizer, "bos_token_id", None)
         reading = parse(protocol or "append").bind(lambda: bos)
         check_runnable(reading)
-        size = CHUNK_SIZE if chunk_size is None else chunk_size
+        size = CHUNK_SIZE if chunk_size is None else arguments.whole("chunk_size", chunk_size, 1, MOST_TOKENS)
         asking.check_reach(model, reading, Reached.through(reading, len(ids), size), size)
         prefill = fold(model, ids, size, reading, dtype=dtype, half_matmul=half_matmul, on_step=on_step,
                        allow_beyond_context=allow_beyond_context, spare_slots=asking.slots)  # fmt: skip

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-__all__ = ["PeakMemory", "process_peak"]
+from drift.errors import ConfigError
+
+__all__ = ["PeakMemory", "memory_of_the_device", "process_peak"]
+
+
+@contextmanager
+def memory_of_the_device() -> Iterator[None]:
+    """Within it, a device that runs out of memory is an error for people.
+
+    Raises
+    ------
+    ConfigError
+        With what to do about it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"The device ran out of memory ({str(error).splitlines()[0]}). Have the weights read block by block "
+            "(--weights streamed), take smaller chunks, a shorter text or a narrower --dtype, or a protocol that drops "
+            "what is old (streaming, evict, merge)."
+        ) from error
 
 
 def process_peak() -> int:

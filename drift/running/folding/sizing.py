@@ -43,8 +43,8 @@ class Needs:
         )
 
 
-def weights_kept(needs: Needs | None, room: float | None, wanted: str) -> str:
-    """Say whether weights are kept in memory or read block by block.
+def weights_kept(needs: Needs | None, room: float | None) -> str:
+    """Say whether weights are kept in memory, if they fit beside the cache, or read block by block.
 
     Parameters
     ----------
@@ -52,16 +52,17 @@ def weights_kept(needs: Needs | None, room: float | None, wanted: str) -> str:
         None where nothing is known of the model before it is there.
     room : float or None
         Bytes that the device has free for them; None where it does not say.
-    wanted : str
-        ``resident``, ``streamed``, or ``auto``: resident if it fits.
+
+    Returns
+    -------
+    str
+        ``resident`` or ``streamed``.
 
     Raises
     ------
     ConfigError
         If neither would fit; it says what it would take.
     """
-    if wanted != "auto":
-        return wanted
     if needs is None or room is None or needs.weights + needs.cache <= room:
         return "resident"
     if needs.streamed + needs.cache <= room:
