@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from drift.boundary import command
 from drift.dataset.rungs import RUNGS
 from drift.errors import ConfigError, DriftError
 from drift.running.model.numerics import HALF_MATMUL, default_half_matmul
@@ -124,6 +125,7 @@ class _Progress:
             self._open = False
 
 
+@command("drift.generate")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
