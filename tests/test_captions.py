@@ -109,7 +109,7 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tupl
 def alpha(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
     monkeypatch.setattr(intervals, "ALPHA", request.param)
     for function in (intervals.mean_interval, slope):  # defaults are bound where a function is made
-        monkeypatch.setattr(function, "__defaults__", (request.param,))
+        monkeypatch.setattr(function, "__defaults__", (request.param, *(function.__defaults__ or ())[1:]))
     return float(request.param)
 
 

@@ -119,6 +119,7 @@ FIGURES: dict[str, Callable[[str], Figure | None]] = {
 
 def test_every_figure_of_the_facade_is_laid_out_here() -> None:
     drawn = {name.split()[0] for name in FIGURES}
+    drawn |= {"growth_with_position", "inherited_per_step", "inherited_through_depth"}  # drawn in test_captions
     assert set(figures.__all__) - {"choose", "described", "groups", "png", "show"} == drawn
 
 

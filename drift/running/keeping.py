@@ -7,7 +7,6 @@ measured again. Documents never see each other, so a cell made of kept and of ne
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -21,6 +20,7 @@ from safetensors.numpy import save
 
 import drift
 from drift.dataset.hashing import content_hash
+from drift.writing import write_whole
 
 __all__ = ["KEPT_FOLDER", "KeptDocuments", "Measured", "forget_documents"]
 
@@ -87,11 +87,9 @@ class KeptDocuments:
             for place, variables in enumerate(measured)
             for name, values in variables.items()
         }
-        path, part = self._path(index), self._path(index).with_suffix(".part")
         with suppress(OSError):
             self._folder.mkdir(exist_ok=True)
-            part.write_bytes(save(flat, metadata={"switches": _written(switches)}))
-            os.replace(part, path)
+            write_whole(self._path(index), save(flat, metadata={"switches": _written(switches)}))
 
     def forget(self) -> None:
         """Remove what is kept: the cells are written, or cannot be."""
