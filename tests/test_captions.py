@@ -26,7 +26,7 @@ from drift.reading.figures import chain, depth
 from drift.reading.floor import responding
 from drift.reading.plateau.deciding import plateau, plateaus
 from drift.reading.statistics import intervals, windows
-from drift.reading.statistics.slope import Scaling, ScalingReason, slope
+from drift.reading.statistics.slope import Scaling, ScalingReason, slope, slope_of_levels
 from drift.reading.summary.explaining import table_legend
 from drift.reading.wording.numbers import number
 
@@ -108,7 +108,7 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tupl
 @pytest.fixture(params=[0.05, 0.1], ids=lambda alpha: f"alpha {alpha}")
 def alpha(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
     monkeypatch.setattr(intervals, "ALPHA", request.param)
-    for function in (intervals.mean_interval, slope):  # defaults are bound where a function is made
+    for function in (intervals.mean_interval, slope, slope_of_levels):  # defaults are bound where a function is made
         monkeypatch.setattr(function, "__defaults__", (request.param, *(function.__defaults__ or ())[1:]))
     return float(request.param)
 
