@@ -31,7 +31,7 @@ from drift import ladder as ladder_door
 from drift import plateau as plateau_door
 from drift.dataset import opening
 from drift.dataset.sweep import Sweep
-from drift.reading import claims, controls, figures, floor, gain, ladder, side_by_side, summary
+from drift.reading import claims, controls, figures, floor, gain, ladder, side_by_side, summary, why
 from drift.reading.accessor import SweepAccessor
 from drift.reading.claims import against, chunking, missing, models, precision, published, saturation
 from drift.reading.claims.model import Setting, Status
@@ -190,11 +190,22 @@ ENTRIES: dict[str, Callable[[Sweep], Iterable[str]]] = {
     "summary.describing.curve_sentences": lambda s: summary.curve_sentences(dataset.folds(s)),
     "report.front.write_front": lambda s: re.findall(r'<ul class="lead">(.*?)</ul>', index(s), flags=re.DOTALL),
     "report.answers.answers": lambda s: first_page(answers([Exhibit(s)])),
+    "why.computing.explain": lambda s: why_sentences(why.explain(s)),
     "figures.floor.drift_and_floor": lambda s: texts(figures.drift_and_floor(s)),
     "figures.chain.drift_per_step": lambda s: texts(figures.drift_per_step(dataset.folds(s))),
     "figures.level.level_vs_roundoff": lambda s: texts(figures.level_vs_roundoff(dataset.folds(s))),
     "figures.plateau.plateau_fit": lambda s: texts(figures.plateau_fit(dataset.folds(s))),
 }
+
+
+def why_sentences(found: why.Explained) -> list[str]:
+    sentences = [
+        why.answer(found),
+        *why.explanation(found),
+        *why.position_sentences(found),
+        *why.depth_sentences(found),
+    ]
+    return [text.replace("rounding floor", "floor") for text in sentences]  # the name of a measure, and no verdict
 
 
 def first_page(said: Answers) -> list[str]:
@@ -211,10 +222,13 @@ def index(sweep: Sweep) -> str:
 SILENT = """
 amplitudes.holding figures.style.sizes_words figures.style.smallest_chunks
 cells.deepest cells.grouped_cells cells.judged_chains cells.longest cells.protocol_lines cells.protocol_summaries
-cells.select report.practice.practice report.exhibits.deepest_exhibit claims.chunking.c3 claims.models.c4_level
+cells.select report.practice.practice report.exhibits.deepest_exhibit
+report.exhibits.deepest_with_floor claims.chunking.c3 claims.models.c4_level
 claims.against.chains_with_floor claims.saturation.c1_rise claims.missing.undecided claims.page.commands
 controls.evaluating.evaluate
-controls.floor.floors controls.floor.in_floors controls.gating.gate figures.logits.logits_per_step
+controls.floor.floor_cells controls.floor.floors controls.floor.in_floors controls.gating.gate
+figures.logits.logits_per_step
+floor.responding.noise_responses why.responding.responses figures.noise.response_to_noise
 figures.chain.nonfinite figures.depth.depth_growth figures.depth.heat_map figures.depth.keys_values
 figures.depth.worst_tokens figures.level.level_vs_chunk_size figures.side_by_side.readings figures.style.choose
 figures.style.dtypes_of figures.style.groups figures.style.model_title figures.style.need_cells gain.by_layer

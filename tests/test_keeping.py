@@ -14,6 +14,7 @@ from drift.running.keeping import KEPT_FOLDER, KeptDocuments, Measured
 from drift.running.sweep.config import load_config
 from drift.running.sweep.outcome import Interrupted
 from drift.running.sweep.running import run
+from drift.writing import temporary_name
 
 SWITCHES = {"tf32": False, "half_matmul": "native"}
 
@@ -65,6 +66,36 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) 
     kept.save(0, SWITCHES, measured())
     assert kept.load(0, SWITCHES) is None
     kept.forget()
+
+
+def test_nothing_is_written_or_removed_behind_a_link_or_under_another_name(tmp_path: Path) -> None:
+    elsewhere, sweep = tmp_path / "elsewhere", tmp_path / "sweep"
+    elsewhere.mkdir()
+    sweep.mkdir()
+    theirs = elsewhere / f"{'0' * 64}.0.safetensors"
+    theirs.write_text("theirs")
+    (sweep / KEPT_FOLDER).symlink_to(elsewhere)
+    kept = KeptDocuments(sweep, {})
+    kept.save(0, SWITCHES, measured())
+    keeping.forget_documents(sweep)
+    assert list(elsewhere.iterdir()) == [theirs]
+    (sweep / KEPT_FOLDER).unlink()
+    kept.save(0, SWITCHES, measured())
+    (sweep / KEPT_FOLDER / "notes.txt").write_text("mine")
+    keeping.forget_documents(sweep)
+    assert [path.name for path in (sweep / KEPT_FOLDER).iterdir()] == ["notes.txt"]
+
+
+def test_what_a_killed_process_left_goes_with_its_group(tmp_path: Path) -> None:
+    kept, other = KeptDocuments(tmp_path, {"cells": [1]}), KeptDocuments(tmp_path, {"cells": [2]})
+    kept.save(0, SWITCHES, measured())
+    other.save(0, SWITCHES, measured())
+    whole = next(path for path in (tmp_path / KEPT_FOLDER).iterdir() if kept._key in path.name)
+    whole.rename(temporary_name(whole))
+    kept.forget()
+    assert other.load(0, SWITCHES) is not None
+    other.forget()
+    assert not (tmp_path / KEPT_FOLDER).exists()
 
 
 def configuration(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from drift.dataset.rungs import RUNGS
 from drift.dataset.sweep import Sweep
-from drift.reading import controls, figures, gain, ladder
+from drift.reading import controls, figures, gain, ladder, why
 from drift.reading.claims import auditing, model, published
 from drift.reading.figures import style
 
@@ -52,6 +52,10 @@ def sweep(name: str) -> Sweep:
 @cache
 def audit(name: str) -> model.Audit:
     return auditing.audit(sweep(name), others=())
+
+
+def explained(name: str) -> why.Explained:
+    return why.explain(sweep(name))
 
 
 def noises(name: str) -> Sweep:
@@ -113,13 +117,15 @@ FIGURES: dict[str, Callable[[str], Figure | None]] = {
     "readings": lambda n: figures.readings(sweep(n)),
     "response": lambda n: figures.response(planted(n)),
     "response_to_noise": lambda n: figures.response_to_noise(noises(n)),
+    "growth_with_position": lambda n: figures.growth_with_position(explained(n)),
+    "inherited_per_step": lambda n: figures.inherited_per_step(explained(n)),
+    "inherited_through_depth": lambda n: figures.inherited_through_depth(explained(n)),
     "worst_tokens": lambda n: figures.worst_tokens(sweep(n)),
 }
 
 
 def test_every_figure_of_the_facade_is_laid_out_here() -> None:
     drawn = {name.split()[0] for name in FIGURES}
-    drawn |= {"growth_with_position", "inherited_per_step", "inherited_through_depth"}  # drawn in test_captions
     assert set(figures.__all__) - {"choose", "described", "groups", "png", "show"} == drawn
 
 

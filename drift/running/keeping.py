@@ -6,7 +6,7 @@ measured again. Documents never see each other, so a cell made of kept and of ne
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 import drift
-from drift.dataset.hashing import content_hash
-from drift.writing import write_whole
+from drift.dataset.hashing import canonical_json, content_hash
+from drift.writing import subfolder, write_whole
 
 __all__ = ["KEPT_FOLDER", "KeptDocuments", "Measured", "forget_documents"]
 
@@ -29,6 +29,8 @@ Measured = list[dict[str, NDArray[Any]]]
 #: Where they lie in the folder of a sweep.
 KEPT_FOLDER = ".documents"
 _SUFFIX = ".safetensors"
+#: What may lie there: a fingerprint and the number of a document, and the same while it is being written.
+_NAME = re.compile(rf"\.?([0-9a-f]+)\.[0-9]+{re.escape(_SUFFIX)}(\..*)?")
 
 
 @cache
@@ -52,11 +54,11 @@ class KeptDocuments:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self._folder = folder / KEPT_FOLDER
+        self._sweep = folder
         self._key = content_hash({"identity": dict(identity), "code": _code()})
 
     def _path(self, index: int) -> Path:
-        return self._folder / f"{self._key}.{index}{_SUFFIX}"
+        return self._sweep / KEPT_FOLDER / f"{self._key}.{index}{_SUFFIX}"
 
     def load(self, index: int, switches: Mapping[str, Any]) -> Measured | None:
         """Return what was measured of a document under the same numerical switches; None where nothing usable is kept.
@@ -71,7 +73,7 @@ class KeptDocuments:
         found: dict[int, dict[str, NDArray[Any]]] = {}
         try:
             with safe_open(self._path(index), framework="numpy") as file:
-                if (file.metadata() or {}).get("switches") != _written(switches):
+                if (file.metadata() or {}).get("switches") != canonical_json(dict(switches)):
                     return None
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     place, _, variable = name.partition("/")
@@ -88,24 +90,26 @@ class KeptDocuments:
             for name, values in variables.items()
         }
         with suppress(OSError):
-            self._folder.mkdir(exist_ok=True)
-            write_whole(self._path(index), save(flat, metadata={"switches": _written(switches)}))
+            subfolder(self._sweep, KEPT_FOLDER)
+            write_whole(self._path(index), save(flat, metadata={"switches": canonical_json(dict(switches))}))
 
     def forget(self) -> None:
         """Remove what is kept: the cells are written, or cannot be."""
-        with suppress(OSError):
-            for path in self._folder.glob(f"{self._key}.*"):
-                path.unlink(missing_ok=True)
-            self._folder.rmdir()  # only where nothing else is kept
+        _remove(self._sweep / KEPT_FOLDER, self._key)
 
 
 def forget_documents(folder: Path) -> None:
     """Remove all measured documents that are kept in the folder of a sweep."""
+    _remove(folder / KEPT_FOLDER)
+
+
+def _remove(kept: Path, key: str | None = None) -> None:
+    """Remove the documents of one group, or of all, and the folder once it is empty; nothing behind a link."""
+    if kept.is_symlink():
+        return
     with suppress(OSError):
-        for path in (folder / KEPT_FOLDER).glob("*.*"):
-            path.unlink(missing_ok=True)
-        (folder / KEPT_FOLDER).rmdir()
-
-
-def _written(switches: Mapping[str, Any]) -> str:
-    return json.dumps(dict(switches), sort_keys=True, default=str)
+        for path in list(kept.iterdir()):
+            found = _NAME.fullmatch(path.name)
+            if found and key in (None, found[1]):
+                path.unlink(missing_ok=True)
+        kept.rmdir()

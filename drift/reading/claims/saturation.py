@@ -118,11 +118,12 @@ def c1_rise(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> I
     Steps of the same bits before it say how far kernels handle a row alike in a chunk and in the whole (and the first
     chunk of a fold has nothing before it): any drift after them would be a rise.
     """
-    for ds, scope, _ in verdicts(sweep, measure, layer, setting, judged_chains):
+    asked = gate(sweep)
+    for ds in judged_chains(sweep):
         values = amplitude(ds, measure, layer)
         same = _same_at_first(values)
         (p,) = plateaus([values[:, same:]], margin=setting.growth, alpha=setting.alpha, rise_min=setting.rise)
-        p = gate(sweep).let(p)
+        p = asked.let(p)
         low, high = p.rise_interval
         status = decide_status(p.p_rise, p.p_no_rise, setting.alpha)
         first = f"step {same + 1}, the first that is not the same bits" if same else "the first step"
@@ -138,7 +139,7 @@ def c1_rise(sweep: Sweep, measure: str, layer: int | str, setting: Setting) -> I
         if math.isfinite(p.rise_factor):
             words += zeros_words(values)
         yield Finding(
-            "C1", "rise", ds["protocol"].item(), measure, scope, status, "level over first step that differs",
+            "C1", "rise", ds["protocol"].item(), measure, chain_name(ds), status, "level over first step that differs",
             p.rise_factor, p.rise_interval, (setting.rise, math.inf), p.p_rise, p.p_no_rise,
             f"{words}; {documents_words(p.documents)}.", "", (file_name(ds),),
             {"onset_step": same + p.onset_step, "steps": same + p.steps, "same_at_first": same},

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from scipy.special import stdtrit
 
 from drift.dataset.choosing import is_fold
@@ -55,9 +56,13 @@ def floors(sweep: Sweep, measure: str = "hidden_rel_l2", layer: int | str = "las
             amplitude(ds, measure, layer),
             str(ds.attrs.get("tokens_sha256", "")),
         )
-        for ds in sweep.controls
-        if ds.attrs["control"] == "floor"
+        for ds in floor_cells(sweep)
     ]
+
+
+def floor_cells(sweep: Sweep) -> list[xr.Dataset]:
+    """The controls of a sweep in which full attention was computed another way."""
+    return [ds for ds in sweep.controls if ds.attrs["control"] == "floor"]
 
 
 def floor_control(mine: Sequence[Floor], every: Sequence[Floor], setting: Instrument) -> Control:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -13,12 +14,14 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
-__all__ = ["Legends", "finish_figure", "wrap_words"]
+__all__ = ["Legends", "finish_figure", "take_as_text", "wrap_words"]
 
 Legends = Sequence[tuple[str, Sequence[Any]]]
 #: Sizes of the title, of legends and of the caption, in points.
 _TITLE, _LEGEND, _CAPTION = 11.5, 8.5, 8.0
+_POWER = "$\\mathdefault{"  # how matplotlib writes a power of ten at a tick
 _EDGE = 0.01  # of the figure's width, left free on either side of words
 
 
@@ -49,11 +52,19 @@ def finish_figure(
     if shown and not strip:
         room -= _legend_beside(figure, shown).get_window_extent(renderer).width  # it stands to the right of the title
     head = figure.suptitle(wrap_words(title, room, above, renderer), x=_EDGE, ha="left", fontproperties=above)
+    take_as_text(head)
     figure.supxlabel(words, x=_EDGE, ha="left", fontproperties=below, color="0.35")
     if shown and strip:
         _legends_under_title(figure, shown, renderer, head.get_window_extent(renderer).height, _LEGEND * scale)
     figure.align_ylabels()
     return figure
+
+
+def take_as_text(artist: Artist) -> None:
+    """Have no text of an artist read as a formula: names come from files. Powers of ten at ticks stay what they are."""
+    for text in artist.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text() and not text.get_text().startswith(_POWER):
+            text.set_parse_math(False)
 
 
 def wrap_words(text: str, room: float, font: FontProperties, renderer: RendererAgg) -> str:
@@ -114,6 +125,7 @@ def _legend_beside(figure: Figure, shown: Legends) -> Legend:
         if text.get_text() in headings:
             text.set_fontweight("bold")
             text.set_x(-38)
+    take_as_text(legend)
     return legend
 
 
@@ -129,6 +141,7 @@ def _legends_under_title(figure: Figure, shown: Legends, renderer: RendererAgg, 
             title_fontproperties={"size": size, "weight": "bold"}, loc="upper left", borderaxespad=0, borderpad=0.2,
             columnspacing=1.2, alignment="left",
         )  # fmt: skip
+        take_as_text(legend)
         box = legend.get_window_extent(renderer)
         if x + box.width > width and x > _EDGE * width:
             x, lowest, row = _EDGE * width, lowest - row, 0.0

@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
+from drift.reading.figures.finishing import take_as_text
 from drift.reading.figures.style import DPI
 
 __all__ = ["described", "png", "show"]
-
-_POWER = "$\\mathdefault{"
 
 
 # ---------------------------------------------------------------------------------------------- output
@@ -19,10 +17,7 @@ def png(figure: Figure, colours: int = 192) -> bytes:
     """Render a figure as a small PNG (a palette of `colours`; the eye sees no difference, the file is a third)."""
     from PIL import Image
 
-    for text in figure.findobj(Text):
-        # Names come from files, and dollars in them are no formula; powers of ten at ticks are matplotlib's own.
-        if "$" in text.get_text() and not text.get_text().startswith(_POWER):
-            text.set_parse_math(False)
+    take_as_text(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     buffer.seek(0)

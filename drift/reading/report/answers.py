@@ -11,7 +11,7 @@ from drift.reading.cells import deepest, file_name
 from drift.reading.claims.model import SIGNS, Claim, ClaimSummary, Status
 from drift.reading.controls.gating import gate
 from drift.reading.floor.model import Rounding
-from drift.reading.report.exhibits import MEASURE, Exhibit, deepest_exhibit
+from drift.reading.report.exhibits import MEASURE, Exhibit, deepest_exhibit, deepest_with_floor
 from drift.reading.report.practice import advice, advice_words, practice
 from drift.reading.wording.numbers import percent, range_words
 
@@ -156,7 +156,7 @@ def _source_words(one: Exhibit, readings: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------- sentences
 def _standing(exhibits: Sequence[Exhibit], protocol: str) -> tuple[int, list[Rounding]]:
     """Say where the deepest chains of a reading stand to their floors, and how many transitions they have."""
-    one = deepest_exhibit(exhibits, protocol, lambda exhibit: bool(exhibit.with_floor(protocol)))
+    one = deepest_with_floor(exhibits, protocol)
     if one is None:
         return 0, []
     asked = gate(one.sweep)

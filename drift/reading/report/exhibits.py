@@ -14,7 +14,7 @@ from drift.reading import claims
 from drift.reading.claims.against import chains_with_floor
 from drift.reading.claims.model import Audit
 
-__all__ = ["MEASURE", "Exhibit", "deepest_exhibit"]
+__all__ = ["MEASURE", "Exhibit", "deepest_exhibit", "deepest_with_floor"]
 
 #: What a report decides by, of the last layer.
 MEASURE = "hidden_rel_l2"
@@ -47,8 +47,8 @@ class Exhibit:
 
     @cached_property
     def audit(self) -> Audit:
-        """Its claims table; of its folds there must be one."""
-        return claims.audit(self.sweep, MEASURE, "last")
+        """Its claims table by the one measure; of its folds there must be one."""
+        return claims.audit(self.sweep, MEASURE, "last", others=())
 
     def of(self, protocol: str) -> Sweep:
         """Its folds by one protocol."""
@@ -76,3 +76,8 @@ def deepest_exhibit(exhibits: Sequence[Exhibit], protocol: str, answers: Callabl
     """
     able = [one for one in exhibits if len(one.of(protocol)) and answers(one)]
     return max(able, key=lambda one: one.transitions(protocol), default=None)
+
+
+def deepest_with_floor(exhibits: Sequence[Exhibit], protocol: str) -> Exhibit | None:
+    """Of the exhibits whose chains by a protocol carry their rounding floor, choose the one of the deepest."""
+    return deepest_exhibit(exhibits, protocol, lambda one: bool(one.with_floor(protocol)))

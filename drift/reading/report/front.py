@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from drift.reading import figures
 from drift.reading.report.answers import READINGS, answers
-from drift.reading.report.exhibits import MEASURE, Exhibit, deepest_exhibit
+from drift.reading.report.exhibits import MEASURE, Exhibit, deepest_with_floor
 from drift.reading.report.pages import Page, whole_page
 from drift.writing import write_whole
 
@@ -84,7 +84,7 @@ def write_front(
 def _figure(exhibits: Sequence[Exhibit]) -> Figure | None:
     """Draw the figure that decides, of the first reading that has a floor; where none has, drift along the chain."""
     for name in READINGS:
-        one = deepest_exhibit(exhibits, name, lambda exhibit, name=name: bool(exhibit.with_floor(name)))  # type: ignore[misc]
+        one = deepest_with_floor(exhibits, name)
         if one is not None:
             return figures.drift_and_floor(one.folds, MEASURE, protocol=name)
     own = exhibits[0].folds

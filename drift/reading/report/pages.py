@@ -21,6 +21,7 @@ __all__ = [
     "Page",
     "contradictions_banner",
     "controls_banner",
+    "file_stem",
     "page_body",
     "page_title",
     "save_figures",
@@ -81,11 +82,15 @@ def save_figures(notebook: Any, name: str, folder: Path) -> list[tuple[Path, str
                 continue
             meta = output.get("metadata", {}).get("image/png", {})
             label = meta.get("name") or f"figure-{len(found) + 1}"
-            safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{name}-{label}").strip("-")
-            path = folder / f"{safe}.png"
+            path = folder / f"{file_stem(f'{name}-{label}')}.png"
             write_whole(path, base64.b64decode(picture))
             found.append((path, meta.get("alt") or label))
     return found
+
+
+def file_stem(text: str) -> str:
+    """What of a text can be the stem of a file that pages link to."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-")
 
 
 def page_body(notebook: Any) -> str:

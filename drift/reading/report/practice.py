@@ -7,9 +7,9 @@ from enum import Enum
 
 import xarray as xr
 
-from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep
 from drift.reading.cells import deepest
+from drift.reading.controls.floor import floor_cells
 from drift.reading.floor.model import Rounding, Standing
 from drift.reading.summary.levels import late_mean
 from drift.reading.wording.numbers import number
@@ -73,13 +73,8 @@ def practice(sweep: Sweep, folds: Sweep, protocol: str = "append") -> list[str]:
 def _other_kernels(sweep: Sweep, ds: xr.Dataset) -> list[xr.Dataset]:
     """Cells in which full attention of the same model and precision was computed another way."""
     found: dict[str, xr.Dataset] = {}
-    for other in (*sweep, *sweep.controls):
-        alike = all(other[axis].item() == ds[axis].item() for axis in ("model", "dtype", "device"))
-        if (
-            alike
-            and other.attrs.get("control") == "floor"
-            and parse_label(str(other["protocol"].item())).name == "full"
-        ):
+    for other in floor_cells(sweep):
+        if all(other[axis].item() == ds[axis].item() for axis in ("model", "dtype", "device")):
             found.setdefault(str(other["protocol"].item()), other)
     return list(found.values())
 

@@ -32,6 +32,7 @@ from drift.reading.report.pages import (
     Page,
     contradictions_banner,
     controls_banner,
+    file_stem,
     page_body,
     page_title,
     save_figures,
@@ -159,7 +160,9 @@ def render(
     _warn(sweep, checked, report)
     jobs = _jobs(notebooks, parameters or {}, source)
     beside = _evidence(evidence, jobs)
-    jobs += [_Job(Path(one.page).stem, find_notebook(_CLAIMS), Path(one.folder), {}, one.name) for one in beside]
+    jobs += [
+        _Job(one.page.removesuffix(".html"), find_notebook(_CLAIMS), Path(one.folder), {}, one.name) for one in beside
+    ]
     target = _target(out, source)
     inputs, made_of = _inputs(sweep, source, jobs), target / INPUTS
     index = target / "index.html"
@@ -197,7 +200,7 @@ def _evidence(folders: Sequence[str | os.PathLike[str]], jobs: Sequence[_Job]) -
     for folder in (outside_path(folder, ReportError, said="--evidence") for folder in folders):
         sweep = _open(folder)
         name = str((sweep.plan or {}).get("name") or folder.resolve().name)
-        page = f"{_CLAIMS}-{''.join(c if c.isalnum() or c in '-_' else '-' for c in name)}"
+        page = file_stem(f"{_CLAIMS}-{name}")
         if page in names:
             raise ReportError(f"{folder}: a second sweep of the name {name!r} would overwrite the page of the first")
         names.add(page)
