@@ -287,7 +287,7 @@ def test_floors_change_nothing_else_and_can_be_left_out(token_ids: Callable[...,
     assert "floor_json" not in without.attrs
     for name in without.data_vars:
         assert np.array_equal(with_them[name], without[name], equal_nan=True), name
-    with pytest.raises(ConfigError, match="floor_draws is -1; it must be at least 0"):
+    with pytest.raises(ConfigError, match="floor_draws is -1; it must be a whole number of at least 0"):
         drift.trace_folds(model, ids, [(8, "append")], floor_draws=-1)
 
 

@@ -137,7 +137,8 @@ def _number(finding: Finding) -> str:
 def measures_legend(found: Audit) -> str:
     """Say once what the numbers of :func:`by_measure` are."""
     said = dict.fromkeys(f"{f.claim} {f.part}, {f.effect}" for f in found.findings)
-    signs = ", ".join(f"{sign} {status.value}" for status, sign in SIGNS.items())
+    there = {f.status for f in found.findings}
+    signs = ", ".join(f"{sign} {status.value}" for status, sign in SIGNS.items() if status in there)
     return (
         f"{signs}. In parentheses {coverage(found.setting.alpha)} intervals. Estimated are: {'; '.join(said)}. "
         "A divergence enters as its square root."
