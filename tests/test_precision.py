@@ -116,6 +116,7 @@ def switches() -> tuple[Any, ...]:
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
         torch.backends.mkldnn.matmul.fp32_precision,
         torch.are_deterministic_algorithms_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
@@ -129,6 +130,14 @@ def test_every_switch_is_put_back_even_after_an_error(name: str) -> None:
         assert switches() != before
         raise ZeroDivisionError
     assert switches() == before
+
+
+def test_new_tensors_are_not_filled_first_and_determinism_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    with numerics(rung("fp32")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_bad_switches() -> None:
