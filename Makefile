@@ -21,6 +21,10 @@ STAMP := $(VENV)/.drift-installed
 PIP_FLAGS := --disable-pip-version-check --no-compile -q
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
+# Some container images have Python keep no bytecode: then every process, and every notebook's kernel, compiles all that it
+# imports, some 6 seconds of processor time each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup report sweep test test-cpus fuzz mutants lint format lab clean distclean
 .DEFAULT_GOAL := help
 

@@ -42,7 +42,7 @@ MOST_CONFIG_BYTES = 256 << 10
 """Bytes of a YAML configuration: its parser takes seconds for as many."""
 MOST_DIGITS = 18
 """Digits of a whole number: what fits 64 bits."""
-MOST_CSV_BYTES = 1 << 30
+MOST_CSV_BYTES = 256 << 20
 """Bytes of a table of curves."""
 MOST_TEXT_BYTES = 1 << 30
 """Bytes of a text to take tokens from."""

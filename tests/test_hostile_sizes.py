@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from drift._outside import OutsideError
 from drift.dataset.labels import parse_label
 from drift.errors import ArgumentError, ConfigError, CorpusError, DatasetError
 from drift.reading.plateau import plateau, plateaus
+from drift.reading.plateau.csv_files import from_csv
 from drift.reading.statistics import noise
 from drift.reading.statistics.slope import slope
 from drift.running import corpus, protocols
@@ -244,3 +246,33 @@ def test_what_a_cell_is_asked_for_is_refused_by_name(options: dict[str, Any], sa
     cell = synthetic.cell(model="tiny", layers=3, tokens=64, chunk_size=16)
     with pytest.raises((ArgumentError, DatasetError), match=said):
         cell.drift.plateau(**options)
+
+
+# ---------------------------------------------------------------- tables and names
+@pytest.mark.parametrize("kind", ["pipe", "device", "link", "long"])
+def test_a_table_of_curves_is_a_file_of_a_bounded_size(tmp_path: Path, kind: str, monkeypatch: Any) -> None:
+    place = tmp_path / "a.csv"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place = Path("/dev/zero")
+    elif kind == "link":
+        place.symlink_to("/dev/zero")
+    else:
+        monkeypatch.setattr("drift.reading.plateau.csv_files.MOST_CSV_BYTES", 40)
+        place.write_text("document,step,value\n" + "a,0,1\n" * 9)
+    said = "at most 40 are read" if kind == "long" else "a device or pipe, not a file"
+    with pytest.raises(DatasetError, match=said):
+        from_csv(place)
+
+
+def test_a_model_with_a_name_as_long_as_names_may_be_gets_files_with_room_to_be_written(tmp_path: Path) -> None:
+    config = {"model": NAME, "tokens": 64, "chunk_size": 16, "corpus": "random", "protocol": ["append", "restart"]}
+    made = plan(load_config(config), tmp_path / "out", dry_run=True)
+    short = made.cells[0]
+    long, other = (replace(short, label="a" * 250, checkpoint=c) for c in ("1" * 64, "2" * 64))
+    assert short.file.startswith(f"{NAME}_bf16_append_c16_")
+    assert long.file != other.file
+    # Written beside its place first, under a longer name.
+    assert len(long.file.encode()) + 64 < 255
+    assert long.file.endswith(f"_{long.hash[:16]}.nc")

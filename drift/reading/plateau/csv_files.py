@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from drift._bounds import MOST_CSV_BYTES
+from drift._outside import OutsideError, read_bytes
 from drift.errors import DatasetError
 from drift.paths import outside_path
 from drift.reading.plateau.curves import Curve
@@ -15,6 +18,28 @@ __all__ = ["from_csv"]
 
 # ---------------------------------------------------------------------------------------------- CSV
 _COLUMNS = ("document", "step", "value")
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """The rows that are not blank, as text, under the number that each has in the file."""
+    try:
+        table = pd.read_csv(
+            BytesIO(read_bytes(path, MOST_CSV_BYTES)),
+            dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False,
+        )  # fmt: skip
+    except OutsideError as error:
+        raise DatasetError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, UnicodeError) as error:  # pandas' parser errors are ValueErrors
+        raise DatasetError(f"{path}: not a CSV file: {error}") from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise DatasetError(f"{path}: rows have more cells than the header")
+    table.columns = [str(c).strip().lower() for c in table.columns]
+    twice = [c for c in ("curve", *_COLUMNS) if list(table.columns).count(c) > 1]
+    if twice:
+        raise DatasetError(f"{path}: two columns are called {twice[0]}")
+    return table.loc[(table != "").any(axis=1)].copy()
 
 
 def from_csv(path: str | Path) -> list[Curve]:
@@ -33,19 +58,7 @@ def from_csv(path: str | Path) -> list[Curve]:
         is negative. The message names the line.
     """
     path = outside_path(path, DatasetError)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, UnicodeError) as error:  # pandas' parser errors are ValueErrors
-        raise DatasetError(f"{path}: not a CSV file: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):
-        raise DatasetError(f"{path}: rows have more cells than the header")
-    table.columns = [str(c).strip().lower() for c in table.columns]
-    twice = [c for c in ("curve", *_COLUMNS) if list(table.columns).count(c) > 1]
-    if twice:
-        raise DatasetError(f"{path}: two columns are called {twice[0]}")
-    table = table.loc[(table != "").any(axis=1)].copy()  # blank lines go, the others keep their numbers
+    table = _table(path)
     missing = [c for c in _COLUMNS if c not in table.columns]
     if missing:
         raise DatasetError(

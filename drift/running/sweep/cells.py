@@ -12,6 +12,9 @@ from drift.running.protocols.full import floor_record
 
 __all__ = ["Cell"]
 
+#: Letters of the name of a cell's file before its hash: names may have 255 bytes, of which temporary files need some.
+_MOST_WORDS = 160
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -105,7 +108,8 @@ class Cell:
         protocol = re.sub(r"[^A-Za-z0-9]+", "-", self.protocol).strip("-")
         label = re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.") or "model"
         reference = "" if self.reference == "full" else f"_{self.reference}"
-        return f"{label}_{self.dtype}_{protocol}{reference}_c{self.chunk_size}_{self.hash[:16]}.nc"
+        words = f"{label}_{self.dtype}_{protocol}{reference}_c{self.chunk_size}"
+        return f"{words[:_MOST_WORDS]}_{self.hash[:16]}.nc"  # the hash tells apart what is cut
 
     @property
     def descent(self) -> tuple[object, ...]:
