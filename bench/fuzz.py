@@ -40,7 +40,7 @@ class TooLongError(Exception):
     """An input took too much time."""
 
 
-def _too_long(number: int, frame: FrameType | None) -> None:
+def too_long(number: int, frame: FrameType | None) -> None:
     raise TooLongError(f"more than {SECONDS} s of processor time")
 
 
@@ -102,7 +102,7 @@ def child(names: list[str], inputs: int, seed: int, out: Path) -> int:
     from hypothesis import seed as seeded
 
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGPROF, _too_long)
+    signal.signal(signal.SIGPROF, too_long)
     formats = fuzz_formats.formats()
     with contextlib.suppress(OSError, IndexError):  # where the system says what is taken already
         taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()

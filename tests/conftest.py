@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -106,6 +106,15 @@ def half_attention(dtype: str, *, heads: int, tokens: int, features: int) -> Non
     except RuntimeError as error:
         capability = torch.backends.cpu.get_cpu_capability()
         pytest.skip(f"torch's {dtype} attention refuses to run at ATEN_CPU_CAPABILITY={capability}: {error}")
+
+
+@pytest.fixture
+def notebooks_here() -> Iterator[None]:
+    """Have reports execute their notebooks in this process; see :mod:`in_process`."""
+    import in_process
+
+    with in_process.notebooks():
+        yield
 
 
 @pytest.fixture(scope="session")

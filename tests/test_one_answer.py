@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import in_process
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,7 +71,8 @@ def audited(sweep: Sweep) -> claims.Audit:
 
 @pytest.fixture(scope="module")
 def pages(folder: Path) -> dict[str, str]:
-    rendering.render(folder / "sweep", PAGES, folder / "pages", report=lambda line: None)
+    with in_process.notebooks():
+        rendering.render(folder / "sweep", PAGES, folder / "pages", report=lambda line: None)
     return {name: (folder / "pages" / f"{name}.html").read_text() for name in (*PAGES, "index")}
 
 

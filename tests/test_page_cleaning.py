@@ -161,6 +161,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("notebooks_here")
 def test_no_page_of_a_hostile_sweep_has_a_script_or_a_foreign_link(evil: Path, tmp_path: Path) -> None:
     rendering.render(evil, ["plateau"], tmp_path / "out", report=lambda line: None)
     for page in (tmp_path / "out").glob("*.html"):

@@ -6,6 +6,7 @@ import html
 import re
 from pathlib import Path
 
+import in_process
 import numpy as np
 import pytest
 import synthetic_controls as made
@@ -130,7 +131,8 @@ def test_figures_of_many_readings_fit(many: Sweep) -> None:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("everything")
     made.whole(home / "good")
-    rendering.render(home / "good", ["claims", "precision", "readings"], home / "pages", report=lambda line: None)
+    with in_process.notebooks():
+        rendering.render(home / "good", ["claims", "precision", "readings"], home / "pages", report=lambda line: None)
     return home
 
 
@@ -163,6 +165,7 @@ def test_the_readings_page_says_what_the_cells_say(pages: Path) -> None:
     assert (pages / "pages" / "figures" / "readings-readings.png").is_file()
 
 
+@pytest.mark.usefixtures("notebooks_here")
 def test_a_sweep_with_nothing_special_is_told_what_would_measure_it(tmp_path: Path) -> None:
     write(made.make(np.full((1, 8), 0.1)), tmp_path / "one.nc")
     rendering.render(tmp_path, ["precision", "readings"], tmp_path / "pages", report=lambda line: None)
@@ -173,6 +176,7 @@ def test_a_sweep_with_nothing_special_is_told_what_would_measure_it(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("notebooks_here")
 def test_pages_of_failed_controls_say_so_first_and_conclude_nothing(tmp_path: Path) -> None:
     made.whole(tmp_path / "bad", broken=True)
     said: list[str] = []

@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -444,23 +443,14 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom drift import thin\n"
         "try:\n    thin.main(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
         "assert not {'torch', 'xarray', 'pandas', 'numpy'} & sys.modules.keys()"
     )
-    best = float("inf")
-    for _ in range(2):
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(thin.__file__).parents[1],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        best = min(best, time.monotonic() - started)
-        assert done.returncode == 0, done.stderr
-        assert "exit codes" in done.stdout
-    assert best < 1.5
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(thin.__file__).parents[1], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exit codes" in done.stdout

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import synthetic
@@ -479,7 +480,8 @@ def test_the_table_says_what_was_found() -> None:
 def _page(folder: Path, out: Path, *cells: xr.Dataset, **parameters: Any) -> str:
     for place, ds in enumerate(cells):
         dataset.write(ds, folder / f"{place}.nc")
-    rendering.render(folder, ["why"], out, parameters=parameters, report=lambda line: None)
+    with in_process.notebooks():
+        rendering.render(folder, ["why"], out, parameters=parameters, report=lambda line: None)
     page = (out / "why.html").read_text()
     return html.unescape(re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
 
