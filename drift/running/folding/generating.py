@@ -26,7 +26,7 @@ from drift.running.protocols.decode import Decode
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["Generated", "Stop", "end_tokens", "following_tokens", "generate"]
+__all__ = ["Generated", "Stop", "check_reach", "end_tokens", "following_tokens", "generate"]
 
 _UNFINISHED = "\ufffd"  # how a tokenizer shows a character of which it has not seen all bytes
 
@@ -215,6 +215,41 @@ def generate(
     return _answer(prefill, asking, choose, end_tokens(model, tokenizer), keep_logits, on_token)
 
 
+def check_reach(model: PreTrainedModel, protocol: Protocol, text: Reached, size: int, question: int, new: int) -> None:
+    """Refuse positions that the model was not made for, before anything is computed.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    protocol : Protocol
+    text : Reached
+        How far the fold is after the text.
+    size : int
+        Tokens per chunk.
+    question, new : int
+        Tokens that are put behind the text, and most tokens that are then generated.
+
+    Raises
+    ------
+    ConfigError
+        With what would do.
+    """
+    context = getattr(text_config(model), "max_position_embeddings", None)
+    if context is None:
+        return
+    chunks, reached = list(text.following(protocol, question, size)), text
+    for chunk in chunks:
+        reached = reached.after(protocol, chunk)
+    chunks += reached.following(protocol, new - 1, 1)
+    end = max((chunk.first_position + len(chunk) for chunk in chunks), default=0)
+    if end > context:
+        raise ConfigError(
+            f"Text ({text.tokens} tokens), question ({question}) and answer (up to {new}) reach position {end}, beyond "
+            f"the model's context of {context} tokens. Shorten the text, take a model with a longer context, or a "
+            "protocol whose positions stay within its cache: streaming(positions=cache)."
+        )
+
+
 def following_tokens(branch: Folded, choose: Decode, ends: frozenset[int]) -> Iterator[tuple[int, Tensor, bool]]:
     """Generate from a fold, which goes on with it.
 
@@ -275,20 +310,8 @@ class _Asking:
 
     def check_reach(self, model: PreTrainedModel, protocol: Protocol, text: Reached, size: int) -> None:
         """Refuse positions that the model was not made for, before anything is computed."""
-        context = getattr(text_config(model), "max_position_embeddings", None)
-        if context is None or self.allow_beyond_context:
-            return
-        chunks, reached = list(text.following(protocol, len(self.tokens), size)), text
-        for chunk in chunks:
-            reached = reached.after(protocol, chunk)
-        chunks += reached.following(protocol, self.new - 1, 1)
-        end = max((chunk.first_position + len(chunk) for chunk in chunks), default=0)
-        if end > context:
-            raise ConfigError(
-                f"Text ({text.tokens} tokens), question ({len(self.tokens)}) and answer (up to {self.new}) reach "
-                f"position {end}, beyond the model's context of {context} tokens. Shorten the text, take a model with "
-                "a longer context, or a protocol whose positions stay within its cache: streaming(positions=cache)."
-            )
+        if not self.allow_beyond_context:
+            check_reach(model, protocol, text, size, len(self.tokens), self.new)
 
 
 @dataclass
