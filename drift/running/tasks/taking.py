@@ -22,7 +22,7 @@ from drift.running.protocols.base import Protocol
 from drift.running.tasks.answering import Answer, answer_to
 from drift.running.tasks.base import Task
 from drift.running.tasks.prefills import prefills
-from drift.running.tasks.quizzes import Asked, Document, Quiz, quiz
+from drift.running.tasks.quizzes import Asked, Document, Place, Quiz, quiz
 from drift.running.tasks.scoring import first_difference
 
 __all__ = ["FULL", "SPARE_TOKENS", "Controls", "Row", "Taken", "take_quiz"]
@@ -41,8 +41,10 @@ class Row:
     document, question : int
     protocol : str
         Label of the lane; ``full`` is full attention.
-    depths : tuple of float
-        Where the facts begin that the answer rests on, as shares of the text.
+    text_tokens : int
+        Tokens of the text in front of the question.
+    places : tuple of Place
+        Where the facts lie that the answer rests on.
     distances : tuple of int
         Chunks between each of them and the question, see
         :func:`drift.running.tasks.quizzes.chunks_between`: the same in all lanes.
@@ -54,19 +56,26 @@ class Row:
     document: int
     question: int
     protocol: str
-    depths: tuple[float, ...]
+    text_tokens: int
+    places: tuple[Place, ...]
     distances: tuple[int, ...]
     answer: Answer
     first_difference: int | None
 
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Where these facts begin, as shares of the text."""
+        return tuple(place.start / self.text_tokens for place in self.places)
+
     def as_dict(self) -> dict[str, Any]:
-        """All of it, as JSON has it."""
+        """All of it, as JSON has it; facts as the tokens that they begin with and end before."""
         answer = self.answer
         return {
             "document": self.document,
             "question": self.question,
             "protocol": self.protocol,
-            "depths": list(self.depths),
+            "text_tokens": self.text_tokens,
+            "facts": [[place.start, place.stop] for place in self.places],
             "distances": list(self.distances),
             "text": answer.text,
             "tokens": list(answer.tokens),
@@ -189,7 +198,7 @@ def take_quiz(
     task: str | Task | Quiz,
     tokens: int | None = None,
     *,
-    protocols: Sequence[str | Protocol] = ("append",),
+    protocols: str | Protocol | Sequence[str | Protocol] = ("append",),
     chunk_size: int = CHUNK_SIZE,
     documents: int = 4,
     questions: int = 1,
@@ -214,7 +223,7 @@ def take_quiz(
         A task's label, or a quiz that was made before, which then says all that is said here of texts.
     tokens : int
         Most tokens of a prompt; see :func:`drift.running.tasks.quizzes.quiz`, for the next ones, too.
-    protocols : sequence of str or Protocol
+    protocols : str, Protocol or sequence of these
         Readings of the fold, besides full attention.
     chunk_size : int
         Tokens per chunk of the folds; of the question, too.
@@ -250,9 +259,12 @@ def take_quiz(
     arguments.truth("controls", controls)
     if on_row is not None:
         arguments.function("on_row", on_row)
+    if isinstance(task, Quiz) and tokens is not None:
+        raise ConfigError("This quiz is made already; its length cannot be chosen any more. Leave tokens out.")
     made = task if isinstance(task, Quiz) else _made(tokenizer, task, tokens, documents, questions, seed, chat)
     bos = getattr(tokenizer, "bos_token_id", None)
-    bound = dict.fromkeys(parse(protocol).bind(lambda: bos) for protocol in protocols)
+    asked = [protocols] if isinstance(protocols, str | Protocol) else protocols
+    bound = dict.fromkeys(parse(protocol).bind(lambda: bos) for protocol in asked)
     new = max(len(asked.answer) for asked in made.without.questions) + SPARE_TOKENS
     if max_new_tokens is not None:
         new = arguments.whole("max_new_tokens", max_new_tokens, 1, MOST_TOKENS)
@@ -353,10 +365,16 @@ class _Asking:
 
     def _row(self, at: int, question: int, label: str, answer: Answer, full: Answer) -> Row:
         document = self.quiz.documents[at]
-        depths = tuple(place.start / len(document.tokens) for place in document.needed(question))
-        distances = document.distances(question, self.chunk_size)
-        differs = first_difference(answer.tokens, full.tokens)
-        return Row(at, question, label, depths, distances, answer, differs)
+        return Row(
+            at,
+            question,
+            label,
+            len(document.tokens),
+            document.needed(question),
+            document.distances(question, self.chunk_size),
+            answer,
+            first_difference(answer.tokens, full.tokens),
+        )
 
 
 def _others(made: Quiz) -> dict[Asked, tuple[int, ...]]:

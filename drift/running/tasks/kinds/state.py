@@ -67,8 +67,11 @@ class State(Task):
         if self.kind == "set":
             return [int(draw.number(_DIGITS)) for _ in range(self.changes + 1)]
         levels = [draw.random.randrange(_LEAST + _LARGEST_CHANGE, _MOST - _LARGEST_CHANGE)]
+        # No change twice: two sentences that are the same could be read as one. No level twice: it is no wrong answer.
+        sizes = list(range(_SMALLEST_CHANGE, _LARGEST_CHANGE))
+        draw.random.shuffle(sizes)
         while len(levels) <= self.changes:
-            after = levels[-1] + draw.random.choice((-1, 1)) * draw.random.randrange(_SMALLEST_CHANGE, _LARGEST_CHANGE)
+            after = levels[-1] + draw.random.choice((-1, 1)) * sizes.pop()
             if _LEAST <= after <= _MOST and after not in levels:
                 levels.append(after)
         return levels
