@@ -249,6 +249,17 @@ def test_what_was_taken_is_json_and_adds_up() -> None:
     assert found.summary(FULL)["same_text"] == 2
 
 
+def test_scores_that_are_no_numbers_are_counted_and_are_json() -> None:
+    model = model_of()
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    found = taken(model, made(documents=1))
+    told = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    (asked,) = found.quiz.documents[0].questions
+    assert told["rows"][0]["nonfinite"] == NEW + len(asked.answer)
+    assert told["rows"][0]["log_likelihood"] is None
+
+
 # ---------------------------------------------------------------------------------------------- controls
 def test_full_attention_twice_is_the_same_and_another_model_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     model, what = model_of(), made("needle(keys=2)")

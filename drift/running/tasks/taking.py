@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -30,6 +31,11 @@ __all__ = ["FULL", "SPARE_TOKENS", "Controls", "Row", "Taken", "take_quiz"]
 FULL = "full"
 #: Tokens that an answer may be longer than the longest right one, where nobody says otherwise.
 SPARE_TOKENS = 16
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it; None for what JSON has not."""
+    return value if isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Row:
         return tuple(place.start / self.text_tokens for place in self.places)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, as JSON has it; facts as the tokens that they begin with and end before."""
+        """All of it, as JSON has it; facts as the tokens that they begin with and end before, None for what is NaN."""
         answer = self.answer
         return {
             "document": self.document,
@@ -82,12 +88,12 @@ class Row:
             "stopped": answer.stopped.value,
             "exact": answer.exact,
             "score": answer.score,
-            "log_likelihood": answer.log_likelihood,
-            "log_likelihood_per_token": answer.log_likelihood_per_token,
-            "log_likelihoods": list(answer.log_likelihoods),
+            "log_likelihood": _number(answer.log_likelihood),
+            "log_likelihood_per_token": _number(answer.log_likelihood_per_token),
+            "log_likelihoods": [_number(value) for value in answer.log_likelihoods],
             "rank": answer.rank,
-            "margin": answer.margin,
-            "other_log_likelihood": answer.other_log_likelihood,
+            "margin": _number(answer.margin),
+            "other_log_likelihood": _number(answer.other_log_likelihood),
             "first_difference": self.first_difference,
             "nonfinite": answer.nonfinite,
         }
@@ -181,7 +187,10 @@ class Taken:
             "chunk_size": self.chunk_size,
             "numerics": self.switches,
             "rows": [row.as_dict() for row in self.rows],
-            "summary": {protocol: self.summary(protocol) for protocol in self.protocols},
+            "summary": {
+                protocol: {name: _number(value) for name, value in self.summary(protocol).items()}
+                for protocol in self.protocols
+            },
             "controls": None
             if controls is None
             else {
