@@ -64,7 +64,7 @@ def _question(
 ) -> Question:
     return Question(
         f"Question: In which town does {who} live now, after all that the text tells?",
-        f" Answer: {who} now lives in",
+        f" Answer: {who} now lives in the town of",
         (town,),
         needed,
         wrong,

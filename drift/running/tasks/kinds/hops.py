@@ -62,7 +62,7 @@ class Hops(Task):
             whom = f"the employer of {whom}"
         return Question(
             f"Question: In which town does {whom} live?",
-            f" Answer: {whom[0].upper()}{whom[1:]} lives in",
+            f" Answer: {whom[0].upper()}{whom[1:]} lives in the town of",
             (town,),
             tuple(range(at * self.facts, (at + 1) * self.facts)),
             others,
