@@ -16,14 +16,28 @@ if TYPE_CHECKING:
     from drift.running.checkpoints.loading import load_model
     from drift.running.folding.folded import fold
     from drift.running.folding.generating import generate
+    from drift.running.tasks.quizzes import quiz
+    from drift.running.tasks.taking import take_quiz
     from drift.running.tracing import trace, trace_folds
 
-__all__ = ["__version__", "fold", "generate", "load_model", "open_sweep", "trace", "trace_folds"]
+__all__ = [
+    "__version__",
+    "fold",
+    "generate",
+    "load_model",
+    "open_sweep",
+    "quiz",
+    "take_quiz",
+    "trace",
+    "trace_folds",
+]
 
 _HOMES = {
     "fold": "drift.running.folding.folded",
     "load_model": "drift.running.checkpoints.loading",
     "open_sweep": "drift.dataset.opening",
+    "quiz": "drift.running.tasks.quizzes",
+    "take_quiz": "drift.running.tasks.taking",
     "trace": "drift.running.tracing",
     "trace_folds": "drift.running.tracing",
 }

@@ -15,6 +15,7 @@ __all__ = [
     "MOST_DEPTH",
     "MOST_DIGITS",
     "MOST_DOCUMENTS",
+    "MOST_FACTS",
     "MOST_FILE_BYTES",
     "MOST_GGUF_ITEMS",
     "MOST_HEADER_BYTES",
@@ -54,6 +55,8 @@ MOST_TOKENS = 1 << 24
 """Tokens of a text, and of a chunk."""
 MOST_DOCUMENTS = 1 << 16
 """Documents of a cell."""
+MOST_FACTS = 256
+"""Facts that a task hides in a text."""
 MOST_STEPS = 1 << 17
 """Chain steps: 131,072, a text of 128K tokens in chunks of one."""
 MOST_CELLS = 10_000

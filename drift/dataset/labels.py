@@ -1,4 +1,4 @@
-"""Labels of protocols as text: the one grammar of them, read and written."""
+"""Labels of protocols and tasks as text: the one grammar of them, read and written."""
 
 from __future__ import annotations
 
@@ -55,12 +55,18 @@ class Label:
             raise DatasetError(f"the protocol {self.name!r} of a cell has no number {option!r}: {error}") from error
 
 
-def parse_label(text: str) -> Label:
+def parse_label(text: str, what: str = "protocol") -> Label:
     """Take a label apart: ``name``, ``name(option=value,...)`` or ``name(label,option=value,...)``.
 
     A name begins with a lower-case letter, and goes on with these, digits and underscores. Spaces around names,
     values and commas mean nothing, and neither does an empty place between commas. Whether a protocol of that name
     exists, and what its options may be, is not asked here.
+
+    Parameters
+    ----------
+    text : str
+    what : str
+        What it is the label of, for messages.
 
     Raises
     ------
@@ -74,23 +80,23 @@ def parse_label(text: str) -> Label:
     """
     if len(text) > MOST_LABEL or _depth(text) > MOST_LABEL_DEPTH:
         raise DatasetError(
-            f"{text[:80]!r}... is no label of a protocol: at most {MOST_LABEL} characters, and {MOST_LABEL_DEPTH} "
+            f"{text[:80]!r}... is no label of a {what}: at most {MOST_LABEL} characters, and {MOST_LABEL_DEPTH} "
             "parentheses inside one another"
         )
     found = _LABEL.fullmatch(text.strip())
     if found is None:
-        raise DatasetError(f"{text!r} is no label of a protocol: write NAME, NAME(OPTION=VALUE) or NAME(LABEL)")
+        raise DatasetError(f"{text!r} is no label of a {what}: write NAME, NAME(OPTION=VALUE) or NAME(LABEL)")
     inner, options = "", {}
     for place, part in enumerate(part for part in split_outside_parentheses(found[2] or "") if part):
         option = _OPTION.fullmatch(part)
         if option is not None and option[1] in options:
-            raise DatasetError(f"{text!r} is no label of a protocol: it sets {option[1]!r} twice")
+            raise DatasetError(f"{text!r} is no label of a {what}: it sets {option[1]!r} twice")
         if option is not None:
             options[option[1]] = option[2].strip()
         elif place == 0:
-            inner = parse_label(part).text
+            inner = parse_label(part, what).text
         else:
-            raise DatasetError(f"{text!r} is no label of a protocol: {part!r} is no OPTION=VALUE, and not the first")
+            raise DatasetError(f"{text!r} is no label of a {what}: {part!r} is no OPTION=VALUE, and not the first")
     return Label(found[1], inner, options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from drift.running.protocols.decode import Decode
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["Generated", "Stop", "end_tokens", "generate"]
+__all__ = ["Generated", "Stop", "check_reach", "end_tokens", "following_tokens", "generate"]
 
 _UNFINISHED = "\ufffd"  # how a tokenizer shows a character of which it has not seen all bytes
 
@@ -215,6 +215,71 @@ def generate(
     return _answer(prefill, asking, choose, end_tokens(model, tokenizer), keep_logits, on_token)
 
 
+def check_reach(model: PreTrainedModel, protocol: Protocol, text: Reached, size: int, question: int, new: int) -> None:
+    """Refuse positions that the model was not made for, before anything is computed.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    protocol : Protocol
+    text : Reached
+        How far the fold is after the text.
+    size : int
+        Tokens per chunk.
+    question, new : int
+        Tokens that are put behind the text, and most tokens that are then generated.
+
+    Raises
+    ------
+    ConfigError
+        With what would do.
+    """
+    context = getattr(text_config(model), "max_position_embeddings", None)
+    if context is None:
+        return
+    chunks, reached = list(text.following(protocol, question, size)), text
+    for chunk in chunks:
+        reached = reached.after(protocol, chunk)
+    chunks += reached.following(protocol, new - 1, 1)
+    end = max((chunk.first_position + len(chunk) for chunk in chunks), default=0)
+    if end > context:
+        raise ConfigError(
+            f"Text ({text.tokens} tokens), question ({question}) and answer (up to {new}) reach position {end}, beyond "
+            f"the model's context of {context} tokens. Shorten the text, take a model with a longer context, or a "
+            "protocol whose positions stay within its cache: streaming(positions=cache)."
+        )
+
+
+def following_tokens(branch: Folded, choose: Decode, ends: frozenset[int]) -> Iterator[tuple[int, Tensor, bool]]:
+    """Generate from a fold, which goes on with it.
+
+    Parameters
+    ----------
+    branch : Folded
+        What is gone on from.
+    choose : Decode
+        How a token is chosen, and how many there may be.
+    ends : frozenset of int
+        Tokens that end the answer.
+
+    Yields
+    ------
+    token : int
+    scores : Tensor
+        [vocabulary]: what it was chosen by.
+    over : bool
+        Whether it is the last. That one is not fed to the fold.
+    """
+    for count in range(1, choose.tokens + 1):
+        scores = branch.logits
+        token = int(choose.choose(scores[None], torch.tensor([len(branch.tokens) - 1])))
+        over = token in ends or count == choose.tokens
+        yield token, scores, over
+        if over:
+            return
+        branch.feed([token])
+
+
 def _prompt(tokenizer: Any, chat: bool | None, before: Prompt | None) -> Prompt:
     """How text and question become tokens."""
     if chat is None and before is not None:
@@ -245,20 +310,8 @@ class _Asking:
 
     def check_reach(self, model: PreTrainedModel, protocol: Protocol, text: Reached, size: int) -> None:
         """Refuse positions that the model was not made for, before anything is computed."""
-        context = getattr(text_config(model), "max_position_embeddings", None)
-        if context is None or self.allow_beyond_context:
-            return
-        chunks, reached = list(text.following(protocol, len(self.tokens), size)), text
-        for chunk in chunks:
-            reached = reached.after(protocol, chunk)
-        chunks += reached.following(protocol, self.new - 1, 1)
-        end = max((chunk.first_position + len(chunk) for chunk in chunks), default=0)
-        if end > context:
-            raise ConfigError(
-                f"Text ({text.tokens} tokens), question ({len(self.tokens)}) and answer (up to {self.new}) reach "
-                f"position {end}, beyond the model's context of {context} tokens. Shorten the text, take a model with "
-                "a longer context, or a protocol whose positions stay within its cache: streaming(positions=cache)."
-            )
+        if not self.allow_beyond_context:
+            check_reach(model, protocol, text, size, len(self.tokens), self.new)
 
 
 @dataclass
@@ -302,17 +355,11 @@ def _answer(
         if asking.tokens:
             branch.feed(asking.tokens)
         begun = time.perf_counter()
-        while True:
-            scores = branch.logits[None]
+        for token, scores, over in following_tokens(branch, choose, ends):
             nonfinite += int((~torch.isfinite(scores)).sum())
             if keep_logits:
-                kept.append(scores.clone())
-            token = int(choose.choose(scores, torch.tensor([len(branch.tokens) - 1])))
-            over = token in ends or len(telling.tokens) + 1 == choose.tokens
+                kept.append(scores[None].clone())
             telling.add(token, over)
-            if over:
-                break
-            branch.feed([token])
     return Generated(
         telling.text(),
         telling.tokens,

@@ -46,8 +46,16 @@ class Prompt:
     chat: bool = False
 
     @classmethod
-    def of(cls, tokenizer: Any, chat: bool) -> Prompt:
+    def of(cls, tokenizer: Any, chat: bool, separator: str = SEPARATOR) -> Prompt:
         """Take the chat template apart, or do without.
+
+        Parameters
+        ----------
+        tokenizer : PreTrainedTokenizerBase
+        chat : bool
+            Whether there is to be one.
+        separator : str
+            What stands between text and question; may be empty.
 
         Raises
         ------
@@ -55,10 +63,10 @@ class Prompt:
             If the tokenizer has no template, or one that text and question cannot be told apart in.
         """
         if not chat:
-            return cls(tokenizer)
+            return cls(tokenizer, between=separator)
         if not template_of(tokenizer):
             raise ConfigError("A chat template was asked for, but this tokenizer has none.")
-        content = f"{_TEXT}{SEPARATOR}{_QUESTION}"
+        content = f"{_TEXT}{separator}{_QUESTION}"
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
@@ -79,19 +87,24 @@ class Prompt:
         ConfigError
             If there are none.
         """
-        tokens = self._written(text)
+        tokens = self.written(text)
         if not tokens:
             raise ConfigError("The text is empty: there is nothing to fold. Give a text of at least one token.")
+        return [*self.opening(), *tokens]
+
+    def opening(self) -> list[int]:
+        """Tokens in front of the text: of the chat template, or BOS where the tokenizer puts it there."""
         if self.chat:
-            return [*self._template(self.before), *tokens]
-        return [self.tokenizer.bos_token_id, *tokens] if begins_with_bos(self.tokenizer) else tokens
+            return self._template(self.before)
+        return [self.tokenizer.bos_token_id] if begins_with_bos(self.tokenizer) else []
 
     def question(self, question: str | None) -> list[int]:
         """Tokens that are put behind it: the question, and how an answer begins."""
-        asked = [] if question is None else [*self._template(self.between), *self._written(question)]
+        asked = [] if question is None else [*self._template(self.between), *self.written(question)]
         return [*asked, *self._template(self.after)]
 
-    def _written(self, text: str) -> list[int]:
+    def written(self, text: str) -> list[int]:
+        """Tokens of a piece of text by itself."""
         return self._ids(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False))
 
     def _template(self, piece: str) -> list[int]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from drift._bounds import MOST_STEPS, MOST_TOKENS
-from drift.dataset.labels import number
 from drift.errors import ConfigError, ProtocolError
+from drift.running.options import written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,13 +138,8 @@ class Protocol(ABC):
     @property
     def label(self) -> str:
         """The protocol's canonical name, with the options that were set, as it is written in configurations."""
-        options = []
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Protocol):
-                options.append(value.label)
-            elif value != f.default:
-                options.append(f"{f.name}={number(value) if isinstance(value, int | float) else value}")
+        inner = [value.label for f in fields(self) if isinstance(value := getattr(self, f.name), Protocol)]
+        options = [*inner, *written(self, ("protocol",) if inner else ())]
         return f"{self.name}({','.join(options)})" if options else self.name
 
     @property
