@@ -63,6 +63,8 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
     verdict, cause, cause_text, reason
         Names of :class:`~drift.reading.diagnose.model.Verdict` and
         :class:`~drift.reading.diagnose.model.Cause`, and words.
+    missing
+        Sentences on where one lane ends early.
     step, step_a, step_b, kind, block, tokens
         Where the difference enters (null where there is none); `step` is that of the lane with more steps, and `tokens`
         a half-open range.
@@ -83,6 +85,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
             "cause": found.cause.value,
             "cause_text": found.cause_text,
             "reason": found.reason,
+            "missing": found.missing,
             "step": None if entry is None else (entry.step_b if finer == "b" else entry.step_a),
             "step_a": None if entry is None else entry.step_a,
             "step_b": None if entry is None else entry.step_b,
@@ -114,7 +117,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
 
 
 def _wrapped(text: str, indent: str = "  ") -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent="  " + " " * (len(indent) - 2))
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=" " * max(2, len(indent)))
 
 
 def _lane(found: Diagnosis, lane: str) -> str:
@@ -176,6 +179,8 @@ def _table(found: Diagnosis) -> list[str]:
 def page(found: Diagnosis) -> str:
     """Lay a diagnosis out as one page: verdict, entry, evidence, table, and what was not compared."""
     lines = [_lane(found, "A"), _lane(found, "B"), ""]
+    for text in found.missing:
+        lines += _wrapped(f"Missing: {text}.", "")
     lines.append(f"{found.verdict.value.upper().replace('_', ' ')}. {found.verdict.sentence}")
     if found.cause_text:
         lines += _wrapped(f"Cause: {found.cause_text}.")

@@ -13,6 +13,7 @@ from drift.reading.diagnose.envelope import Roundoff, derive, roundoff
 from drift.reading.diagnose.finding import findings
 from drift.reading.diagnose.model import Cause, Diagnosis, Entry, Evidence, Finding, Verdict
 from drift.reading.diagnose.naming import DOUBT, input_evidence, step_words
+from drift.reading.diagnose.reach import Shortfall, shortfalls
 from drift.reading.diagnose.tensors import FORMATS, Dump, Place
 
 __all__ = ["diagnose"]
@@ -53,6 +54,7 @@ def diagnose(
     if other is not None:
         second = _diagnose_pair(*other, None, None)
         found = _with_other_precision(found, second)
+        _vouch_no_further(found)
     return found
 
 
@@ -69,7 +71,38 @@ def _diagnose_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | 
         if diagnosis.verdict in (Verdict.SAME, Verdict.ROUNDING, Verdict.NARROWER):
             diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
             diagnosis.reason = f"{text}. Compare lanes in a precision that does not overflow"
+    _vouch_no_further(diagnosis)
     return diagnosis
+
+
+def _vouch_no_further(diagnosis: Diagnosis) -> None:
+    """Say what is missing on one side, and take back a verdict that would speak for it."""
+    short = shortfalls(diagnosis.comparison)
+    diagnosis.missing = [_shortfall_words(one) for one in short]
+    if not short or diagnosis.verdict not in (Verdict.SAME, Verdict.ROUNDING):
+        return
+    agree = "is the same bits" if diagnosis.verdict is Verdict.SAME else "agrees to rounding"
+    diagnosis.verdict = Verdict.UNDETERMINED
+    diagnosis.reason = (
+        f"{diagnosis.missing[0]}, and nothing beyond that is vouched for. What both lanes have {agree}. "
+        f"Run lane {short[0].lane} to its end, or compare dumps that end at the same place"
+    )
+
+
+def _shortfall_words(short: Shortfall) -> str:
+    other = "B" if short.lane == "A" else "A"
+    if short.place is None:
+        return (
+            f"{short.lane} ends early: it has {short.held} tokens, its last step is {short.step}, and {other} goes on "
+            f"to {short.other} tokens"
+        )
+    where = f"from step {short.step} (token {short.start}) on"
+    if short.place.kind in ("final", "logits"):
+        return f"{short.lane} ends early: {where} it lacks {short.place}, which {other} has"
+    return (
+        f"{short.lane} ends early: {where} it lacks {short.place} and all of that kind after it, which {other} has up "
+        f"to block {short.other}"
+    )
 
 
 def _judge_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | None) -> Diagnosis:

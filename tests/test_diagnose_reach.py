@@ -1,0 +1,95 @@
+"""Nothing is vouched for that one lane lacks, of arithmetic that nobody measured, or on a floor that measured nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from diagnose_numbers import CHUNK, TOKENS, cut, diagnosed, drawn
+from diagnose_tools import Tensors, rounded, save
+
+from drift.diagnose import main
+from drift.reading.diagnose.model import Verdict
+from drift.reading.diagnose.showing import as_dict, page
+from drift.reading.diagnose.tensors import open_dump
+from drift.reading.diagnose.verdict import diagnose
+
+
+# ------------------------------------------------------------------------------------------------ lanes that end early
+def after_the_embeddings(b: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in b.items() if name.endswith("layer.0.hidden")}
+
+
+def after_two_steps(b: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in b.items() if name.startswith(("step.0.", "step.1."))}
+
+
+def inside_the_last_step(b: Tensors) -> Tensors:
+    lost = ("layer.2.hidden", "layer.3.hidden", "block.3.key", "block.3.value", "final", "logits")
+    return {name: tensor for name, tensor in b.items() if name not in {f"step.5.{end}" for end in lost}}
+
+
+def before_the_last_logits(b: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in b.items() if name != "step.5.logits"}
+
+
+ENDS = [
+    (after_the_embeddings, "ends early: from step 0 (token 0) on it lacks the hidden state after block 1 and all of"),
+    (after_two_steps, "ends early: it has 16 tokens, its last step is 1, and A goes on to 48 tokens"),
+    (inside_the_last_step, "ends early: from step 5 (token 40) on it lacks the hidden state after block 2 and all of"),
+    (before_the_last_logits, "ends early: from step 5 (token 40) on it lacks the logits, which A has"),
+]
+
+
+@pytest.mark.parametrize(("crash", "words"), ENDS)
+@pytest.mark.parametrize("clean", [lambda x: x, rounded])
+@pytest.mark.parametrize("chunk", [CHUNK, TOKENS])
+def test_a_lane_that_ends_early_is_not_vouched_for(
+    tmp_path: Path, crash: object, words: str, clean: object, chunk: int
+) -> None:
+    a = drawn()
+    b = crash(clean(cut(a)))  # type: ignore[operator]
+    found = diagnosed(tmp_path, cut(a, chunk), b)
+    assert (found.verdict, found.exit_code) == (Verdict.UNDETERMINED, 3)
+    assert f"B {words}" in found.missing[0]
+    assert f"B {words}" in found.reason
+    lines = page(found).splitlines()
+    assert lines[3].startswith("Missing: B ends early")
+    assert as_dict(found)["missing"] == found.missing
+    # The reference may have ended, too.
+    other = diagnose(open_dump(tmp_path / "b"), open_dump(tmp_path / "a"))
+    assert (other.verdict, other.missing[0][0]) == (Verdict.UNDETERMINED, "A")
+
+
+def test_what_differs_before_the_end_is_still_told(tmp_path: Path) -> None:
+    a = drawn()
+    b = after_two_steps(cut(a | {"block.2.value": 1.5 * a["block.2.value"]}))
+    found = diagnosed(tmp_path, cut(a), b)
+    assert found.verdict is Verdict.STRUCTURAL
+    assert page(found).splitlines()[3].startswith("Missing: B ends early")
+
+
+def test_a_finer_pair_that_is_whole_does_not_vouch_for_a_coarser_that_is_not(tmp_path: Path) -> None:
+    fine = cut(drawn())
+    other = (open_dump(save(fine, tmp_path / "fa")), open_dump(save(rounded(fine), tmp_path / "fb")))
+    assert diagnose(*other).verdict is Verdict.ROUNDING
+    coarse = {name: tensor.bfloat16() for name, tensor in fine.items()}
+    found = diagnosed(tmp_path, coarse, after_two_steps(rounded(coarse)), other=other)
+    assert found.verdict is Verdict.UNDETERMINED
+
+
+def test_kinds_that_one_lane_was_not_asked_for_are_a_choice(tmp_path: Path) -> None:
+    a = cut(drawn())
+    for kind in ("logits", "key", "final"):
+        b = {name: tensor for name, tensor in a.items() if not name.endswith(kind)}
+        found = diagnosed(tmp_path / kind, a, b)
+        assert (found.verdict, found.missing) == (Verdict.SAME, [])
+    last = {n: t[-1:] if n.endswith("logits") else t for n, t in a.items()}
+    assert diagnosed(tmp_path / "last", a, last).verdict is Verdict.SAME
+
+
+def test_the_exit_code_of_a_crashed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = cut(drawn())
+    folders = [str(save(x, tmp_path / name)) for name, x in (("a", a), ("b", after_the_embeddings(a)))]
+    assert main(folders) == 3
+    assert "UNDETERMINED" in capsys.readouterr().out
