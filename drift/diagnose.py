@@ -8,14 +8,15 @@ import sys
 from collections.abc import Sequence
 
 from drift.boundary import command
-from drift.dataset.rungs import RUNGS
+from drift.dataset.rungs import RUNGS, known_rung
 
 __all__ = ["main"]
 
 
 def _unit_roundoff(text: str) -> float:
-    if text in RUNGS:
-        return RUNGS[text].unit_roundoff
+    named = known_rung(text)
+    if named is not None:
+        return named.unit_roundoff
     try:
         value = float(text)
     except ValueError:

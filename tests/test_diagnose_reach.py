@@ -1,17 +1,18 @@
-"""Nothing is vouched for that one lane lacks, of arithmetic that nobody measured, or on a floor that measured nothing."""
+"""Nothing is vouched for that one lane lacks, and nobody is accused on arithmetic that nobody measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from diagnose_numbers import CHUNK, TOKENS, cut, diagnosed, drawn
+from diagnose_numbers import CHUNK, TOKENS, Whole, cut, diagnosed, drawn
 from diagnose_tools import Tensors, rounded, save
+from safetensors.torch import load_file, save_file
 
-from drift.diagnose import main
-from drift.reading.diagnose.model import Verdict
+from drift.diagnose import _unit_roundoff, main
+from drift.reading.diagnose.model import Cause, Verdict
 from drift.reading.diagnose.showing import as_dict, page
-from drift.reading.diagnose.tensors import open_dump
+from drift.reading.diagnose.tensors import Dump, Place, open_dump
 from drift.reading.diagnose.verdict import diagnose
 
 
@@ -93,3 +94,80 @@ def test_the_exit_code_of_a_crashed_run(tmp_path: Path, capsys: pytest.CaptureFi
     folders = [str(save(x, tmp_path / name)) for name, x in (("a", a), ("b", after_the_embeddings(a)))]
     assert main(folders) == 3
     assert "UNDETERMINED" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------- rounding of which size
+def coarse_outputs(size: float = 2.0**-9) -> tuple[Whole, Whole]:
+    """Lanes of an engine that adds up in 16 bits what attention reads, and hands out fp32: from chunk 2 on, unlike."""
+    a, other = drawn(), drawn(seed=1)
+    b = dict(a)
+    for block in (1, 2, 3):
+        for name in (f"layer.{block}.hidden", *(f"block.{block}.{k}" for k in ("key", "value") if block > 1)):
+            b[name] = b[name].clone()
+            b[name][..., 2 * CHUNK :, :] *= 1 + size * other[name][..., 2 * CHUNK :, :]
+    return a, b
+
+
+def test_a_format_alone_accuses_nobody(tmp_path: Path) -> None:
+    a, b = coarse_outputs()
+    found = diagnosed(tmp_path, cut(a, TOKENS), cut(b))
+    assert (found.verdict, found.cause, found.exit_code) == (Verdict.UNDETERMINED, Cause.NONE, 3)
+    assert found.reason.startswith("rounding of which size?")
+    assert "--unit-roundoff" in found.reason
+    assert "--floor" in found.reason
+    assert found.entry is not None
+    assert (found.entry.place, found.entry.start) == (Place("hidden", 1), 2 * CHUNK)
+    assert as_dict(found)["envelope"]["arithmetic"] == "format"
+
+
+def said(folder: Path, tensors: Tensors, dtype: str) -> Dump:
+    """A dump whose metadata say what was computed in."""
+    save(tensors, folder)
+    save_file(load_file(folder / "lane.safetensors"), folder / "lane.safetensors", {"dtype": dtype})
+    return open_dump(folder)
+
+
+@pytest.mark.parametrize(("one", "two"), [("fp32", "fp32"), ("float32", "torch.float32"), ("fp64", "fp32")])
+def test_what_is_known_of_the_arithmetic_accuses(tmp_path: Path, one: str, two: str) -> None:
+    a, b = coarse_outputs()
+    found = diagnose(said(tmp_path / "a", cut(a, TOKENS), one), said(tmp_path / "b", cut(b), two))
+    assert (found.verdict, found.roundoff.value) == (Verdict.STRUCTURAL, 2.0**-24)
+    # One lane's word is not the other's.
+    found = diagnose(said(tmp_path / "c", cut(a, TOKENS), one), said(tmp_path / "d", cut(b), "unheard of"))
+    assert found.verdict is Verdict.UNDETERMINED
+
+
+def test_metadata_of_a_coarser_arithmetic_widen_the_envelope(tmp_path: Path) -> None:
+    a, b = coarse_outputs()
+    found = diagnose(said(tmp_path / "a", cut(a, TOKENS), "fp16"), said(tmp_path / "b", cut(b), "fp16"))
+    assert (found.verdict, found.roundoff.value) == (Verdict.ROUNDING, 2.0**-11)
+
+
+def test_what_lanes_differ_by_before_the_bug_measures_their_arithmetic(tmp_path: Path) -> None:
+    a, b = coarse_outputs()
+    found = diagnosed(tmp_path, cut(a, TOKENS), cut(rounded({**b})))
+    assert found.verdict is Verdict.STRUCTURAL
+    assert found.entry is not None
+    assert found.entry.start == 2 * CHUNK
+
+
+def test_a_floor_measures_the_arithmetic_unless_it_is_the_same_bits(tmp_path: Path) -> None:
+    a, b = coarse_outputs()
+    verdicts = {}
+    for name, c in (("same", a), ("fine", rounded(dict(a))), ("coarse", coarse_outputs()[1])):
+        floor = open_dump(save(cut(c, TOKENS), tmp_path / name))
+        verdicts[name] = diagnosed(tmp_path / f"of {name}", cut(a, TOKENS), cut(b), floor=floor)
+    assert verdicts["same"].verdict is Verdict.UNDETERMINED
+    assert "--floor" not in verdicts["same"].reason
+    assert verdicts["fine"].verdict is Verdict.STRUCTURAL
+    assert verdicts["coarse"].verdict is Verdict.ROUNDING
+
+
+def test_what_no_arithmetic_explains_is_structural_whatever_it_was(tmp_path: Path) -> None:
+    a, b = coarse_outputs(size=0.5)
+    assert diagnosed(tmp_path, cut(a, TOKENS), cut(b)).verdict is Verdict.STRUCTURAL
+
+
+def test_the_unit_roundoff_is_taken_by_torch_s_names() -> None:
+    assert _unit_roundoff("bfloat16") == _unit_roundoff("bf16") == _unit_roundoff("torch.bfloat16") == 2.0**-8
+    assert _unit_roundoff("float32") == 2.0**-24

@@ -19,15 +19,13 @@ import numpy as np
 from drift.reading.diagnose.compare import Comparison
 from drift.reading.diagnose.envelope import Envelope
 from drift.reading.diagnose.model import Cause, Evidence, Finding
-from drift.reading.diagnose.naming import DOUBT, features_moved, named, rotated
+from drift.reading.diagnose.naming import DOUBT, FEWEST, features_moved, named, rotated
 from drift.reading.diagnose.tensors import Place
 
 __all__ = ["findings"]
 
 WINDOW = 8
 """Tokens that are looked at together at least, where steps are shorter."""
-FEWEST = 4
-"""Tokens that must be beyond the envelope together."""
 LONE = 8.0
 """A single token beyond this many envelopes is reported."""
 

@@ -13,10 +13,12 @@ from drift.reading.diagnose.envelope import Envelope
 from drift.reading.diagnose.model import Cause, Evidence, Finding
 from drift.reading.diagnose.tensors import Place
 
-__all__ = ["DOUBT", "features_moved", "input_evidence", "named", "rotated", "step_words"]
+__all__ = ["DOUBT", "FEWEST", "features_moved", "input_evidence", "named", "rotated", "step_words"]
 
 DOUBT = 2.0
 """Beyond this many envelopes a difference is structural; between one and this many it is undetermined."""
+FEWEST = 4
+"""Tokens that must be beyond the envelope together."""
 
 
 def _moved(found: Comparison, envelope: Envelope, segment: int) -> float:

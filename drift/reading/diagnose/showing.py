@@ -71,7 +71,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
     evidence
         Sentences with their numbers.
     envelope
-        Unit roundoff, allowance, formula.
+        Unit roundoff, what told it (:class:`~drift.reading.diagnose.envelope.Source`), allowance, formula.
     compared, notes, places
         Counts, what was not compared, and one row per place: `rel_l2`, `share_differing`, `largest_in_roundoffs` (the
         largest difference of an element in unit roundoffs of itself or, for small elements, of its row's root mean
@@ -96,6 +96,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
             "envelope": {
                 "unit_roundoff": found.roundoff.value,
                 "unit_roundoff_from": found.roundoff.why,
+                "arithmetic": found.roundoff.source.value,
                 "kappa": ALLOWANCE,
                 "formula": "kappa * (incoming difference + local rounding)",
             },

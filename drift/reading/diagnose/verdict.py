@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from drift.reading.diagnose import causes
+from drift.reading.diagnose.arithmetic import like_narrow_arithmetic, of_unknown_size
 from drift.reading.diagnose.causes import CacheFault, Narrowing
 from drift.reading.diagnose.compare import Comparison, compare
-from drift.reading.diagnose.envelope import Roundoff, derive, roundoff
+from drift.reading.diagnose.envelope import COARSEST, derive, roundoff
 from drift.reading.diagnose.finding import findings
 from drift.reading.diagnose.model import Cause, Diagnosis, Entry, Evidence, Finding, Verdict
 from drift.reading.diagnose.naming import DOUBT, input_evidence, step_words
@@ -128,7 +129,7 @@ def _judge_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | Non
     if fault is not None and (structural is None or _earlier(fault, structural, found)):
         _cache_verdict(diagnosis, fault)
     elif structural is not None:
-        _structural_verdict(diagnosis, structural)
+        _structural_verdict(diagnosis, structural, measured)
     else:
         _no_bug(diagnosis, beyond, [f for f in faults if f.narrow is not None])
     return diagnosis
@@ -219,13 +220,15 @@ def _cache_verdict(diagnosis: Diagnosis, fault: CacheFault) -> None:
         diagnosis.cause_text += f"; it holds those of step {dump.step_of(max(0, source))}"
 
 
-def _structural_verdict(diagnosis: Diagnosis, finding: Finding) -> None:
+def _structural_verdict(diagnosis: Diagnosis, finding: Finding, floor: Comparison | None) -> None:
     found = diagnosis.comparison
     diagnosis.entry = _entry(found, finding.place, finding.tokens)
     diagnosis.evidence += finding.evidence
     diagnosis.cause, diagnosis.cause_text = finding.cause, finding.cause_text
     diagnosis.verdict = Verdict.STRUCTURAL
-    if finding.cause is Cause.OTHER and _like_narrow_arithmetic(diagnosis, finding):
+    if finding.cause is not Cause.OTHER:
+        return
+    if like_narrow_arithmetic(diagnosis, finding):
         diagnosis.verdict, diagnosis.cause = Verdict.UNDETERMINED, Cause.NONE
         diagnosis.reason = (
             "the difference is as even over all tokens, and as small, as the rounding of a lane that multiplies "
@@ -233,18 +236,16 @@ def _structural_verdict(diagnosis: Diagnosis, finding: Finding) -> None:
             "or 16 bits (or whose weights were quantised) would be. If one does, say --unit-roundoff tf32; if neither "
             "does, it is structural"
         )
-
-
-def _like_narrow_arithmetic(diagnosis: Diagnosis, finding: Finding) -> bool:
-    """Whether a wider unit roundoff would explain everything, and all tokens differ alike from the first on."""
-    if diagnosis.roundoff.value >= 2.0**-13 or diagnosis.roundoff.why == "as given":
-        return False
-    size = diagnosis.comparison.profiles[finding.place].relative
-    size = size[np.isfinite(size)]
-    if np.mean(size > 0.1 * np.median(size)) < 0.9 or np.median(size) == 0:
-        return False
-    envelopes = derive(diagnosis.comparison, Roundoff(2.0**-11, "tried"))
-    return all(float(np.nanmedian(np.nan_to_num(e.ratio))) < 1 for e in envelopes.values())
+    elif of_unknown_size(diagnosis, finding, floor):
+        diagnosis.verdict, diagnosis.cause = Verdict.UNDETERMINED, Cause.NONE
+        ways = ["say what the engine computes in (--unit-roundoff bf16, fp16, tf32, fp32 or a number)"]
+        if floor is None:
+            ways.append("measure it with a second accepted way to compute A (--floor C)")
+        diagnosis.reason = (
+            f"rounding of which size? The difference is {finding.ratio:.3g} times what rounding to "
+            f"{diagnosis.roundoff.value:.3g} explains, but that is {diagnosis.roundoff.why}, and tells how they were "
+            f"kept, not how they were computed; rounding to {COARSEST:.3g} would explain it. {' or '.join(ways)}"
+        ).replace(". say", ". Say")
 
 
 def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[CacheFault]) -> None:
