@@ -271,12 +271,14 @@ def derive(
     for place, profile in found.profiles.items():
         inputs, gap, known = _inputs(found, place)
         kind = "embeddings" if place == Place("hidden", 0) else place.kind
-        here = u.value
+        here, stored = u.value, 0.0
         if place.kind in ("key", "value"):
-            here = max([here, *(max(f.unit_roundoff, g.unit_roundoff) for f, g in filter(None, profile.formats))])
+            narrow = max([here, *(max(f.unit_roundoff, g.unit_roundoff) for f, g in filter(None, profile.formats))])
+            # Nothing is computed in 8 bits: numbers are rounded to them once.
+            here, stored = (here, narrow) if narrow > COARSEST else (narrow, 0.0)
         keys = found.profiles.get(Place("key", place.block)) if place.kind == "hidden" else None
         common = 1.0 if keys is None else keys.common
-        local = np.full(found.tokens, _local(kind, gap, here, found.width, common))
+        local = np.full(found.tokens, math.hypot(_local(kind, gap, here, found.width, common), stored))
         if floor is not None and place in floor.profiles:
             accepted = floor.profiles[place].relative
             for start, stop in found.segments:

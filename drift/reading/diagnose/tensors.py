@@ -185,6 +185,10 @@ class Dump:
         Per place, its tensors by step.
     ignored : list of str
         Names of tensors that follow no naming scheme.
+    metadata : dict
+        That of the files.
+    neighbours : int
+        Features of each head of keys that are stored with rotary pairs side by side, and read halves apart.
     """
 
     folder: Path
@@ -192,6 +196,7 @@ class Dump:
     places: dict[Place, dict[int, _Stored]] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
+    neighbours: int = 0
     _maps: dict[Path, np.memmap] = field(default_factory=dict, repr=False)
 
     @property
@@ -250,12 +255,20 @@ class Dump:
             first, last = max(low, start), min(high, stop)
             if first < last:
                 parts.append(self._rows(self.places[place][step], first - low, last - low))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-2)
+        return self._in_halves(place, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-2))
 
     def cache(self, place: Place, step: int) -> np.ndarray:
         """Read what a cache held after a step: [head, token, feature]."""
         stored = self.places[place][step]
-        return self._rows(stored, 0, stored.tokens)
+        return self._in_halves(place, self._rows(stored, 0, stored.tokens))
+
+    def _in_halves(self, place: Place, keys: np.ndarray) -> np.ndarray:
+        """Put rotary pairs that are neighbours half a head apart."""
+        if not self.neighbours or place.kind not in ("key", "cache_key"):
+            return keys
+        width = self.neighbours
+        order = np.concatenate([np.arange(0, width, 2), np.arange(1, width, 2), np.arange(width, keys.shape[-1])])
+        return keys[..., order]
 
     def _rows(self, stored: _Stored, start: int, stop: int) -> np.ndarray:
         if stored.path not in self._maps:
