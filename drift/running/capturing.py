@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from drift.running.protocols.base import Chunk, Protocol
 
-__all__ = ["capture", "free_target"]
+__all__ = ["appearing", "capture", "experts_of", "free_target"]
 
 
 def capture(
@@ -107,7 +107,7 @@ def capture(
     target = free_target(out)
     training = model.training
     try:
-        with _appearing(target, out) as folder, numerics(computed, str(device), half_matmul) as switches:
+        with appearing(target, out) as folder, numerics(computed, str(device), half_matmul) as switches:
             metadata = {
                 "format": "drift-dump-1",
                 "model": str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
@@ -163,7 +163,7 @@ def _one_pass(
 
 
 @contextmanager
-def _appearing(target: Path, out: str | os.PathLike[str]) -> Iterator[Path]:
+def appearing(target: Path, out: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to write into, which takes its name once all is written; `out` is what the message calls it."""
     temporary = temporary_name(target)
     try:

@@ -257,7 +257,7 @@ class _Asking:
             raise ConfigError(
                 f"Text ({text.tokens} tokens), question ({len(self.tokens)}) and answer (up to {self.new}) reach "
                 f"position {end}, beyond the model's context of {context} tokens. Shorten the text, take a model with "
-                "a longer context, or a protocol whose positions stay within its cache: streaming(positions=cache)."
+                "a longer context, or a protocol whose positions stay within its cache: streaming."
             )
 
 

@@ -115,6 +115,8 @@ class Protocol(ABC):
     """What it does, in one line: pages show it beside the label."""
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Options that take one of a few words."""
+    spelt: ClassVar[tuple[str, ...]] = ()
+    """Options that the label says even where they are the default: once that was another, and cells are named by it."""
     references: ClassVar[tuple[str, ...]] = ("full", "gold", "fold64", "previous")
     """What the fold can be compared with, see :data:`drift.dataset.contract.REFERENCES`."""
 
@@ -143,7 +145,7 @@ class Protocol(ABC):
             value = getattr(self, f.name)
             if isinstance(value, Protocol):
                 options.append(value.label)
-            elif value != f.default:
+            elif value != f.default or f.name in self.spelt:
                 options.append(f"{f.name}={number(value) if isinstance(value, int | float) else value}")
         return f"{self.name}({','.join(options)})" if options else self.name
 
