@@ -115,6 +115,7 @@ def test_a_format_alone_accuses_nobody(tmp_path: Path) -> None:
     assert found.reason.startswith("rounding of which size?")
     assert "--unit-roundoff" in found.reason
     assert "--floor" in found.reason
+    assert "Cause:" not in page(found)
     assert found.entry is not None
     assert (found.entry.place, found.entry.start) == (Place("hidden", 1), 2 * CHUNK)
     assert as_dict(found)["envelope"]["arithmetic"] == "format"
@@ -159,6 +160,7 @@ def test_a_floor_measures_the_arithmetic_unless_it_is_the_same_bits(tmp_path: Pa
         verdicts[name] = diagnosed(tmp_path / f"of {name}", cut(a, TOKENS), cut(b), floor=floor)
     assert verdicts["same"].verdict is Verdict.UNDETERMINED
     assert "--floor" not in verdicts["same"].reason
+    assert "measures nothing" in verdicts["same"].reason
     assert verdicts["fine"].verdict is Verdict.STRUCTURAL
     assert verdicts["coarse"].verdict is Verdict.ROUNDING
 
@@ -171,3 +173,11 @@ def test_what_no_arithmetic_explains_is_structural_whatever_it_was(tmp_path: Pat
 def test_the_unit_roundoff_is_taken_by_torch_s_names() -> None:
     assert _unit_roundoff("bfloat16") == _unit_roundoff("bf16") == _unit_roundoff("torch.bfloat16") == 2.0**-8
     assert _unit_roundoff("float32") == 2.0**-24
+
+
+def test_even_noise_is_structural_where_both_lanes_say_what_they_computed_in(tmp_path: Path) -> None:
+    a, other = drawn(), drawn(seed=1)
+    noisy = {k: v if k == "layer.0.hidden" else v * (1 + 2.0**-11 * other[k]) for k, v in a.items()}
+    assert diagnosed(tmp_path / "unsaid", cut(a, TOKENS), cut(noisy)).verdict is Verdict.UNDETERMINED
+    lanes = said(tmp_path / "a", cut(a, TOKENS), "fp32"), said(tmp_path / "b", cut(noisy), "fp32")
+    assert diagnose(*lanes).verdict is Verdict.STRUCTURAL

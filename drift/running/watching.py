@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.generation.continuous_batching import input_outputs
 
 from drift.dataset.dumps import LOGITS
 from drift.errors import ConfigError, PrecisionError, UnsupportedModelError
@@ -196,6 +196,8 @@ class _Notes:
             planned, first = [(_ALONE, ids.shape[1])], [int(self._cache.get_seq_length())]
         else:
             self._cache, planned = paged, self._planned
+            if not planned:
+                raise UnsupportedModelError("This version of transformers packs batches in a way not known here.")
             self._rows = kwargs["logits_indices"]
             ends = np.cumsum([0, *(tokens for _, tokens in planned)])
             first = [int(kwargs["position_ids"][0, end]) for end in ends[:-1]]
@@ -288,15 +290,14 @@ class _Notes:
 def _planning(told: Callable[[list[tuple[str, int]]], None]) -> Iterator[None]:
     """Be told which requests, and how many tokens of each, the next continuous batch packs, in order.
 
-    Raises
-    ------
-    UnsupportedModelError
-        If this version of transformers plans its batches elsewhere.
+    Where this version of transformers plans its batches elsewhere, nothing is told.
     """
-    owner = getattr(input_outputs, "ContinuousBatchingIOs", None)
-    before = None if owner is None else owner.__dict__.get("prepare_batch_tensors")
-    if owner is None or before is None:
-        raise UnsupportedModelError("This version of transformers plans continuous batches in a way not known here.")
+    try:
+        owner = import_module("transformers.generation.continuous_batching.input_outputs").ContinuousBatchingIOs
+        before = vars(owner)["prepare_batch_tensors"]
+    except (ImportError, AttributeError, KeyError):
+        yield
+        return
 
     def planned(self: Any, requests_in_batch: Any, *args: Any, **kwargs: Any) -> Any:
         told([(str(each.state.request_id), int(each.query_length)) for each in requests_in_batch])

@@ -20,7 +20,7 @@ _TRIED = 2.0**-11
 
 def like_narrow_arithmetic(diagnosis: Diagnosis, finding: Finding) -> bool:
     """Whether a wider unit roundoff would explain everything, and all tokens differ alike from the first on."""
-    if diagnosis.roundoff.value >= _TRIED / 4 or diagnosis.roundoff.source is Source.GIVEN:
+    if diagnosis.roundoff.value >= _TRIED / 4 or diagnosis.roundoff.source is not Source.FORMAT:
         return False
     size = diagnosis.comparison.profiles[finding.place].relative
     size = size[np.isfinite(size)]

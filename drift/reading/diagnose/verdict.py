@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from drift.dataset.rungs import RUNGS
 from drift.reading.diagnose.arithmetic import like_narrow_arithmetic, of_unknown_size
 from drift.reading.diagnose.compare import Comparison, compare
 from drift.reading.diagnose.envelope import COARSEST, derive, roundoff
@@ -231,7 +232,7 @@ def _structural_verdict(diagnosis: Diagnosis, finding: Finding, floor: Compariso
     if finding.cause is not Cause.OTHER:
         return
     if like_narrow_arithmetic(diagnosis, finding):
-        diagnosis.verdict, diagnosis.cause = Verdict.UNDETERMINED, Cause.NONE
+        diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
         diagnosis.reason = (
             "the difference is as even over all tokens, and as small, as the rounding of a lane that multiplies "
             "in TF32 "
@@ -239,15 +240,16 @@ def _structural_verdict(diagnosis: Diagnosis, finding: Finding, floor: Compariso
             "does, it is structural"
         )
     elif of_unknown_size(diagnosis, finding, floor):
-        diagnosis.verdict, diagnosis.cause = Verdict.UNDETERMINED, Cause.NONE
-        ways = ["say what the engine computes in (--unit-roundoff bf16, fp16, tf32, fp32 or a number)"]
-        if floor is None:
-            ways.append("measure it with a second accepted way to compute A (--floor C)")
+        diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
+        measure = f", or measure it with {_FLOOR}"
+        if floor is not None:
+            measure = "; the floor that was given holds the same bits as A, and measures nothing"
         diagnosis.reason = (
-            f"rounding of which size? The difference is {finding.ratio:.3g} times what rounding to "
-            f"{diagnosis.roundoff.value:.3g} explains, but that is {diagnosis.roundoff.why}, and tells how they were "
-            f"kept, not how they were computed; rounding to {COARSEST:.3g} would explain it. {' or '.join(ways)}"
-        ).replace(". say", ". Say")
+            f"rounding of which size? The difference is {finding.ratio:.3g} times what a unit roundoff of "
+            f"{diagnosis.roundoff.value:.3g} explains ({diagnosis.roundoff.why}). How numbers were kept does not tell "
+            f"how they were computed, and arithmetic of {COARSEST:.3g} would explain it. Say what the engine uses "
+            f"(--unit-roundoff {', '.join(RUNGS)} or a number){measure}"
+        )
 
 
 _FLOOR = "a second accepted way to compute A (--floor)"
