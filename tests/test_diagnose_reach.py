@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,16 @@ def test_even_noise_is_structural_where_both_lanes_say_what_they_computed_in(tmp
     assert diagnosed(tmp_path / "unsaid", cut(a, TOKENS), cut(noisy)).verdict is Verdict.UNDETERMINED
     lanes = said(tmp_path / "a", cut(a, TOKENS), "fp32"), said(tmp_path / "b", cut(noisy), "fp32")
     assert diagnose(*lanes).verdict is Verdict.STRUCTURAL
+
+
+def test_every_option_of_the_command_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fine = cut(drawn())
+    coarse = {name: tensor.bfloat16() for name, tensor in fine.items()}
+    made = {"a": coarse, "b": rounded(coarse), "c": rounded(coarse, 1), "fa": fine, "fb": rounded(fine)}
+    f = {name: str(save(tensors, tmp_path / name)) for name, tensors in made.items()}
+    command = [f["a"], f["b"], "--floor", f["c"], "--unit-roundoff", "bfloat16", "--heads", "2"]
+    assert main([*command, "--other-precision", f["fa"], f["fb"], "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["verdict"], row["envelope"]["arithmetic"]) == ("rounding", "given")
+    slope = next(e["slope"] for e in row["evidence"] if "slope" in e)
+    assert slope == pytest.approx(1, abs=0.1)

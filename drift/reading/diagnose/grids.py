@@ -69,7 +69,7 @@ def _on_grid(groups: np.ndarray, form: Format, kept: Format) -> bool:
     tolerance = 2 * kept.unit_roundoff
     best = np.zeros(len(groups), dtype=int)
     for mantissa in range(steps, 2 * steps):
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             fraction = np.frexp(groups / largest * mantissa)[0] * 2 * steps
         near = np.abs(fraction - np.rint(fraction)) <= tolerance * fraction
         best = np.maximum(best, np.count_nonzero(near & looked, axis=1))

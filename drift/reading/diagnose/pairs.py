@@ -57,11 +57,13 @@ def pairs(layout: str, width: int) -> tuple[np.ndarray, np.ndarray]:
 def _apart(a: np.ndarray, b: np.ndarray, layout_a: str, layout_b: str, width: int) -> float:
     """Relative difference of the magnitudes of pairs, each lane's in its own layout, and of what is not rotated."""
     sizes = []
-    for keys, layout in ((a, layout_a), (b, layout_b)):
-        one, two = pairs(layout, width)
-        sizes.append(np.concatenate([np.hypot(keys[..., one], keys[..., two]), keys[..., width:]], axis=-1))
-    norm = float(np.linalg.norm(sizes[0]))
-    return float(np.linalg.norm(sizes[1] - sizes[0])) / norm if norm > 0 else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for keys, layout in ((a, layout_a), (b, layout_b)):
+            one, two = pairs(layout, width)
+            sizes.append(np.concatenate([np.hypot(keys[..., one], keys[..., two]), keys[..., width:]], axis=-1))
+        norm = float(np.linalg.norm(sizes[0]))
+        apart = float(np.linalg.norm(sizes[1] - sizes[0]))
+    return apart / norm if 0 < norm < np.inf else float("inf")
 
 
 def reordered(a: Dump, b: Dump) -> Reordered | None:
