@@ -82,10 +82,12 @@ def test_a_finer_pair_that_is_whole_does_not_vouch_for_a_coarser_that_is_not(tmp
 
 def test_kinds_that_one_lane_was_not_asked_for_are_a_choice(tmp_path: Path) -> None:
     a = cut(drawn())
-    for kind in ("logits", "key", "final"):
+    for kind, words in (("logits", "logits"), ("key", "keys"), ("final", "final states")):
         b = {name: tensor for name, tensor in a.items() if not name.endswith(kind)}
         found = diagnosed(tmp_path / kind, a, b)
-        assert (found.verdict, found.missing) == (Verdict.SAME, [])
+        assert (found.verdict, found.exit_code) == (Verdict.SAME, 0)
+        assert found.missing == [f"B holds no {words} at all; they were not compared"]
+        assert page(found).splitlines()[3] == f"Missing: {found.missing[0]}."
     last = {n: t[-1:] if n.endswith("logits") else t for n, t in a.items()}
     assert diagnosed(tmp_path / "last", a, last).verdict is Verdict.SAME
 

@@ -9,7 +9,12 @@ from drift.reading.diagnose.naming import entry_of, step_words
 from drift.reading.diagnose.storage import CacheFault, Narrowing
 from drift.reading.diagnose.tensors import Place
 
-__all__ = ["computed_narrower", "narrow_verdict"]
+__all__ = ["KIND_NAMES", "computed_narrower", "narrow_verdict"]
+
+KIND_NAMES = {
+    "hidden": "hidden states", "key": "keys", "value": "values", "final": "final states", "logits": "logits",
+}  # fmt: skip
+"""What kinds of tensors are called, in words."""
 
 
 def computed_narrower(diagnosis: Diagnosis, item: Narrowing) -> bool:
@@ -41,18 +46,12 @@ def narrow_verdict(diagnosis: Diagnosis, narrow: list[Narrowing], caches: list[C
     for item in narrow:
         token = found.segments[item.segment][0]
         kinds = sorted({p.kind for p in item.places}, key=["hidden", "key", "value", "final", "logits"].index)
-        names = {
-            "hidden": "hidden states",
-            "key": "keys",
-            "value": "values",
-            "final": "final states",
-            "logits": "logits",
-        }
         blocks = sorted({p.block for p in item.places})
         wide = "A" if item.lane == "B" else "B"
+        what = " and ".join(KIND_NAMES[k] for k in kinds)
         text = (
-            f"{item.lane}'s {' and '.join(names[k] for k in kinds)} from {_level(item.places[0])} on hold numbers of "
-            f"{item.narrow.name} only, while {wide}'s are {item.wide.name}"
+            f"{item.lane}'s {what} from {_level(item.places[0])} on hold numbers of {item.narrow.name} only, while "
+            f"{wide}'s are {item.wide.name}"
         )
         texts.append(text)
         share = f"{100 * item.exact:.4g} % of {item.lane}'s {str(item.places[0]).removeprefix('the ')}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from drift.reading.diagnose.compare import Comparison
 from drift.reading.diagnose.tensors import Dump, Place
 
-__all__ = ["Shortfall", "shortfalls"]
+__all__ = ["Shortfall", "absent", "shortfalls"]
 
 _STACKED = ("hidden", "key", "value")
 _LAST = ("final", "logits")
@@ -71,6 +71,13 @@ def shortfalls(found: Comparison) -> list[Shortfall]:
                 last = ends[0][-1][1]
                 result.append(Shortfall(lane, place, last, ends[1][-1][1], own.step_of(last), 0, 0))
     return result
+
+
+def absent(found: Comparison) -> dict[str, list[str]]:
+    """List, per lane, the kinds of tensors that it has none of and the other has: not asked for, or never reached."""
+    kinds = {lane: {place.kind for place in dump.places} for lane, dump in (("A", found.a), ("B", found.b))}
+    lacks = {"A": kinds["B"] - kinds["A"], "B": kinds["A"] - kinds["B"]}
+    return {lane: [kind for kind in (*_STACKED, *_LAST) if kind in some] for lane, some in lacks.items()}
 
 
 def _stacked(found: Comparison, lane: str, own: Dump, other: Dump, kind: str) -> Shortfall | None:

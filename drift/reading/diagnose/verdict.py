@@ -11,9 +11,9 @@ from drift.reading.diagnose.envelope import COARSEST, derive, roundoff
 from drift.reading.diagnose.finding import findings
 from drift.reading.diagnose.model import Cause, Diagnosis, Entry, Evidence, Finding, Verdict
 from drift.reading.diagnose.naming import DOUBT, entry_of, input_evidence, step_words
-from drift.reading.diagnose.narrowed import computed_narrower, narrow_verdict
+from drift.reading.diagnose.narrowed import KIND_NAMES, computed_narrower, narrow_verdict
 from drift.reading.diagnose.precision import with_other_precision
-from drift.reading.diagnose.reach import Shortfall, shortfalls
+from drift.reading.diagnose.reach import Shortfall, absent, shortfalls
 from drift.reading.diagnose.storage import CacheFault, cache_faults, narrowings
 from drift.reading.diagnose.tensors import Dump, Place
 
@@ -80,6 +80,10 @@ def _vouch_no_further(diagnosis: Diagnosis) -> None:
     """Say what is missing on one side, and take back a verdict that would speak for it."""
     short = shortfalls(diagnosis.comparison)
     diagnosis.missing = [_shortfall_words(one) for one in short]
+    for lane, kinds in absent(diagnosis.comparison).items():
+        if kinds:
+            names = " and ".join(KIND_NAMES[kind] for kind in kinds)
+            diagnosis.missing.append(f"{lane} holds no {names} at all; they were not compared")
     if not short or diagnosis.verdict not in (Verdict.SAME, Verdict.ROUNDING):
         return
     agree = "is the same bits" if diagnosis.verdict is Verdict.SAME else "agrees to rounding"
