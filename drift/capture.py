@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from drift.boundary import command
 from drift.dataset.dumps import LOGITS
-from drift.dataset.rungs import RUNGS
+from drift.dataset.rungs import RUNGS, rung_name
 from drift.running.model.numerics import HALF_MATMUL, default_half_matmul
 
 __all__ = ["main"]
@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokens", type=int, default=512, metavar="N", help="length of the text (default: %(default)s)"
     )
-    parser.add_argument("--dtype", default="bf16", choices=list(RUNGS), help="precision (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", default="bf16", type=rung_name, choices=list(RUNGS), help="precision (default: %(default)s)"
+    )
     parser.add_argument("--corpus", default="pydoc", help="pydoc (default), stdlib, random, repeat, file:PATH or "
                         "hub:DATASET")  # fmt: skip
     parser.add_argument("--attn", default="sdpa", choices=["sdpa", "eager"], help="attention implementation "

@@ -7,15 +7,17 @@ import json
 import sys
 from collections.abc import Sequence
 
+from drift._bounds import MOST_DIGITS
 from drift.boundary import command
-from drift.dataset.rungs import RUNGS
+from drift.dataset.rungs import RUNGS, known_rung
 
 __all__ = ["main"]
 
 
 def _unit_roundoff(text: str) -> float:
-    if text in RUNGS:
-        return RUNGS[text].unit_roundoff
+    named = known_rung(text)
+    if named is not None:
+        return named.unit_roundoff
     try:
         value = float(text)
     except ValueError:
@@ -25,6 +27,12 @@ def _unit_roundoff(text: str) -> float:
             f"{text!r} is neither one of {', '.join(RUNGS)} nor a number between 0 and 0.5"
         )
     return value
+
+
+def _heads(text: str) -> int:
+    if not (text.isdecimal() and len(text) <= MOST_DIGITS and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of heads")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
                         "implementation, say): rounding is then measured instead of assumed")  # fmt: skip
     parser.add_argument("--unit-roundoff", type=_unit_roundoff, metavar="U", help="of the arithmetic, where the "
                         f"numbers' format does not tell: {', '.join(RUNGS)}, or a number")  # fmt: skip
+    parser.add_argument("--heads", type=_heads, metavar="N", help="heads of the cache, if keys and values are "
+                        "stored as [token, head, feature] or [token, head * feature]")  # fmt: skip
     parser.add_argument("--other-precision", nargs=2, metavar=("A2", "B2"), help="the same two lanes at another "
                         "precision, best a finer one: rounding shrinks with the unit roundoff, a bug does "
                         "not")  # fmt: skip
@@ -60,13 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.diagnose.tensors import open_dump
     from drift.reading.diagnose.verdict import diagnose
 
-    other = (open_dump(args.other_precision[0]), open_dump(args.other_precision[1])) if args.other_precision else None
+    named = (args.a, args.b, *(args.other_precision or ()), *([] if args.floor is None else [args.floor]))
+    a, b, *rest = (open_dump(name, args.heads) for name in named)
     found = diagnose(
-        open_dump(args.a),
-        open_dump(args.b),
-        floor=None if args.floor is None else open_dump(args.floor),
+        a,
+        b,
+        floor=None if args.floor is None else rest.pop(),
         unit_roundoff=args.unit_roundoff,
-        other=other,
+        other=(rest[0], rest[1]) if rest else None,
     )
     print(json.dumps(as_dict(found), indent=1, allow_nan=False) if args.json else page(found))
     return found.exit_code

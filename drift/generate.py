@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from drift._bounds import MOST_TEXT_BYTES
 from drift._outside import OutsideError, read_bytes
 from drift.boundary import command
-from drift.dataset.rungs import RUNGS
+from drift.dataset.rungs import RUNGS, rung_name
 from drift.errors import ConfigError
 from drift.paths import outside_path
 from drift.running.model.numerics import HALF_MATMUL, default_half_matmul
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="which random numbers, above temperature 0 "
         "(default: %(default)s)")  # fmt: skip
     add("--no-chat", action="store_true", help="leave the tokenizer's chat template out")
-    add("--dtype", default="bf16", choices=list(RUNGS), help="precision (default: %(default)s)")
+    add("--dtype", default="bf16", type=rung_name, choices=list(RUNGS), help="precision (default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto (default: a GPU where there is one)")
     add("--attn", default="sdpa", choices=["sdpa", "eager"], help="attention implementation (default: %(default)s)")
     add("--half-matmul", choices=HALF_MATMUL, help="16-bit products on a CPU (default: native, or float32 where the "

@@ -79,6 +79,13 @@ def test_metadata_say_what_it_was_made_with(tmp_path: Path) -> None:
             metadata = file.metadata()
         assert {"drift_version", "versions_json", "tokens_sha256", "numerics_json", "threads"} <= metadata.keys()
         assert (metadata["dtype"], metadata["protocol"], metadata["corpus"]) == ("fp32", "append", "mine")
+        assert metadata["experts"] == "0"
+
+
+@pytest.mark.parametrize("family", ["qwen3-moe", "olmoe"])
+def test_metadata_say_how_many_experts_there_are(tmp_path: Path, family: str) -> None:
+    folder = capture(make_model(family), text(16).numpy(), 8, "append", tmp_path / "out")
+    assert open_dump(folder).metadata["experts"] == "4"
 
 
 def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

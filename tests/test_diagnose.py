@@ -293,8 +293,8 @@ def test_two_hundred_clean_pairs_are_never_called_a_bug(judge: Callable[..., Dia
         assert found.verdict not in (Verdict.STRUCTURAL, Verdict.NARROWER), f"{name}\n{page(found)}"
         if found.verdict is Verdict.UNDETERMINED:
             undetermined.append(name)
-    # Of 1,000 other pairs three were (docs/diagnose.md): more than four of 200 happen once in 2,500 draws.
-    assert len(undetermined) <= scipy.stats.binom.ppf(1 - 1 / 2500, 200, 3 / 1000), undetermined
+    # Of 1,000 other pairs two were (docs/diagnose.md): more than four of 200 happen once in 2,500 draws.
+    assert len(undetermined) <= scipy.stats.binom.ppf(1 - 1 / 2500, 200, 2 / 1000), undetermined
 
 
 def test_one_token_with_another_expert_does_not_make_keys_move(judge: Callable[..., Diagnosis]) -> None:
@@ -357,14 +357,35 @@ def test_the_envelope_is_what_its_page_says(judge: Callable[..., Diagnosis]) -> 
 
 
 # ------------------------------------------------------------------------------------------------ controls
+def floor_of(a: Tensors, c: Tensors, place: Place) -> np.ndarray:
+    """[token]: what a floor of one step allows at a place, from its definition."""
+    name = f"layer.{place.block}.hidden" if place.kind == "hidden" else f"block.{place.block}.{place.kind}"
+    name = f"step.0.{name if place.kind not in ('final', 'logits') else place.kind}"
+    one, two = (np.atleast_3d(x[name].double().squeeze(0).numpy()) for x in (a, c))
+    if place.kind in ("key", "value"):
+        size, change = (np.sqrt(np.sum(x * x, axis=(0, 2))) for x in (one, two - one))
+    else:
+        size, change = (np.sqrt(np.sum(x * x, axis=(1, 2))) for x in (one, two - one))
+    relative = change / np.maximum(size, np.median(size))
+    usual = [np.quantile(relative[k : k + CHUNK], 0.95) for k in range(0, TOKENS, CHUNK)]
+    return np.maximum(relative, np.repeat(usual, CHUNK))
+
+
 def test_a_floor_measures_what_is_otherwise_assumed(judge: Callable[..., Diagnosis]) -> None:
     model, ids, full = pair("llama", "bf16")
     eager = random_model("llama", torch.bfloat16, "eager")
     floor = lane(eager, ids)
     clean = judge(full, lane(model, ids, CHUNK), floor=floor)
     assert clean.exit_code == 0
-    narrow, wide = (x.envelopes[Place("key", 1)].bound.max() for x in (clean, judge(full, lane(model, ids, CHUNK))))
-    assert narrow < wide
+    plain = judge(full, lane(model, ids, CHUNK))
+    for place, envelope in clean.envelopes.items():
+        moved = floor_of(full, floor, place)
+        if place.block <= 1:  # what deeper places read is wider where the floor is
+            assert envelope.local == pytest.approx(np.maximum(plain.envelopes[place].local, moved))
+    # A floor that is the same bits knows less of the arithmetic than the numbers' format does.
+    same = judge(full, rounded(lane(eager, ids, CHUNK)), floor=full)
+    assert same.verdict is Verdict.ROUNDING
+    assert all(np.array_equal(same.envelopes[p].local, e.local) for p, e in plain.envelopes.items())
     shifted = judge(full, lane(model, ids, CHUNK, position=lambda k, s: s + (k > 2)), floor=floor)
     assert shifted.cause is Cause.POSITION_OFFSET
 
@@ -403,10 +424,10 @@ def test_a_finer_precision_is_believed_without_a_slope_too(tmp_path: Path, judge
     # fp32 and fp64 share a unit roundoff here, and lanes that are the same bits have no slope.
     model, ids, full = pair("llama", "fp32")
     clean = rounded(lane(model, ids, CHUNK))
-    assert judge(full, clean, other=saved("spoilt", "fp64", 0.01)).verdict is Verdict.STRUCTURAL
+    assert judge(full, clean, other=saved("spoilt", "fp64", 0.1)).verdict is Verdict.STRUCTURAL
     assert judge(full, clean, other=saved("clean", "fp64", 0.0)).verdict is Verdict.ROUNDING
     coarse = pair("llama", "bf16")[2]
-    assert judge(coarse, coarse, other=saved("finer", "fp32", 0.01)).verdict is Verdict.STRUCTURAL
+    assert judge(coarse, coarse, other=saved("finer", "fp32", 0.1)).verdict is Verdict.STRUCTURAL
     # What is coarser overrules nothing.
     assert judge(full, full, other=saved("coarser", "bf16", 0.5)).verdict is Verdict.SAME
 
@@ -486,7 +507,8 @@ def test_same_bits_and_what_was_not_compared(judge: Callable[..., Diagnosis]) ->
     assert any("only A has them (1 places): the logits" in note for note in found.notes)
     shorter = rounded(lane(model, ids[:40], CHUNK))
     found = judge(full, shorter)
-    assert found.verdict is Verdict.ROUNDING
+    assert found.verdict is Verdict.UNDETERMINED
+    assert "agrees to rounding" in found.reason
     assert any("first 40 were compared" in note for note in found.notes)
     repeated = {k: v.repeat_interleave(2, 1) if "block" in k else v for k, v in full.items()}
     found = judge(full, repeated)

@@ -25,7 +25,7 @@ from diagnose_numbers import (
     turned,
     with_caches,
 )
-from diagnose_tools import save
+from diagnose_tools import rounded, save
 
 from drift.reading.diagnose import causes
 from drift.reading.diagnose.model import Cause, Verdict
@@ -258,4 +258,50 @@ def test_a_cache_that_holds_more_than_was_appended(tmp_path: Path) -> None:
 def test_rows_are_searched_in_single_precision(tmp_path: Path) -> None:
     """A pattern needs no more digits than that, and a dump of fp64 half the memory."""
     dump = open_dump(save(cut(drawn(dtype=torch.float64)), tmp_path))
-    assert causes._rows(dump, Place("key", 1), 0, CHUNK).dtype == np.float32
+    assert causes.rows_of(dump, Place("key", 1), 0, CHUNK).dtype == np.float32
+
+
+# ------------------------------------------------------------------------------------------------ orders of features
+def as_in_gguf(whole: Whole) -> Whole:
+    """Keys in the order of llama.cpp's converter: of each head, [2, half] is read as [half, 2]."""
+    heads = {n: x.reshape(*x.shape[:-1], 2, -1) for n, x in whole.items() if n.endswith("key")}
+    return whole | {n: x.swapaxes(-1, -2).reshape(whole[n].shape) for n, x in heads.items()}
+
+
+@pytest.mark.parametrize("lane", ["A", "B"])
+def test_rotary_pairs_of_gguf_are_put_in_order(tmp_path: Path, lane: str) -> None:
+    a = drawn()
+    lanes = (as_in_gguf(a), a) if lane == "A" else (a, as_in_gguf(a))
+    found = diagnosed(tmp_path, cut(lanes[0], TOKENS), rounded(cut(lanes[1])))
+    assert found.verdict is Verdict.ROUNDING
+    assert found.notes[0].startswith(f"{lane}'s keys have their rotary pairs side by side (features 0, 8, 1, 9, ...")
+    assert "GGUF" in page(found)
+    found = diagnosed(tmp_path / "same", *(with_caches(cut(x)) for x in lanes))
+    assert found.verdict is Verdict.SAME
+    assert "GGUF" in found.notes[0]
+
+
+def test_a_shift_is_named_in_the_order_of_gguf_as_well(tmp_path: Path) -> None:
+    a = drawn()
+    found = diagnosed(tmp_path, cut(a, TOKENS), cut(as_in_gguf(with_turned_keys(a, frequencies()))))
+    assert found.cause is Cause.POSITION_OFFSET
+    assert numbers_of(found)["offset"] == 1
+    whole = diagnosed(tmp_path / "whole", cut(a), cut(as_in_gguf(changed(a, KEY, slice(None), -a[KEY]))))
+    assert "GGUF" in whole.notes[0]
+
+
+def test_other_keys_are_not_taken_for_another_order(tmp_path: Path) -> None:
+    for seed in range(1, 8):
+        a, other = drawn(), drawn(seed=seed)
+        for b in (a, changed(a, KEY, slice(None), other[KEY]), changed(a, KEY, slice(None), a[KEY].flip(-1))):
+            assert compared(tmp_path / str(seed), cut(a), cut(b)).reordered is None
+
+
+@pytest.mark.parametrize(("angle", "is_one"), [(3e-6, False), (3e-4, True)])
+def test_a_rotation_is_beyond_the_rounding_of_a_rotary_table(tmp_path: Path, angle: float, is_one: bool) -> None:
+    """The same angles for all tokens, but no larger than what position x frequency rounds by in fp32."""
+    a = {name: x.double() for name, x in drawn().items()}
+    b = with_turned_keys(a, torch.full((8,), angle, dtype=torch.float64))
+    found = compared(tmp_path, cut(a, TOKENS), cut(b))
+    assert (causes.rotation(found, Place("key", 1), START, TOKENS, bound=1e-6) is not None) is is_one
+    assert (diagnosed(tmp_path / "whole", cut(a, TOKENS), cut(b)).cause is Cause.ROTATION) is is_one

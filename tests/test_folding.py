@@ -29,7 +29,7 @@ pytestmark = pytest.mark.numerical
 TOKENS, SIZE, BOS = 37, 8, 1
 # What can be run, under options that change something within so few tokens.
 RUN = [
-    "append", "restart", "reprime", "isolated", "streaming(sinks=2,window=10)",
+    "append", "restart", "reprime", "isolated", "streaming(sinks=2,window=10,positions=text)",
     "streaming(sinks=2,window=10,positions=cache)", "evict(budget=12)", "quantized(format=int4,axis=channel)",
     "quantized(format=fp8)", "merge(budget=12)", "shifted(append,step=2,by=2)", "perturbed(append,step=1,size=0.01)",
     "perturbed(streaming(sinks=2,window=10,positions=cache),step=2,size=0.01)", "random_walk(append,noise=3)",

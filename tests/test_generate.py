@@ -331,7 +331,7 @@ def test_the_command_as_json(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFi
     text = text_file(tmp_path / "book.txt", 100)
     assert run(tiny[2], text, "--json", "--protocol", "streaming(sinks=2,window=30)", "--weights", "streamed") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["protocol"] == "streaming(sinks=2,window=30)"
+    assert told["protocol"] == "streaming(sinks=2,window=30,positions=cache)"
     assert told["chunk_size"] == 16
     assert told["stopped"] in ("end", "length")
     assert told["model"]["weights_kept"] == "streamed"

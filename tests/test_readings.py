@@ -171,7 +171,7 @@ def isolated_probe(model: Any, text: torch.Tensor) -> Any:
 
 
 LOOPS: dict[str, Loop] = {
-    "streaming(sinks=2,window=10)": streaming,
+    "streaming(sinks=2,window=10,positions=text)": streaming,
     "evict(budget=12)": evict,
     "quantized(format=int4,axis=channel)": quantized,
     "merge(budget=12)": merge,
@@ -311,7 +311,7 @@ def test_a_window_that_holds_everything_is_append(family: str) -> None:
     want = descent(model, text, "append")
     for label in (
         "streaming",
-        "streaming(positions=cache)",
+        "streaming(positions=text)",
         "merge",
         "shifted(append,step=9)",
         "perturbed(append,step=9,size=1)",
@@ -499,4 +499,4 @@ def test_a_model_whose_keys_cannot_be_moved_is_refused() -> None:
     model = transformers.CohereForCausalLM(config).eval()
     with pytest.raises(UnsupportedModelError, match="does not rotate its keys in the layout of two halves"):
         descent(model, text_of(model), "streaming(sinks=1,window=8,positions=cache)")
-    descent(model, text_of(model), "streaming(sinks=1,window=8)")
+    descent(model, text_of(model), "streaming(sinks=1,window=8,positions=text)")

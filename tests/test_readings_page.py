@@ -22,9 +22,10 @@ from drift.reading.claims import page as claims_page
 from drift.reading.report import rendering
 
 PROTOCOLS = (
-    "append", "restart", "reprime(token=1)", "isolated", "isolated(probe=1)", "streaming(sinks=4,window=512)",
-    "streaming(sinks=4,window=512,positions=cache)", "evict(budget=512)", "quantized(format=int8,axis=token)",
-    "quantized(format=int4,axis=channel)", "merge(budget=512)",
+    "append", "restart", "reprime(token=1)", "isolated", "isolated(probe=1)",
+    "streaming(sinks=4,window=512,positions=text)", "streaming(sinks=4,window=512,positions=cache)",
+    "evict(budget=512)", "quantized(format=int8,axis=token)", "quantized(format=int4,axis=channel)",
+    "merge(budget=512)",
 )  # fmt: skip
 
 

@@ -380,6 +380,7 @@ def rewritten(path: Path, **changes: Any) -> Path:
     ({"novelty": 3}, "settings", "does not know: novelty"),
     ({"versions": {"numerics": "0", "schema": "1"}}, "numerics", f"this one has {NUMERICS_VERSION}"),
     ({"versions": None}, "settings", "not made by a sweep"),
+    ({"protocol": "streaming(sinks=2,window=9)"}, "settings", "window=9,positions=cache) now"),
 ])  # fmt: skip
 def test_what_cannot_be_computed_here_is_said_and_is_not_different(
     out: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], obstacle: str, words: str

@@ -29,8 +29,8 @@ class NotedCache(DynamicCache):
         """Note keys and values, then cache them as usual."""
         if self.spoil:
             keys, values = self.spoil(self.step, block, keys, values)
-        self.appended[f"step.{self.step}.block.{block + 1}.key"] = keys
-        self.appended[f"step.{self.step}.block.{block + 1}.value"] = values
+        self.appended[f"step.{self.step}.block.{block + 1}.key"] = keys.clone()
+        self.appended[f"step.{self.step}.block.{block + 1}.value"] = values.clone()
         return super().update(keys, values, block, *args, **kwargs)
 
 
@@ -41,7 +41,8 @@ def dump(model, ids, chunk, folder, *, shift=lambda step: 0, spoil=None):
 
     def note(layer):
         def hook(module, args, output):
-            tensors[f"step.{cache.step}.layer.{layer}.hidden"] = output[0] if isinstance(output, tuple) else output
+            state = output[0] if isinstance(output, tuple) else output
+            tensors[f"step.{cache.step}.layer.{layer}.hidden"] = state.clone()
 
         return hook
 

@@ -27,6 +27,7 @@ _AGAIN = (
     "Copy it again from where it was sound; or rename it, so that it does not end in .nc, and run the sweep again, "
     "which computes the cell anew."
 )
+_OTHER = "Name the folder of a sweep, or one of its cells"
 _UPGRADE = "Upgrade drift, or read it with the drift that wrote it."
 
 
@@ -163,6 +164,8 @@ def _parsed(source: Path, parse: Callable[[bytes], _T]) -> _T:
     except OutsideError as error:
         raise damaged(f"cannot be read ({error})") from error
     if payload[:8] != b"\x89HDF\r\n\x1a\n":
+        if source.suffix != ".nc":
+            raise damaged("is no cell of a sweep, which are netCDF-4 files whose names end in .nc", f". {_OTHER}")
         raise damaged("is not a netCDF-4 file" if payload else "is empty", f". {_AGAIN}")
     try:
         return parse(payload)

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from drift.errors import ConfigError
 
-__all__ = ["RUNGS", "Rung", "rung"]
+__all__ = ["RUNGS", "Rung", "known_rung", "rung", "rung_name"]
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,36 @@ RUNGS: dict[str, Rung] = {
 }
 
 
+#: Torch's names of the formats; float32 is true float32, and not TF32.
+_OF_TORCH = {r.torch_dtype: r for r in RUNGS.values() if r.name != "tf32"} | {
+    "half": RUNGS["fp16"], "float": RUNGS["fp32"], "double": RUNGS["fp64"],
+}  # fmt: skip
+
+
+def known_rung(name: object) -> Rung | None:
+    """Return the rung of that name, which may be torch's (`bfloat16`, `torch.float32`); None if there is none."""
+    if not isinstance(name, str):
+        return None
+    return RUNGS.get(name) or _OF_TORCH.get(name.removeprefix("torch."))
+
+
+def rung_name(name: str) -> str:
+    """Return what a rung is called here, by that name or by torch's; any other name as it is, for others to refuse."""
+    found = known_rung(name)
+    return name if found is None else found.name
+
+
 def rung(name: str) -> Rung:
-    """Return the rung of that name.
+    """Return the rung of that name, which may be torch's.
 
     Raises
     ------
     ConfigError
         If there is none; the message lists the names.
     """
-    if not isinstance(name, str) or name not in RUNGS:
+    found = known_rung(name)
+    if found is None:
         near = get_close_matches(str(name), RUNGS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"Unknown dtype {name!r}.{hint} Known dtypes: {', '.join(RUNGS)}.")
-    return RUNGS[name]
+    return found

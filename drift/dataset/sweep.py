@@ -14,6 +14,7 @@ import xarray as xr
 from drift import _arguments as arguments
 from drift._accessors import sweep_accessor
 from drift.dataset.contract import SCALARS, SCHEMA_VERSION, VARIABLES, required, schema_of
+from drift.dataset.rungs import rung_name
 from drift.errors import DatasetError
 
 __all__ = ["Controls", "Sweep"]
@@ -146,6 +147,8 @@ class Sweep:
             self._known(axis)
             several = isinstance(wanted, Sequence | np.ndarray | set | frozenset) and not isinstance(wanted, str)
             values = list(wanted) if several else [wanted]  # type: ignore[call-overload]
+            if axis == "dtype":
+                values = [rung_name(v) if isinstance(v, str) else v for v in values]
             unknown = [v for v in values if v not in self.values(axis)]
             if unknown:
                 raise DatasetError(f"no cell has {axis} = {unknown[0]!r}; there are {_listing(self.values(axis))}")

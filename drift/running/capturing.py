@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from drift.running.protocols.base import Chunk, Protocol
 
-__all__ = ["capture", "free_target"]
+__all__ = ["appearing", "capture", "experts_of", "free_target"]
 
 
 def capture(
@@ -107,11 +107,12 @@ def capture(
     target = free_target(out)
     training = model.training
     try:
-        with _appearing(target, out) as folder, numerics(computed, str(device), half_matmul) as switches:
+        with appearing(target, out) as folder, numerics(computed, str(device), half_matmul) as switches:
             metadata = {
                 "format": "drift-dump-1",
                 "model": str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
                 "dtype": computed.name,
+                "experts": str(experts_of(model)),
                 "chunk_size": str(chunk_size),
                 "protocol": parse(protocol).label,
                 "tokens": str(ids.shape[1]),
@@ -162,7 +163,7 @@ def _one_pass(
 
 
 @contextmanager
-def _appearing(target: Path, out: str | os.PathLike[str]) -> Iterator[Path]:
+def appearing(target: Path, out: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to write into, which takes its name once all is written; `out` is what the message calls it."""
     temporary = temporary_name(target)
     try:
@@ -180,6 +181,16 @@ def _appearing(target: Path, out: str | os.PathLike[str]) -> Iterator[Path]:
                 "disk not full, or choose another."
             ) from error
         raise
+
+
+#: What transformers' configurations call the number of experts of a block.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def experts_of(model: PreTrainedModel) -> int:
+    """Experts that a block of a model chooses among; 0 for a dense model."""
+    config = model.config.get_text_config(decoder=True)
+    return max(int(getattr(config, name, None) or 0) for name in _EXPERTS)
 
 
 def free_target(out: str | os.PathLike[str]) -> Path:

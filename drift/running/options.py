@@ -140,9 +140,12 @@ def _value(where: str, choices: Mapping[str, tuple[str, ...]], option: Field[Any
     return int(text)
 
 
-def written(thing: Any, besides: tuple[str, ...] = ()) -> Iterator[str]:
-    """Options of a dataclass that are not what they are by default, as a label has them; `besides` are no options."""
+def written(thing: Any, besides: tuple[str, ...] = (), always: tuple[str, ...] = ()) -> Iterator[str]:
+    """Options of a dataclass, as a label has them: those that are not what they are by default, and some always.
+
+    What is named in `besides` is no option.
+    """
     for f in fields(thing):
         value = getattr(thing, f.name)
-        if f.name not in besides and value != f.default:
+        if f.name not in besides and (value != f.default or f.name in always):
             yield f"{f.name}={number(value) if isinstance(value, int | float) else value}"

@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from drift.reading.diagnose.model import Cause, Diagnosis, Entry, Evidence, Verdict
 from drift.reading.diagnose.showing import as_dict, page
-from drift.reading.diagnose.tensors import Dump, open_dump
+from drift.reading.diagnose.tensors import Dump, open_dump, unpacked
 from drift.reading.diagnose.verdict import diagnose
 
-__all__ = ["Cause", "Diagnosis", "Dump", "Entry", "Evidence", "Verdict", "as_dict", "diagnose", "open_dump", "page"]
+__all__ = [
+    "Cause",
+    "Diagnosis",
+    "Dump",
+    "Entry",
+    "Evidence",
+    "Verdict",
+    "as_dict",
+    "diagnose",
+    "open_dump",
+    "page",
+    "unpacked",
+]

@@ -1,50 +1,39 @@
-"""Patterns in a difference that name its cause: rotated keys, rows from elsewhere, narrower storage, stale caches."""
+"""Patterns in a difference that name its cause: rotated keys, rows from elsewhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from drift.reading.diagnose.compare import Comparison, Profile
-from drift.reading.diagnose.tensors import FORMATS, Dump, Format, Place, written
+from drift.reading.diagnose.pairs import layouts, pairs
+from drift.reading.diagnose.tensors import Dump, Place
 
 __all__ = [
-    "CacheFault",
-    "Narrowing",
+    "MOST",
+    "SOME",
     "Rotation",
-    "cache_faults",
     "centred_cosine",
+    "matches",
     "moved_share",
-    "narrowings",
     "origin",
     "rotation",
+    "rows_of",
     "swollen_pair",
+    "vote",
 ]
 
 MOST = 512
 """Tokens that a pattern is looked for in."""
 SOME = 4
 """Tokens that a rotation must be seen in."""
+_TABLE = 4
+"""Roundings of an angle of a rotary table, which is a position times a frequency in fp32."""
+_SINGLE = 2.0**-24
 _BASES = (1e4, 5e5, 1e6, 1e5, 1.5e5, 5e6, 1e7, 8e6, 2.5e5, 5e4, 3e5, 4e6, 2e6)
 _GRID = tuple(np.geomspace(1e2, 1e8, 121))
-
-
-def _layouts(features: int) -> Iterator[tuple[str, int]]:
-    """Yield the ways in which rotary embeddings pair features: which layout, and over how many features."""
-    width = features
-    while width >= 2 and width >= features // 4:
-        for name in ("half-split", "interleaved"):
-            yield name, width - width % 2
-        width //= 2
-
-
-def _pairs(layout: str, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of both members of each pair, fastest pair first."""
-    i = np.arange(width // 2)
-    return (i, i + width // 2) if layout == "half-split" else (2 * i, 2 * i + 1)
 
 
 def swollen_pair(profile: Profile, segment: int) -> float:
@@ -54,8 +43,8 @@ def swollen_pair(profile: Profile, segment: int) -> float:
     """
     change, size = profile.features[segment]
     largest = 0.0
-    for layout, width in _layouts(len(size)):
-        one, two = _pairs(layout, width)
+    for layout, width in layouts(len(size)):
+        one, two = pairs(layout, width)
         total, moved = size[one] + size[two], change[one] + change[two]
         # A pair of next to no energy is all cancellation.
         seen = total > 1e-4 * size.sum() / max(1, len(size) // 2)
@@ -70,7 +59,7 @@ def moved_share(profile: Profile, segment: int, level: float) -> float:
     Biases make some features of keys a hundred times larger than the others, and a norm sees only those.
     """
     change, size = profile.features[segment]
-    one, two = _pairs("half-split", len(size) - len(size) % 2)
+    one, two = pairs("half-split", len(size) - len(size) % 2)
     if not len(one) or not size.any():
         return 0.0
     total = size[one] + size[two]
@@ -125,7 +114,8 @@ def rotation(found: Comparison, place: Place, start: int, stop: int, bound: floa
     Returns
     -------
     Rotation or None
-        None unless the magnitudes of the pairs that moved agree within rounding, and at least four times better than
+        None unless the angles are beyond what rotary tables round by, which grows with the position, and
+        the magnitudes of the pairs that moved agree within rounding, and at least four times better than
         the pairs themselves (noise of any size changes both alike, to within a factor of 1.4), over all tokens and in
         three quarters of the tokens that moved, which must be `SOME` at least and a quarter of all.
     """
@@ -138,8 +128,8 @@ def rotation(found: Comparison, place: Place, start: int, stop: int, bound: floa
         return None
     best: Rotation | None = None
     lowest = math.inf
-    for layout, width in _layouts(a.shape[-1]):
-        one, two = _pairs(layout, width)
+    for layout, width in layouts(a.shape[-1]):
+        one, two = pairs(layout, width)
         za, zb = a[..., one] + 1j * a[..., two], b[..., one] + 1j * b[..., two]
         size = np.sum(np.abs(za) ** 2, axis=(0, 1))
         change = np.sum(np.abs(zb - za) ** 2, axis=(0, 1))
@@ -160,7 +150,7 @@ def rotation(found: Comparison, place: Place, start: int, stop: int, bound: floa
             continue
         moved = float(np.sqrt(change[moving].sum() / size[moving].sum()))
         magnitude = float(np.sqrt(stretch[moving].sum() / size[moving].sum()))
-        if magnitude > min(moved / 4, max(bound, 1e-12)):
+        if magnitude > min(moved / 4, max(bound, 1e-12)) or moved <= _TABLE * (stop + 1) * _SINGLE:
             continue
         # The pairs that did not move are no evidence for a layout; those that moved must all keep their magnitude.
         turned = np.sum(np.conj(za) * zb, axis=(0, 1))
@@ -203,7 +193,7 @@ def _offset(angles: np.ndarray, most: int) -> tuple[int | None, float]:
     return None, float("nan")
 
 
-def _rows(dump: Dump, place: Place, start: int, stop: int) -> np.ndarray:
+def rows_of(dump: Dump, place: Place, start: int, stop: int) -> np.ndarray:
     """[token, everything else], float32."""
     values = dump.read(place, start, stop)
     if values.ndim == 3:
@@ -211,7 +201,7 @@ def _rows(dump: Dump, place: Place, start: int, stop: int) -> np.ndarray:
     return np.nan_to_num(values.reshape(len(values), -1).astype(np.float32), posinf=0, neginf=0)
 
 
-def _matches(rows: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarray:
+def matches(rows: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarray:
     """[row, other]: whether two rows agree within a relative tolerance."""
     left, right = rows.astype(np.float64), others.astype(np.float64)
     squares = np.sum(left**2, axis=1)[:, None], np.sum(right**2, axis=1)[None]
@@ -219,7 +209,7 @@ def _matches(rows: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarr
     return distance <= tolerance**2 * np.minimum(*squares) + 1e-12 * np.maximum(*squares)
 
 
-def _vote(agree: np.ndarray, first: int) -> tuple[int, float]:
+def vote(agree: np.ndarray, first: int) -> tuple[int, float]:
     """The shift (never 0) by which most rows agree, and their share; agree is [row, other], rows begin at `first`."""
     rows, others = agree.shape
     best = (0, 0.0)
@@ -248,17 +238,17 @@ def origin(found: Comparison, place: Place, start: int, stop: int, tolerance: fl
     if covered != [(0, found.tokens)] or found.b.covered(place, 0, found.tokens) != covered:
         return None
     tolerance = min(0.25, max(0.02, tolerance))
-    everything = _rows(found.a, place, 0, found.tokens)
-    rows = _rows(found.b, place, start, stop)
-    agree = _matches(rows, everything, tolerance)
+    everything = rows_of(found.a, place, 0, found.tokens)
+    rows = rows_of(found.b, place, start, stop)
+    agree = matches(rows, everything, tolerance)
     at_home = np.mean(agree[np.arange(len(rows)), np.arange(start, stop)])
-    shift, share = _vote(agree, start)
+    shift, share = vote(agree, start)
     if share < 0.75 or at_home >= share:
         return None
     low, high = start + shift, stop + shift
     mutual = False
     if low >= 0 and high <= found.tokens and abs(shift) >= 1:
-        there = _matches(_rows(found.b, place, low, high), everything[start:stop], tolerance)
+        there = matches(rows_of(found.b, place, low, high), everything[start:stop], tolerance)
         mutual = bool(np.mean(np.diagonal(there)) >= 0.75)
     return shift, mutual
 
@@ -272,8 +262,8 @@ def centred_cosine(found: Comparison, place: Place, start: int, stop: int) -> fl
     stop = min(stop, start + MOST)
     low = max(0, min(start, found.tokens - MOST))
     context = found.a.covered(place, low, min(found.tokens, low + MOST))
-    whole = np.concatenate([_rows(found.a, place, s, e) for s, e in context])
-    rows = [_rows(dump, place, start, stop) for dump in (found.a, found.b)]
+    whole = np.concatenate([rows_of(found.a, place, s, e) for s, e in context])
+    rows = [rows_of(dump, place, start, stop) for dump in (found.a, found.b)]
     width = found.a.shape(place)[-1]
     layouts = ["half-split", "interleaved"] if place.kind == "key" and width % 2 == 0 else [""]
     return min(_cosine(*(_magnitudes(x, width, layout) for x in (whole, *rows))) for layout in layouts)
@@ -283,7 +273,7 @@ def _magnitudes(rows: np.ndarray, width: int, layout: str) -> np.ndarray:
     if not layout:
         return rows
     heads = rows.reshape(len(rows), -1, width)
-    one, two = _pairs(layout, width)
+    one, two = pairs(layout, width)
     return np.asarray(np.hypot(heads[..., one], heads[..., two]).reshape(len(rows), -1))
 
 
@@ -293,145 +283,3 @@ def _cosine(whole: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     a, b = (a - mean) / scale, (b - mean) / scale
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(np.median(np.sum(a * b, axis=1) / np.maximum(norms, 1e-30)))
-
-
-@dataclass(frozen=True)
-class Narrowing:
-    """Tensors that one lane stores in fewer bits than the other.
-
-    Attributes
-    ----------
-    lane : str
-        ``A`` or ``B``, or, for a cache that is narrower than what was appended, the lane whose cache it is.
-    narrow, wide : Format
-        What it is written in, and what the other lane (or what was appended) is.
-    places : list of Place
-        Where, in computing order.
-    segment : int
-        First segment, for the first place.
-    exact : float
-        Share of the numbers of the first place that are the other lane's, rounded to the narrower format.
-    """
-
-    lane: str
-    narrow: Format
-    wide: Format
-    places: list[Place]
-    segment: int
-    exact: float
-
-
-def narrowings(found: Comparison) -> list[Narrowing]:
-    """List where the numbers of one lane fit a narrower format than those of the other."""
-    table: dict[tuple[str, str, str], list[tuple[Place, int]]] = {}
-    forms: dict[str, Format] = {}
-    for place, profile in found.profiles.items():
-        if profile.differing == 0:
-            continue
-        for segment, pair in enumerate(profile.formats):
-            if pair is None or pair[0].bits == pair[1].bits:
-                continue
-            lane = "A" if pair[0].bits < pair[1].bits else "B"
-            narrow, wide = sorted(pair, key=lambda form: form.bits)
-            forms[narrow.name], forms[wide.name] = narrow, wide
-            table.setdefault((lane, narrow.name, wide.name), []).append((place, segment))
-    result = []
-    for (lane, narrow_name, wide_name), where in table.items():
-        place, segment = where[0]
-        start, stop = found.segments[segment]
-        stop = min(stop, start + MOST)
-        a, b = found.a.read(place, start, stop), found.b.read(place, start, stop)
-        fine, coarse = (a, b) if lane == "B" else (b, a)
-        exact = float(np.mean(written(fine, forms[narrow_name]) == coarse))
-        places = list(dict.fromkeys(p for p, _ in where))
-        result.append(Narrowing(lane, forms[narrow_name], forms[wide_name], places, segment, exact))
-    return result
-
-
-@dataclass(frozen=True)
-class CacheFault:
-    """A cache that does not hold what the lane itself appended to it.
-
-    Attributes
-    ----------
-    lane : str
-        ``A`` or ``B``.
-    place : Place
-        ``cache_key`` or ``cache_value`` of a block.
-    step : int
-        First step after which it was so.
-    start, stop : int
-        Tokens whose rows are not the appended ones.
-    relative : float
-        Relative difference of those rows.
-    shift : int or None
-        If the rows are those of other tokens, by how many tokens they are off.
-    length : tuple of int or None
-        If the cache holds more tokens than were appended: how many, of how many.
-    narrow : Format or None
-        If the rows are the appended ones rounded to a narrower format: that format.
-    """
-
-    lane: str
-    place: Place
-    step: int
-    start: int
-    stop: int
-    relative: float
-    shift: int | None = None
-    length: tuple[int, int] | None = None
-    narrow: Format | None = None
-
-
-def cache_faults(dump: Dump, lane: str, u: float) -> Iterator[CacheFault]:
-    """Yield, per block and side, the first step after which a cache holds something else than was appended.
-
-    A cache shorter than the text (a sliding window) is compared with the last tokens.
-    """
-    for place in sorted(p for p in dump.places if p.kind in ("cache_key", "cache_value")):
-        own = Place(place.kind.removeprefix("cache_"), place.block)
-        if own not in dump.places:
-            continue
-        narrowed = False
-        for step in sorted(dump.places[place]):
-            if step >= dump.steps:
-                break
-            end = dump.boundaries[step + 1]
-            held = dump.cache(place, step)
-            length = held.shape[-2]
-            if length > end:
-                yield CacheFault(lane, place, step, 0, end, float("nan"), length=(length, end))
-                break
-            if dump.covered(own, end - length, end) != [(end - length, end)]:
-                continue
-            there = dump.read(own, end - length, end)
-            if there.shape != held.shape:
-                break
-            if np.array_equal(there, held, equal_nan=True):
-                continue
-            stored = {d for kind in (place, own) for d in dump.dtypes(kind)}
-            narrow = min((FORMATS[d] for d in stored), key=lambda form: form.bits)
-            if np.array_equal(written(there, narrow), held.astype(np.float64), equal_nan=True):
-                if not narrowed and FORMATS[max(dump.dtypes(own), key=lambda d: FORMATS[d].bits)].bits > narrow.bits:
-                    narrowed = True
-                    yield CacheFault(lane, place, step, end - length, end, narrow.unit_roundoff, narrow=narrow)
-                continue
-            is_, was = held.astype(np.float64), there.astype(np.float64)
-            same = (is_ == was) | (np.isnan(is_) & np.isnan(was))
-            with np.errstate(invalid="ignore", over="ignore"):
-                delta = np.sqrt(np.sum(np.where(same, 0.0, is_ - was) ** 2, axis=(0, 2)))
-            delta[np.isnan(delta)] = np.inf  # a number on one side only
-            size = np.sqrt(np.sum(np.where(np.isfinite(was), was, 0.0) ** 2, axis=(0, 2)))
-            odd = np.flatnonzero(delta > 8 * max(u, narrow.unit_roundoff) * np.maximum(size, np.median(size)))
-            if not odd.size:
-                continue
-            start, stop = end - length + int(odd[0]), end - length + int(odd[-1]) + 1
-            relative = float(np.sqrt(np.sum(delta[odd] ** 2) / max(np.sum(size[odd] ** 2), 1e-300)))
-            rows = np.moveaxis(held, 0, 1).reshape(length, -1)[odd[:MOST]]
-            shift = None
-            if dump.covered(own, 0, dump.tokens) == [(0, dump.tokens)] and odd[-1] - odd[0] + 1 == odd.size:
-                agree = _matches(rows, _rows(dump, own, 0, dump.tokens), 0.01)
-                found, share = _vote(agree, start)
-                shift = found if share >= 0.75 else None
-            yield CacheFault(lane, place, step, start, stop, relative, shift)
-            break

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from drift.errors import DatasetError
+from drift.reading.diagnose.grids import scaled_fp8
+from drift.reading.diagnose.pairs import Reordered, reordered
 from drift.reading.diagnose.tensors import FORMATS, Dump, Format, Place, fits, merged
 
-__all__ = ["ORDER", "Comparison", "Profile", "compare", "computing_order"]
+__all__ = ["ORDER", "Comparison", "Profile", "compare", "computing_order", "narrowest"]
 
 ROWS = 256
 """Tokens that are held in memory at once."""
@@ -130,6 +132,8 @@ class Comparison:
         Places that only "A" or only "B" has.
     mismatched : list of str
         What could not be compared although both have it, with the reason.
+    reordered : Reordered or None
+        The lane whose keys were put in the other's order of features.
     """
 
     a: Dump
@@ -138,6 +142,7 @@ class Comparison:
     profiles: dict[Place, Profile]
     only: dict[str, list[Place]]
     mismatched: list[str]
+    reordered: Reordered | None = None
 
     @property
     def tokens(self) -> int:
@@ -155,7 +160,7 @@ class Comparison:
         return max([self.tokens, *map(int, features)])
 
 
-def _narrowest(values: Sequence[np.ndarray], dtypes: set[str]) -> Format | None:
+def narrowest(values: Sequence[np.ndarray], dtypes: set[str]) -> Format | None:
     """The narrowest format that holds all numbers; None where there are too few to tell."""
     stored = max((FORMATS[d] for d in dtypes), key=lambda form: form.bits)
     if sum(int(np.count_nonzero(v)) for v in values) < ENOUGH:
@@ -239,9 +244,13 @@ def profile_of(a: Dump, b: Dump, place: Place, segments: Sequence[tuple[int, int
                     kept[0].append(left)
                     kept[1].append(right)
         if place.kind != "logits" and kept[0]:
-            forms = _narrowest(kept[0], dtypes[0]), _narrowest(kept[1], dtypes[1])
-            if forms[0] is not None and forms[1] is not None:
-                profile.formats[index] = (forms[0], forms[1])
+            one, two = narrowest(kept[0], dtypes[0]), narrowest(kept[1], dtypes[1])
+            if one is not None and two is not None:
+                differs = bool(np.any(np.nan_to_num(profile.difference[start:stop], nan=0.0)))
+                if differs and place.kind in ("key", "value"):
+                    one = scaled_fp8(np.concatenate(kept[0], axis=-2), one) or one
+                    two = scaled_fp8(np.concatenate(kept[1], axis=-2), two) or two
+                profile.formats[index] = (one, two)
     return profile
 
 
@@ -260,6 +269,9 @@ def compare(a: Dump, b: Dump) -> Comparison:
         If they have nothing in common that could be compared.
     """
     segments = list(merged(a, b))
+    order = reordered(a, b)
+    if order is not None:
+        a, b = (replace(x, neighbours=order.width) if order.lane == lane else x for lane, x in (("A", a), ("B", b)))
     theirs = [{p for p in dump.places if p.kind not in _CACHES} for dump in (a, b)]
     only = {
         "A": sorted(theirs[0] - theirs[1], key=computing_order),
@@ -287,4 +299,4 @@ def compare(a: Dump, b: Dump) -> Comparison:
             f"{a.folder} and {b.folder} have no tensor in common that could be compared.{reason} "
             "docs/diagnose.md has the naming scheme."
         )
-    return Comparison(a, b, segments, profiles, only, mismatched)
+    return Comparison(a, b, segments, profiles, only, mismatched, order)

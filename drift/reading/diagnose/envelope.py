@@ -25,21 +25,24 @@ softmax of large scores. It is one number for all models, so that no bug can wid
 places of 1,600 random clean pairs, with weights up to four times as large as usual, four had a quarter of their tokens
 beyond the envelope, and none beyond twice the envelope.
 
-With a floor, a second accepted way to compute lane A, the term ``sqrt(m) * u`` is replaced by the measured difference
-of the two accepted ways (the 95th percentile over a step's tokens, at least ``u``).
+With a floor, a second accepted way to compute lane A, the measured difference of the two accepted ways (the 95th
+percentile over a step's tokens, or the token's own where that is larger) takes the place of ``sqrt(m) * u`` wherever it
+is larger. Where it is smaller the two ways have much in common, and what is known of the arithmetic stays true.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 
+from drift.dataset.rungs import known_rung
 from drift.reading.diagnose.compare import Comparison
 from drift.reading.diagnose.tensors import FORMATS, Place
 
-__all__ = ["ALLOWANCE", "ROUNDINGS", "SCORES", "Envelope", "Roundoff", "derive", "roundoff"]
+__all__ = ["ALLOWANCE", "COARSEST", "ROUNDINGS", "SCORES", "Envelope", "Roundoff", "Source", "derive", "roundoff"]
 
 ALLOWANCE = 4.0
 """Magnification of relative errors that every block is granted."""
@@ -48,8 +51,18 @@ ROUNDINGS = {"embeddings": 1, "key": 8, "value": 5, "hidden": 24, "final": 4, "l
 output product and residual 8; norm, gate, activation, product, down product and residual 9; and so on."""
 SCORES = 2
 """Of the roundings of a block, those of its attention scores."""
+COARSEST = 2.0**-8
+"""The largest unit roundoff of arithmetic: that of bf16, which rounding activations to 8 bits comes to as well."""
 _SINGLE = 2.0**-24
 _HALF = 2.0**-11
+
+
+class Source(Enum):
+    """Where a unit roundoff is from: given, said by both dumps' metadata, or no more than what numbers are kept in."""
+
+    GIVEN = "given"
+    SAID = "metadata"
+    FORMAT = "format"
 
 
 @dataclass(frozen=True)
@@ -61,11 +74,23 @@ class Roundoff:
     value : float
         The unit roundoff.
     why : str
-        Where it is from.
+        Where it is from, in words.
+    source : Source
+        The same.
     """
 
     value: float
     why: str
+    source: Source = Source.FORMAT
+
+    @property
+    def known(self) -> bool:
+        """Whether the arithmetic is known to round no coarser.
+
+        What numbers are kept in says that they were rounded to it, not how they were computed: an engine may multiply
+        in 8 or 16 bits and hand out fp32.
+        """
+        return self.source is not Source.FORMAT or self.value >= COARSEST
 
 
 def roundoff(found: Comparison, given: float | None = None) -> Roundoff:
@@ -74,10 +99,23 @@ def roundoff(found: Comparison, given: float | None = None) -> Roundoff:
     It is that of the narrowest format in which a hidden state after a block, or keys and values of both lanes, were
     written; numbers of bf16 in a tensor of fp32 count as bf16. fp8 is taken as storage and not as arithmetic. For
     tensors of fp64 it is that of fp32, because softmax, normalisation and rotary tables are commonly computed in fp32
-    whatever the model's format is; only ``given`` overrules this.
+    whatever the model's format is; only ``given`` overrules this. Where both dumps' metadata say under ``dtype`` what
+    was computed in, the coarser of that and of the numbers counts.
     """
     if given is not None:
-        return Roundoff(given, "as given")
+        return Roundoff(given, "as given", Source.GIVEN)
+    written = _of_numbers(found)
+    said = [known_rung(dump.metadata.get("dtype", "")) for dump in (found.a, found.b)]
+    if said[0] is None or said[1] is None:
+        return written
+    coarser = max((r for r in said if r is not None), key=lambda r: r.unit_roundoff)
+    if coarser.unit_roundoff <= written.value:
+        return Roundoff(written.value, written.why, Source.SAID)
+    return Roundoff(coarser.unit_roundoff, f"that of {coarser.name}, as the files' metadata say", Source.SAID)
+
+
+def _of_numbers(found: Comparison) -> Roundoff:
+    """The unit roundoff of what the lanes' numbers are written in."""
     hidden: list[float] = []
     cached: list[float] = []
     rest: list[float] = []
@@ -233,19 +271,22 @@ def derive(
     for place, profile in found.profiles.items():
         inputs, gap, known = _inputs(found, place)
         kind = "embeddings" if place == Place("hidden", 0) else place.kind
-        here = u.value
+        here, stored = u.value, 0.0
         if place.kind in ("key", "value"):
-            here = max([here, *(max(f.unit_roundoff, g.unit_roundoff) for f, g in filter(None, profile.formats))])
+            narrow = max([here, *(max(f.unit_roundoff, g.unit_roundoff) for f, g in filter(None, profile.formats))])
+            # Nothing is computed in 8 bits: numbers are rounded to them once.
+            here, stored = (here, narrow) if narrow > COARSEST else (narrow, 0.0)
         keys = found.profiles.get(Place("key", place.block)) if place.kind == "hidden" else None
         common = 1.0 if keys is None else keys.common
-        local = np.full(found.tokens, _local(kind, gap, here, found.width, common))
+        local = np.full(found.tokens, math.hypot(_local(kind, gap, here, found.width, common), stored))
         if floor is not None and place in floor.profiles:
             accepted = floor.profiles[place].relative
             for start, stop in found.segments:
                 piece = accepted[start:stop]
-                piece = piece[np.isfinite(piece)]
-                if piece.size:
-                    local[start:stop] = max(here, float(np.quantile(piece, 0.95)))
+                seen = np.isfinite(piece)
+                if seen.any():
+                    usual = float(np.quantile(piece[seen], 0.95))
+                    local[start:stop] = np.maximum(local[start:stop], np.maximum(usual, np.where(seen, piece, 0.0)))
         incoming = _incoming(found, place, inputs)
         if attended and place.kind == "hidden" and place.block in attended:
             incoming = np.maximum(incoming, attended[place.block])

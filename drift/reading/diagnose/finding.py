@@ -6,7 +6,8 @@ step and, within a step, upwards: embeddings, keys and values of block 1, its ou
 
 A place is structural if at least a quarter of a step's tokens, and no fewer than four, lie beyond `DOUBT` envelopes, or
 if a pattern names the cause. Single tokens never make a bug: where experts are routed, or two scores tie, a difference
-of one bit may turn a whole token. Tokens at the same offset in chunk after chunk are another matter.
+of one bit may turn a whole token. Tokens at the same offset in chunk after chunk are another matter, and so are
+embeddings: they are looked up, and nothing before them can turn.
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ import numpy as np
 from drift.reading.diagnose.compare import Comparison
 from drift.reading.diagnose.envelope import Envelope
 from drift.reading.diagnose.model import Cause, Evidence, Finding
-from drift.reading.diagnose.naming import DOUBT, features_moved, named, rotated
+from drift.reading.diagnose.naming import DOUBT, FEWEST, features_moved, named, other_tokens, rotated
 from drift.reading.diagnose.tensors import Place
 
 __all__ = ["findings"]
 
 WINDOW = 8
 """Tokens that are looked at together at least, where steps are shorter."""
-FEWEST = 4
-"""Tokens that must be beyond the envelope together."""
 LONE = 8.0
 """A single token beyond this many envelopes is reported."""
 
@@ -89,6 +88,8 @@ def _judge(found: Comparison, envelope: Envelope, segment: int) -> Finding | Non
         where = (window.start + int(doubtful[0]), window.start + int(doubtful[-1]) + 1)
         return Finding(segment, place, "doubt", where, float(np.median(ratio[doubtful])))
     lone = np.flatnonzero(ratio[: stop - start] > LONE)
+    if len(lone) and place == Place("hidden", 0):
+        return other_tokens(found, envelope, segment, [start + int(t) for t in lone])
     if len(lone):
         where = (start + int(lone[0]), start + int(lone[-1]) + 1)
         return Finding(segment, place, "lone", where, float(ratio.max()))

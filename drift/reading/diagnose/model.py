@@ -79,7 +79,7 @@ class Entry:
 
 @dataclass
 class Diagnosis:
-    """Verdict, cause, entry point and evidence."""
+    """Verdict, cause, entry point and evidence; what is `missing` of one lane is said before all else."""
 
     verdict: Verdict
     cause: Cause
@@ -91,6 +91,7 @@ class Diagnosis:
     roundoff: Roundoff
     envelopes: dict[Place, Envelope]
     cause_text: str = ""
+    missing: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:

@@ -10,13 +10,27 @@ from drift.reading.diagnose import causes
 from drift.reading.diagnose.causes import Rotation
 from drift.reading.diagnose.compare import Comparison
 from drift.reading.diagnose.envelope import Envelope
-from drift.reading.diagnose.model import Cause, Evidence, Finding
+from drift.reading.diagnose.model import Cause, Entry, Evidence, Finding
 from drift.reading.diagnose.tensors import Place
 
-__all__ = ["DOUBT", "features_moved", "input_evidence", "named", "rotated", "step_words"]
+__all__ = [
+    "DOUBT",
+    "FEWEST",
+    "entry_of",
+    "features_moved",
+    "input_evidence",
+    "named",
+    "other_tokens",
+    "rotated",
+    "step_words",
+]
 
 DOUBT = 2.0
 """Beyond this many envelopes a difference is structural; between one and this many it is undetermined."""
+FEWEST = 4
+"""Tokens that must be beyond the envelope together."""
+_ALIKE = 0.5
+"""Centred cosine from which rows are taken to be the same row, changed."""
 
 
 def _moved(found: Comparison, envelope: Envelope, segment: int) -> float:
@@ -121,6 +135,11 @@ def _level_of(found: Comparison, place: Place, start: int, stop: int) -> float:
     return float("nan") if profile is None else profile.rel_l2(start, stop)
 
 
+def entry_of(found: Comparison, place: Place, tokens: tuple[int, int]) -> Entry:
+    """The entry point at some tokens of a place."""
+    return Entry(place, found.a.step_of(tokens[0]), found.b.step_of(tokens[0]), *tokens)
+
+
 def step_words(found: Comparison, token: int) -> str:
     """The step of a token, in the lane that has more of them."""
     a, b = found.a.step_of(token), found.b.step_of(token)
@@ -183,6 +202,26 @@ def named(found: Comparison, envelope: Envelope, segment: int, tokens: tuple[int
     return finding
 
 
+def other_tokens(found: Comparison, envelope: Envelope, segment: int, odd: list[int]) -> Finding:
+    """Name single tokens of a step whose embeddings are beyond the envelope: the lanes were given other ones."""
+    place, profile = envelope.place, found.profiles[envelope.place]
+    ratio, size = (float(np.median(x[odd])) for x in (envelope.ratio, profile.felt))
+    cosine = float(np.median([causes.centred_cosine(found, place, t, t + 1) for t in odd]))
+    which = f"token {odd[0]}" if len(odd) == 1 else f"tokens {', '.join(map(str, odd[:8]))}" + ", ..." * (len(odd) > 8)
+    evidence = [
+        Evidence(
+            f"The embeddings of {which} (step {step_words(found, odd[0])}) differ by {size:.2g} of their norm, "
+            f"{ratio:.3g} times what rounding explains there. Embeddings are looked up: nothing before them rounds.",
+            {"difference": size, "ratio": ratio, "tokens_beyond": len(odd)},
+        ),
+        Evidence(f"Centred cosine of A's and B's rows there: {cosine:.2f} (1 would be the same).", {"cosine": cosine}),
+    ]
+    cause, text = Cause.OTHER_TOKENS, f"B was given other tokens than A: {which} of this step"
+    if cosine >= _ALIKE:
+        cause, text = Cause.OTHER, _other_words(found, place, step_words(found, odd[0]))
+    return Finding(segment, place, "structural", (odd[0], odd[-1] + 1), ratio, cause, evidence, text)
+
+
 def _row_patterns(
     found: Comparison, envelope: Envelope, finding: Finding, tokens: tuple[int, int], bound: float
 ) -> None:
@@ -219,7 +258,7 @@ def _row_patterns(
     finding.evidence.append(
         Evidence(f"Centred cosine of A's and B's rows there: {cosine:.2f} (1 would be the same).", {"cosine": cosine})
     )
-    if cosine >= 0.5:
+    if cosine >= _ALIKE:
         return
     if place.kind == "hidden":
         finding.cause, finding.cause_text = Cause.OTHER_TOKENS, "B was given other tokens there"

@@ -63,13 +63,15 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
     verdict, cause, cause_text, reason
         Names of :class:`~drift.reading.diagnose.model.Verdict` and
         :class:`~drift.reading.diagnose.model.Cause`, and words.
+    missing
+        Sentences on where one lane ends early.
     step, step_a, step_b, kind, block, tokens
         Where the difference enters (null where there is none); `step` is that of the lane with more steps, and `tokens`
         a half-open range.
     evidence
         Sentences with their numbers.
     envelope
-        Unit roundoff, allowance, formula.
+        Unit roundoff, what told it (:class:`~drift.reading.diagnose.envelope.Source`), allowance, formula.
     compared, notes, places
         Counts, what was not compared, and one row per place: `rel_l2`, `share_differing`, `largest_in_roundoffs` (the
         largest difference of an element in unit roundoffs of itself or, for small elements, of its row's root mean
@@ -83,6 +85,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
             "cause": found.cause.value,
             "cause_text": found.cause_text,
             "reason": found.reason,
+            "missing": found.missing,
             "step": None if entry is None else (entry.step_b if finer == "b" else entry.step_a),
             "step_a": None if entry is None else entry.step_a,
             "step_b": None if entry is None else entry.step_b,
@@ -93,6 +96,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
             "envelope": {
                 "unit_roundoff": found.roundoff.value,
                 "unit_roundoff_from": found.roundoff.why,
+                "arithmetic": found.roundoff.source.value,
                 "kappa": ALLOWANCE,
                 "formula": "kappa * (incoming difference + local rounding)",
             },
@@ -114,7 +118,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
 
 
 def _wrapped(text: str, indent: str = "  ") -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent="  " + " " * (len(indent) - 2))
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=" " * max(2, len(indent)))
 
 
 def _lane(found: Diagnosis, lane: str) -> str:
@@ -176,6 +180,8 @@ def _table(found: Diagnosis) -> list[str]:
 def page(found: Diagnosis) -> str:
     """Lay a diagnosis out as one page: verdict, entry, evidence, table, and what was not compared."""
     lines = [_lane(found, "A"), _lane(found, "B"), ""]
+    for text in found.missing:
+        lines += _wrapped(f"Missing: {text}.", "")
     lines.append(f"{found.verdict.value.upper().replace('_', ' ')}. {found.verdict.sentence}")
     if found.cause_text:
         lines += _wrapped(f"Cause: {found.cause_text}.")

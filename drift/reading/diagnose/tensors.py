@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,118 +20,14 @@ from drift._outside import NoFileError, OutsideError
 from drift._tensor_files import Header, StoredTensor, read_header
 from drift.errors import DatasetError
 from drift.paths import outside_path
+from drift.reading.diagnose.formats import FORMATS, SIZES, STORED, Format, decoded, fits, written
 
-__all__ = ["FORMATS", "KINDS", "Dump", "Format", "Place", "fits", "open_dump", "written"]
+__all__ = ["FORMATS", "KINDS", "Dump", "Format", "Place", "fits", "open_dump", "unpacked", "written"]
 
 KINDS = ("hidden", "key", "value", "cache_key", "cache_value", "final", "logits")
 _NAME = re.compile(
     r"step\.(\d+)\.(?:layer\.(\d+)\.(hidden)|block\.(\d+)\.(key|value|cache_key|cache_value)|(final|logits))"
 )
-
-
-@dataclass(frozen=True)
-class Format:
-    """A floating-point format.
-
-    Attributes
-    ----------
-    name : str
-        As it is written on the page.
-    bits : int
-        Bits of the significand, the leading one included; the unit roundoff is ``2**-bits``.
-    largest : float
-        Largest finite number.
-    quantum : float
-        Smallest positive number.
-    """
-
-    name: str
-    bits: int
-    largest: float
-    quantum: float
-
-    @property
-    def unit_roundoff(self) -> float:
-        """Half the distance from 1 to the next number."""
-        return 2.0**-self.bits
-
-
-FORMATS: dict[str, Format] = {
-    "F8_E5M2": Format("fp8_e5m2", 3, 57344.0, 2.0**-16),
-    "F8_E4M3": Format("fp8_e4m3", 4, 448.0, 2.0**-9),
-    "BF16": Format("bf16", 8, float.fromhex("0x1.fep127"), 2.0**-133),
-    "F16": Format("fp16", 11, 65504.0, 2.0**-24),
-    "F32": Format("fp32", 24, float(np.finfo(np.float32).max), 2.0**-149),
-    "F64": Format("fp64", 53, float(np.finfo(np.float64).max), 2.0**-1074),
-}
-"""Formats that can be read, from the fewest significant bits to the most, by their names in safetensors headers."""
-_SIZES = {"F8_E5M2": 1, "F8_E4M3": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
-
-
-def fits(values: np.ndarray, form: Format) -> bool:
-    """Tell whether every finite number of an array is a number of a format.
-
-    Parameters
-    ----------
-    values : ndarray of float32 or float64
-        Any shape.
-    form : Format
-        A format.
-    """
-    if form.bits >= np.finfo(values.dtype).nmant + 1:
-        return True
-    if form.name == "bf16" and values.dtype == np.float32:
-        # A NaN or Inf passes as well: what is asked is whether the lower half of the word was ever used.
-        return not np.any(np.ascontiguousarray(values).view(np.uint32) & np.uint32(0xFFFF))
-    numbers = values[np.isfinite(values)].astype(np.float64)
-    if numbers.size and np.abs(numbers).max() > form.largest:
-        return False
-    mantissa, exponent = np.frexp(numbers)
-    lowest = math.frexp(form.quantum)[1]
-    # Below the normal numbers the quantum bounds the bits that are left.
-    bits = np.minimum(exponent - lowest + 1, form.bits)
-    scaled = np.ldexp(mantissa, bits)
-    return bool(np.all(scaled == np.rint(scaled)))
-
-
-def written(values: np.ndarray, form: Format) -> np.ndarray:
-    """Round numbers to a format, to nearest, ties to even; beyond its largest number they are clipped."""
-    mantissa, exponent = np.frexp(np.asarray(values, dtype=np.float64))
-    lowest = math.frexp(form.quantum)[1]
-    bits = np.minimum(exponent - lowest + 1, form.bits)
-    rounded = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
-    return np.clip(rounded, -form.largest, form.largest)
-
-
-@lru_cache(maxsize=2)
-def _fp8_table(dtype: str) -> np.ndarray:
-    """All 256 numbers of an 8-bit format, as float32."""
-    exponent_bits, bias = (4, 7) if dtype == "F8_E4M3" else (5, 15)
-    mantissa_bits = 7 - exponent_bits
-    code = np.arange(256)
-    exponent = (code >> mantissa_bits) & ((1 << exponent_bits) - 1)
-    fraction = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
-    value = np.where(exponent == 0, fraction * 2.0 ** (1 - bias), (1 + fraction) * 2.0 ** (exponent - bias))
-    if dtype == "F8_E4M3":
-        value[(code & 0x7F) == 0x7F] = np.nan
-    else:
-        top = exponent == 31
-        value[top] = np.where(fraction[top] == 0, np.inf, np.nan)
-    return np.where(code >= 128, -value, value).astype(np.float32)
-
-
-def _decoded(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """Turn stored numbers into float32, or float64 where they are."""
-    if dtype == "F64":
-        return np.asarray(raw, dtype=np.float64)
-    if dtype == "BF16":
-        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    if dtype in ("F8_E4M3", "F8_E5M2"):
-        return _fp8_table(dtype)[raw]
-    return raw.astype(np.float32)
-
-
-_STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1"}
 
 
 @dataclass(frozen=True, order=True)
@@ -154,13 +49,20 @@ class Place:
 
 @dataclass(frozen=True)
 class _Stored:
-    """One tensor in a file."""
+    """One tensor in a file.
+
+    Its shape as it is read, whether the file has tokens before heads, and, if it is but some of the tokens that the
+    file has there, the first of them and how many those are.
+    """
 
     name: str
     path: Path
     dtype: str
     shape: tuple[int, ...]
     begin: int
+    token_first: bool = False
+    first: int = 0
+    of: int = 0
 
     @property
     def token_axis(self) -> int:
@@ -185,6 +87,10 @@ class Dump:
         Per place, its tensors by step.
     ignored : list of str
         Names of tensors that follow no naming scheme.
+    metadata : dict
+        That of the files.
+    neighbours : int
+        Features of each head of keys that are stored with rotary pairs side by side, and read halves apart.
     """
 
     folder: Path
@@ -192,6 +98,7 @@ class Dump:
     places: dict[Place, dict[int, _Stored]] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
+    neighbours: int = 0
     _maps: dict[Path, np.memmap] = field(default_factory=dict, repr=False)
 
     @property
@@ -250,20 +157,34 @@ class Dump:
             first, last = max(low, start), min(high, stop)
             if first < last:
                 parts.append(self._rows(self.places[place][step], first - low, last - low))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-2)
+        return self._in_halves(place, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-2))
 
     def cache(self, place: Place, step: int) -> np.ndarray:
         """Read what a cache held after a step: [head, token, feature]."""
         stored = self.places[place][step]
-        return self._rows(stored, 0, stored.tokens)
+        return self._in_halves(place, self._rows(stored, 0, stored.tokens))
+
+    def _in_halves(self, place: Place, keys: np.ndarray) -> np.ndarray:
+        """Put rotary pairs that are neighbours half a head apart."""
+        if not self.neighbours or place.kind not in ("key", "cache_key"):
+            return keys
+        width = self.neighbours
+        order = np.concatenate([np.arange(0, width, 2), np.arange(1, width, 2), np.arange(width, keys.shape[-1])])
+        return keys[..., order]
 
     def _rows(self, stored: _Stored, start: int, stop: int) -> np.ndarray:
         if stored.path not in self._maps:
             self._maps[stored.path] = np.memmap(stored.path, dtype=np.uint8, mode="r")
-        size = math.prod(stored.shape) * _SIZES[stored.dtype]
-        raw = self._maps[stored.path][stored.begin : stored.begin + size].view(_STORED[stored.dtype])
-        rows = raw.reshape(stored.shape)[..., start:stop, :]
-        return _decoded(np.asarray(rows), stored.dtype)
+        start, stop = start + stored.first, stop + stored.first
+        rows_there = stored.of or stored.tokens
+        size = math.prod(stored.shape) // stored.tokens * rows_there * SIZES[stored.dtype]
+        raw = self._maps[stored.path][stored.begin : stored.begin + size].view(STORED[stored.dtype])
+        if stored.token_first:
+            heads, _, features = stored.shape
+            rows = np.moveaxis(raw.reshape(rows_there, heads, features)[start:stop], 0, 1)
+        else:
+            rows = raw.reshape(*stored.shape[:-2], rows_there, stored.shape[-1])[..., start:stop, :]
+        return decoded(np.asarray(rows), stored.dtype)
 
 
 def _header(path: Path) -> Header:
@@ -288,6 +209,10 @@ def _checked(path: Path, name: str, entry: StoredTensor) -> _Stored:
     return _Stored(name, path, entry.dtype, entry.shape, entry.begin)
 
 
+_TOKENS_FIRST = "If {} is [token, head, feature], say how many heads it has: --heads {}."
+_FLAT = "If it is [token, head * feature], say how many heads: --heads N."
+
+
 def _index(path: Path, name: str, digits: str, most: int) -> int:
     """A number in a tensor's name."""
     if len(digits) > MOST_DIGITS or int(digits) > most:
@@ -295,9 +220,38 @@ def _index(path: Path, name: str, digits: str, most: int) -> int:
     return int(digits)
 
 
+_OF_HEADS = ("key", "value", "cache_key", "cache_value")
+
+
+def _with_heads(stored: _Stored, heads: int, token_first: bool) -> _Stored:
+    """Keys or values in the layout that they are read in, whatever the file's.
+
+    Raises
+    ------
+    DatasetError
+        If no axis is that of so many heads.
+    """
+    shape = stored.shape
+    if len(shape) == 4 or (len(shape) == 3 and heads > 1 and heads not in shape[:2]):
+        shape = shape[1:] if shape[0] == 1 else shape
+    if len(shape) == 2 and shape[1] % heads == 0:
+        tokens, features = shape[0], shape[1] // heads
+    elif len(shape) == 3 and shape[1] == heads and (token_first or shape[0] != heads):
+        tokens, features = shape[0], shape[2]
+    elif len(shape) == 3 and shape[0] == heads:
+        return replace(stored, shape=shape)
+    else:
+        raise DatasetError(
+            f"{stored.path}: {stored.name} has shape {list(stored.shape)}, which is neither [head, token, feature], "
+            f"[token, head, feature] nor [token, head * feature] of {heads} heads. Give the heads that keys and values "
+            "have (of grouped queries, those of the cache), and dump one sequence at a time."
+        )
+    return replace(stored, shape=(heads, tokens, features), token_first=True)
+
+
 def _squeezed(stored: _Stored, kind: str) -> _Stored:
     """Drop a batch axis of 1, and refuse shapes that do not fit the kind."""
-    want = 3 if kind in ("key", "value", "cache_key", "cache_value") else 2
+    want = 3 if kind in _OF_HEADS else 2
     shape = stored.shape
     if len(shape) == want + 1 and shape[0] == 1:
         shape = shape[1:]
@@ -306,8 +260,9 @@ def _squeezed(stored: _Stored, kind: str) -> _Stored:
         raise DatasetError(
             f"{stored.path}: {stored.name} has shape {list(stored.shape)}; it must be {axes}, none of them 0, with at "
             "most a leading batch axis of 1. Dump one sequence at a time."
+            + (f" {_FLAT}" if want == 3 and len(shape) == 2 else "")
         )
-    return _Stored(stored.name, stored.path, stored.dtype, shape, stored.begin)
+    return replace(stored, shape=shape)
 
 
 def _files(source: Path) -> list[Path]:
@@ -321,13 +276,16 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def open_dump(source: str | Path) -> Dump:
+def open_dump(source: str | Path, heads: int | None = None) -> Dump:
     """Open a dump; nothing but headers is read.
 
     Parameters
     ----------
     source : path
         A folder of safetensors files, or one such file.
+    heads : int, optional
+        Heads of keys and values. With it they may be stored as [token, head, feature] or [token, head * feature], too;
+        where a step has as many tokens as there are heads, the other steps tell.
 
     Raises
     ------
@@ -336,8 +294,9 @@ def open_dump(source: str | Path) -> Dump:
         number of tokens.
     """
     dump = Dump(outside_path(source, DatasetError))
-    for path in _files(dump.folder):
-        header = _header(path)
+    headers = {path: _header(path) for path in _files(dump.folder)}
+    token_first = heads is not None and any(_token_first(header, heads) for header in headers.values())
+    for path, header in headers.items():
         dump.metadata.update(header.metadata)
         for name, entry in header.tensors.items():
             match = _NAME.fullmatch(name)
@@ -349,7 +308,10 @@ def open_dump(source: str | Path) -> Dump:
             number, at = _index(path, name, layer or block or "0", MOST_BLOCKS), _index(path, name, step, MOST_STEPS)
             if kind not in ("hidden", "final", "logits") and number == 0:
                 raise DatasetError(f"{path}: {name}: blocks count from 1; block 0 does not exist.")
-            stored = _squeezed(_checked(path, name, entry), kind)
+            stored = _checked(path, name, entry)
+            if heads is not None and kind in _OF_HEADS and 0 not in stored.shape:
+                stored = _with_heads(stored, heads, token_first)
+            stored = _squeezed(stored, kind)
             before = dump.places.setdefault(Place(kind, number), {}).setdefault(at, stored)
             if before is not stored:
                 raise DatasetError(f"{name} is there twice, in {before.path} and {path}. Remove one of them.")
@@ -366,6 +328,82 @@ def open_dump(source: str | Path) -> Dump:
     return dump
 
 
+def unpacked(dump: Dump, lengths: Sequence[Mapping[str, int] | Sequence[int]]) -> dict[str, Dump]:
+    """Take a dump of packed batches apart: a lane per sequence, with steps of its own. Nothing is copied.
+
+    Parameters
+    ----------
+    dump : Dump
+        Of steps in which several sequences stand one after the other, as in continuous batching.
+    lengths : sequence of mapping or sequence of int
+        Per step, the tokens of each sequence in the order of the pack: by name, or, where all steps hold the same
+        sequences, without (then they are called 0, 1, ...). A sequence need not be in every step.
+
+    Returns
+    -------
+    dict
+        Per sequence, its lane. Logits and final states of one row per sequence are those of its last token. Whole
+        caches are left out, since a pack has none in the order of a text.
+
+    Raises
+    ------
+    DatasetError
+        If the lengths do not add up to the tokens of a step.
+    """
+    if len(lengths) != dump.steps:
+        raise DatasetError(
+            f"{dump.folder}: has {dump.steps} steps, and lengths of sequences are given for {len(lengths)}."
+        )
+    lanes: dict[str, Dump] = {}
+    for step, given in enumerate(lengths):
+        named = dict(given) if isinstance(given, Mapping) else {str(i): n for i, n in enumerate(given)}
+        total = dump.boundaries[step + 1] - dump.boundaries[step]
+        if any(n < 0 for n in named.values()) or sum(named.values()) != total:
+            raise DatasetError(
+                f"{dump.folder}: step {step} has {total} tokens, and the lengths of its sequences are "
+                f"{_listing(list(named.values()))}, {sum(named.values())} together."
+            )
+        here = {name: n for name, n in named.items() if n}
+        start = 0
+        for index, (name, n) in enumerate(here.items()):
+            lane = lanes.setdefault(
+                name, replace(dump, folder=Path(f"{dump.folder} [{name}]"), boundaries=[0], places={})
+            )
+            own = len(lane.boundaries) - 1
+            for place, steps in dump.places.items():
+                part = _part(steps[step], (start, n), total, (index, len(here))) if step in steps else None
+                if part is not None and not place.kind.startswith("cache"):
+                    lane.places.setdefault(place, {})[own] = part
+            lane.boundaries.append(lane.boundaries[-1] + n)
+            start += n
+    for lane in lanes.values():
+        # What the files say of their text they say of the pack.
+        lane.metadata = {key: value for key, value in dump.metadata.items() if not key.startswith("tokens")}
+    return lanes
+
+
+def _part(stored: _Stored, tokens: tuple[int, int], total: int, which: tuple[int, int]) -> _Stored | None:
+    """One sequence's rows of a packed tensor; None where the pack has rows of others only."""
+    if stored.tokens == total:
+        first, count = tokens
+    elif stored.tokens == which[1]:
+        first, count = which[0], 1
+    else:
+        return None
+    shape = (*stored.shape[:-2], count, stored.shape[-1])
+    return replace(stored, shape=shape, first=stored.first + first, of=stored.of or stored.tokens)
+
+
+def _token_first(header: Header, heads: int) -> bool:
+    """Whether any keys or values of a file are [token, head, feature] without doubt."""
+    for name, entry in header.tensors.items():
+        match = _NAME.fullmatch(name)
+        shape = entry.shape[-3:]
+        if match is not None and match[5] and len(shape) == 3 and shape[1] == heads != shape[0]:
+            return True
+    return False
+
+
 def _same_shape(folder: Path, place: Place, tensors: Iterable[_Stored]) -> None:
     shapes: dict[tuple[int, ...], str] = {}
     for stored in tensors:
@@ -376,31 +414,34 @@ def _same_shape(folder: Path, place: Place, tensors: Iterable[_Stored]) -> None:
         raise DatasetError(
             f"{folder}: {first} and {second} differ in more than their tokens ({list(one)} and {list(two)} without "
             "the token axis): they cannot be one model's."
+            + (f" {_TOKENS_FIRST.format(first, 'N')}" if len(one) == len(two) == 2 and one[1] == two[1] else "")
         )
 
 
 def _boundaries(dump: Dump) -> list[int]:
     """Token index at which each step begins, and the end."""
-    counts: dict[int, tuple[int, str]] = {}
-    rows: dict[int, tuple[int, str]] = {}
+    counts: dict[int, _Stored] = {}
+    rows: dict[int, _Stored] = {}
     for place, steps in dump.places.items():
         for step, stored in steps.items():
             if place.kind in ("cache_key", "cache_value"):
                 continue
             # Engines often keep the logits of a step's last token only.
             table = rows if place.kind in ("final", "logits") else counts
-            known = table.setdefault(step, (stored.tokens, stored.name))
-            if table is counts and known[0] != stored.tokens:
+            known = table.setdefault(step, stored)
+            if table is counts and known.tokens != stored.tokens:
                 raise DatasetError(
-                    f"{dump.folder}: {known[1]} has {known[0]} tokens, but {stored.name} has {stored.tokens}. Keys and "
-                    "values are what the step appended, not the whole cache (that is cache_key and cache_value)."
+                    f"{dump.folder}: {known.name} has {known.tokens} tokens, but {stored.name} has {stored.tokens}. "
+                    "Keys and values are what the step appended, not the whole cache (that is cache_key and "
+                    f"cache_value).{_hint(known, stored)}"
                 )
-            if table is rows and known[0] < stored.tokens:
-                table[step] = (stored.tokens, stored.name)
-    for step, (tokens, name) in rows.items():
-        if counts.setdefault(step, (tokens, name))[0] < tokens:
+            if table is rows and known.tokens < stored.tokens:
+                table[step] = stored
+    for step, last in rows.items():
+        if counts.setdefault(step, last).tokens < last.tokens:
             raise DatasetError(
-                f"{dump.folder}: {name} has {tokens} rows, but step {step} has only {counts[step][0]} tokens."
+                f"{dump.folder}: {last.name} has {last.tokens} rows, but step {step} has only {counts[step].tokens} "
+                f"tokens.{_hint(counts[step], last)}"
             )
     if not counts:
         raise DatasetError(f"{dump.folder}: holds caches only; the keys and values that each step appended are needed.")
@@ -410,7 +451,15 @@ def _boundaries(dump: Dump) -> list[int]:
             f"{dump.folder}: steps {_listing(missing)} are missing; steps count from 0 without gaps, or the tokens "
             "of the later ones have no place in the text."
         )
-    return [0, *np.cumsum([counts[step][0] for step in sorted(counts)]).tolist()]
+    return [0, *np.cumsum([counts[step].tokens for step in sorted(counts)]).tolist()]
+
+
+def _hint(*pair: _Stored) -> str:
+    """What to do where one of two tensors has the other's tokens where heads are expected."""
+    for stored, other in (pair, pair[::-1]):
+        if len(stored.shape) == 3 and stored.shape[0] == other.tokens:
+            return f" {_TOKENS_FIRST.format(stored.name, stored.tokens)}"
+    return ""
 
 
 def _listing(numbers: Sequence[int]) -> str:

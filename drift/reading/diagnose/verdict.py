@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from drift.reading.diagnose import causes
-from drift.reading.diagnose.causes import CacheFault, Narrowing
+from drift.dataset.rungs import RUNGS
+from drift.reading.diagnose.arithmetic import like_narrow_arithmetic, of_unknown_size
 from drift.reading.diagnose.compare import Comparison, compare
-from drift.reading.diagnose.envelope import Roundoff, derive, roundoff
+from drift.reading.diagnose.envelope import COARSEST, derive, roundoff
 from drift.reading.diagnose.finding import findings
 from drift.reading.diagnose.model import Cause, Diagnosis, Entry, Evidence, Finding, Verdict
-from drift.reading.diagnose.naming import DOUBT, input_evidence, step_words
-from drift.reading.diagnose.tensors import FORMATS, Dump, Place
+from drift.reading.diagnose.naming import DOUBT, entry_of, input_evidence, step_words
+from drift.reading.diagnose.narrowed import KIND_NAMES, computed_narrower, narrow_verdict
+from drift.reading.diagnose.precision import with_other_precision
+from drift.reading.diagnose.reach import Shortfall, absent, shortfalls
+from drift.reading.diagnose.storage import CacheFault, cache_faults, narrowings
+from drift.reading.diagnose.tensors import Dump, Place
 
 __all__ = ["diagnose"]
 
@@ -52,7 +54,8 @@ def diagnose(
     found = _diagnose_pair(a, b, floor, unit_roundoff)
     if other is not None:
         second = _diagnose_pair(*other, None, None)
-        found = _with_other_precision(found, second)
+        found = with_other_precision(found, second)
+        _vouch_no_further(found)
     return found
 
 
@@ -69,13 +72,48 @@ def _diagnose_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | 
         if diagnosis.verdict in (Verdict.SAME, Verdict.ROUNDING, Verdict.NARROWER):
             diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
             diagnosis.reason = f"{text}. Compare lanes in a precision that does not overflow"
+    _vouch_no_further(diagnosis)
     return diagnosis
+
+
+def _vouch_no_further(diagnosis: Diagnosis) -> None:
+    """Say what is missing on one side, and take back a verdict that would speak for it."""
+    short = shortfalls(diagnosis.comparison)
+    diagnosis.missing = [_shortfall_words(one) for one in short]
+    for lane, kinds in absent(diagnosis.comparison).items():
+        if kinds:
+            names = " and ".join(KIND_NAMES[kind] for kind in kinds)
+            diagnosis.missing.append(f"{lane} holds no {names} at all; they were not compared")
+    if not short or diagnosis.verdict not in (Verdict.SAME, Verdict.ROUNDING):
+        return
+    agree = "is the same bits" if diagnosis.verdict is Verdict.SAME else "agrees to rounding"
+    diagnosis.verdict = Verdict.UNDETERMINED
+    diagnosis.reason = (
+        f"{diagnosis.missing[0]}, and nothing beyond that is vouched for. What both lanes have {agree}. "
+        f"Run lane {short[0].lane} to its end, or compare dumps that end at the same place"
+    )
+
+
+def _shortfall_words(short: Shortfall) -> str:
+    other = "B" if short.lane == "A" else "A"
+    if short.place is None:
+        return (
+            f"{short.lane} ends early: it has {short.held} tokens, its last step is {short.step}, and {other} goes on "
+            f"to {short.other} tokens"
+        )
+    where = f"from step {short.step} (token {short.start}) on"
+    if short.place.kind in ("final", "logits"):
+        return f"{short.lane} ends early: {where} it lacks {short.place}, which {other} has"
+    return (
+        f"{short.lane} ends early: {where} it lacks {short.place} and all of that kind after it, which {other} has up "
+        f"to block {short.other}"
+    )
 
 
 def _judge_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | None) -> Diagnosis:
     found = compare(a, b)
     u = roundoff(found, unit_roundoff)
-    faults = [f for dump, lane in ((a, "A"), (b, "B")) for f in causes.cache_faults(dump, lane, u.value)]
+    faults = [f for dump, lane in ((a, "A"), (b, "B")) for f in cache_faults(dump, lane, u.value)]
     narrow_caches = {f.place.block: f.narrow.unit_roundoff for f in faults if f.narrow is not None}
     measured = compare(a, floor) if floor is not None else None
     envelopes = derive(found, u, measured, narrow_caches)
@@ -95,14 +133,21 @@ def _judge_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | Non
     if fault is not None and (structural is None or _earlier(fault, structural, found)):
         _cache_verdict(diagnosis, fault)
     elif structural is not None:
-        _structural_verdict(diagnosis, structural)
+        _structural_verdict(diagnosis, structural, measured)
     else:
-        _no_bug(diagnosis, beyond, [f for f in faults if f.narrow is not None])
+        _no_bug(diagnosis, beyond, [f for f in faults if f.narrow is not None], measured is not None)
     return diagnosis
 
 
 def _notes(found: Comparison) -> list[str]:
     notes = []
+    if found.reordered is not None:
+        lane, width = found.reordered.lane, found.reordered.width
+        notes.append(
+            f"{lane}'s keys have their rotary pairs side by side (features 0, {width // 2}, 1, {width // 2 + 1}, ... "
+            "of the other lane's heads), as GGUF files keep Llama's. That is the same computation; they were compared "
+            "in the other's order."
+        )
     for lane, places in found.only.items():
         if places:
             shown = ", ".join(str(p) for p in places[:4]) + (", ..." if len(places) > 4 else "")
@@ -123,10 +168,6 @@ def _notes(found: Comparison) -> list[str]:
     if Place("hidden", 0) not in found.profiles:
         notes.append("The embeddings were not dumped: the lanes are taken to have been given the same tokens.")
     return notes
-
-
-def _entry(found: Comparison, place: Place, tokens: tuple[int, int]) -> Entry:
-    return Entry(place, found.a.step_of(tokens[0]), found.b.step_of(tokens[0]), *tokens)
 
 
 def _earlier(fault: CacheFault, finding: Finding, found: Comparison) -> bool:
@@ -186,37 +227,58 @@ def _cache_verdict(diagnosis: Diagnosis, fault: CacheFault) -> None:
         diagnosis.cause_text += f"; it holds those of step {dump.step_of(max(0, source))}"
 
 
-def _structural_verdict(diagnosis: Diagnosis, finding: Finding) -> None:
+def _structural_verdict(diagnosis: Diagnosis, finding: Finding, floor: Comparison | None) -> None:
     found = diagnosis.comparison
-    diagnosis.entry = _entry(found, finding.place, finding.tokens)
+    diagnosis.entry = entry_of(found, finding.place, finding.tokens)
     diagnosis.evidence += finding.evidence
     diagnosis.cause, diagnosis.cause_text = finding.cause, finding.cause_text
     diagnosis.verdict = Verdict.STRUCTURAL
-    if finding.cause is Cause.OTHER and _like_narrow_arithmetic(diagnosis, finding):
-        diagnosis.verdict, diagnosis.cause = Verdict.UNDETERMINED, Cause.NONE
+    if finding.cause is not Cause.OTHER:
+        return
+    if like_narrow_arithmetic(diagnosis, finding):
+        diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
         diagnosis.reason = (
             "the difference is as even over all tokens, and as small, as the rounding of a lane that multiplies "
             "in TF32 "
             "or 16 bits (or whose weights were quantised) would be. If one does, say --unit-roundoff tf32; if neither "
             "does, it is structural"
         )
+    elif of_unknown_size(diagnosis, finding, floor):
+        diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
+        measure = f", or measure it with {_FLOOR}"
+        if floor is not None:
+            measure = "; the floor that was given holds the same bits as A, and measures nothing"
+        diagnosis.reason = (
+            f"rounding of which size? The difference is {finding.ratio:.3g} times what a unit roundoff of "
+            f"{diagnosis.roundoff.value:.3g} explains ({diagnosis.roundoff.why}). How numbers were kept does not tell "
+            f"how they were computed, and arithmetic of {COARSEST:.3g} would explain it. Say what the engine uses "
+            f"(--unit-roundoff {', '.join(RUNGS)} or a number){measure}"
+        )
 
 
-def _like_narrow_arithmetic(diagnosis: Diagnosis, finding: Finding) -> bool:
-    """Whether a wider unit roundoff would explain everything, and all tokens differ alike from the first on."""
-    if diagnosis.roundoff.value >= 2.0**-13 or diagnosis.roundoff.why == "as given":
-        return False
-    size = diagnosis.comparison.profiles[finding.place].relative
-    size = size[np.isfinite(size)]
-    if np.mean(size > 0.1 * np.median(size)) < 0.9 or np.median(size) == 0:
-        return False
-    envelopes = derive(diagnosis.comparison, Roundoff(2.0**-11, "tried"))
-    return all(float(np.nanmedian(np.nan_to_num(e.ratio))) < 1 for e in envelopes.values())
+_FLOOR = "a second accepted way to compute A (--floor)"
 
 
-def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[CacheFault]) -> None:
+def _lone_words(found: Comparison) -> str:
+    """What makes single tokens stand out, as far as the dumps say what model it was."""
+    bug = "a bug that hits single tokens does"
+    experts = {dump.metadata.get("experts") for dump in (found.a, found.b)} - {None}
+    if not experts:
+        return f"Where one bit decides between two ways (routing, top-k), rounding does that, and {bug}, too"
+    if experts == {"0"}:
+        return f"The model is dense, so no choice of one bit turns them: {bug} that"
+    return f"An expert chosen otherwise because of one bit does that, and {bug}, too"
+
+
+def _sentence(place: Place) -> str:
+    """A place at the beginning of a sentence."""
+    words = str(place)
+    return words[0].upper() + words[1:]
+
+
+def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[CacheFault], floored: bool) -> None:
     found = diagnosis.comparison
-    narrow = causes.narrowings(found)
+    narrow = [one for one in narrowings(found) if not computed_narrower(diagnosis, one)]
     doubt = [f for f in beyond if f.level == "doubt"]
     narrowed = {p.block for item in narrow for p in item.places} | {f.place.block for f in narrow_caches}
     if doubt and all(f.place.kind == "hidden" and f.place.block in narrowed for f in doubt):
@@ -231,7 +293,7 @@ def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[Cac
         first = doubt[0]
         envelope = diagnosis.envelopes[first.place]
         diagnosis.verdict = Verdict.UNDETERMINED
-        diagnosis.entry = _entry(found, first.place, first.tokens)
+        diagnosis.entry = entry_of(found, first.place, first.tokens)
         diagnosis.evidence.append(input_evidence(found, envelope, *first.tokens))
         if not envelope.known or envelope.gap:
             diagnosis.reason = (
@@ -241,86 +303,23 @@ def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[Cac
                 "computed from was not dumped. Dump hidden states, keys and values of every block"
             )
         else:
+            floor = "" if floored else ", or a second accepted way to compute A (--floor)"
             diagnosis.reason = (
                 f"at {first.place} the difference is {first.ratio:.2g} times the envelope, where {DOUBT:g} would "
-                "be structural. "
-                "Dump the pair at a finer precision (--other-precision), or a second accepted way to compute A "
-                "(--floor)"
+                f"be structural. Dump the pair at a finer precision (--other-precision){floor}"
             )
     elif lone:
         first = max(lone, key=lambda f: f.ratio)
         diagnosis.verdict = Verdict.UNDETERMINED
-        diagnosis.entry = _entry(found, first.place, first.tokens)
+        diagnosis.entry = entry_of(found, first.place, first.tokens)
         diagnosis.reason = (
-            f"single tokens stand out ({first.place}, first token {first.tokens[0]}, {first.ratio:.2g} envelopes). An "
-            "expert chosen otherwise because of one bit does that, and so does a bug that hits single tokens. Dump a "
-            "second accepted way to compute A (--floor)"
+            f"single tokens stand out ({first.place}, first token {first.tokens[0]}, {first.ratio:.2g} envelopes). "
+            f"{_lone_words(found)}. Dump {'the pair at a finer precision (--other-precision)' if floored else _FLOOR}"
         )
     elif narrow or narrow_caches:
-        _narrow_verdict(diagnosis, narrow, narrow_caches)
+        narrow_verdict(diagnosis, narrow, narrow_caches)
     else:
         _rounding_evidence(diagnosis)
-
-
-def _narrow_verdict(diagnosis: Diagnosis, narrow: list[Narrowing], caches: list[CacheFault]) -> None:
-    found = diagnosis.comparison
-    diagnosis.verdict, diagnosis.cause = Verdict.NARROWER, Cause.NARROWER_STORAGE
-    texts = []
-    for item in narrow:
-        token = found.segments[item.segment][0]
-        kinds = sorted({p.kind for p in item.places}, key=["hidden", "key", "value", "final", "logits"].index)
-        names = {
-            "hidden": "hidden states",
-            "key": "keys",
-            "value": "values",
-            "final": "final states",
-            "logits": "logits",
-        }
-        blocks = sorted({p.block for p in item.places})
-        wide = "A" if item.lane == "B" else "B"
-        text = (
-            f"{item.lane}'s {' and '.join(names[k] for k in kinds)} from {_level(item.places[0])} on hold numbers of "
-            f"{item.narrow.name} only, while {wide}'s are {item.wide.name}"
-        )
-        texts.append(text)
-        diagnosis.evidence.append(
-            Evidence(
-                f"{text} ({len(item.places)} places). {100 * item.exact:.4g} % of {item.lane}'s "
-                f"{str(item.places[0]).removeprefix('the ')} at step {step_words(found, token)} are exactly {wide}'s, "
-                f"rounded to {item.narrow.name}.",
-                {
-                    "lane": item.lane, "format": item.narrow.name, "other_format": item.wide.name,
-                    "blocks": blocks, "kinds": kinds, "exactly_rounded": item.exact,
-                },
-            )
-        )  # fmt: skip
-    for fault in caches:
-        assert fault.narrow is not None
-        text = f"{fault.lane} keeps {fault.place!s} in {fault.narrow.name}, narrower than what it appends"
-        texts.append(text)
-        diagnosis.evidence.append(Evidence(f"{text}.", {"lane": fault.lane, "format": fault.narrow.name}))
-    diagnosis.cause_text = texts[0]
-    if narrow:
-        first = narrow[0]
-        diagnosis.entry = _entry(found, first.places[0], found.segments[first.segment])
-    else:
-        step = caches[0].step
-        diagnosis.entry = Entry(caches[0].place, step, step, caches[0].start, caches[0].stop)
-    diagnosis.evidence.append(
-        Evidence(f"Everything else is within what rounding to unit roundoff {diagnosis.roundoff.value:.3g} explains.")
-    )
-
-
-def _sentence(place: Place) -> str:
-    """A place at the beginning of a sentence."""
-    words = str(place)
-    return words[0].upper() + words[1:]
-
-
-def _level(place: Place) -> str:
-    if place.kind == "hidden" and place.block == 0:
-        return "the embeddings"
-    return f"block {place.block}" if place.block else str(place)
 
 
 def _rounding_evidence(diagnosis: Diagnosis) -> None:
@@ -344,7 +343,7 @@ def _rounding_evidence(diagnosis: Diagnosis) -> None:
     if first is not None:
         size = found.profiles[first].difference
         token = int(np.flatnonzero(np.nan_to_num(size) > 0)[0])
-        diagnosis.entry = _entry(found, first, (token, token + 1))
+        diagnosis.entry = entry_of(found, first, (token, token + 1))
         diagnosis.evidence.append(
             Evidence(
                 f"The first bits that differ are in {first}, token {token}, step {step_words(found, token)}.",
@@ -364,62 +363,3 @@ def _rounding_evidence(diagnosis: Diagnosis) -> None:
             "token by more "
             "than 0.35 of its norm: a bug that enters only there would not be seen. A finer precision shows it."
         )
-
-
-def _stored(diagnosis: Diagnosis) -> float:
-    """Unit roundoff of what the coarser lane of a pair is stored in."""
-    pair = diagnosis.comparison.a, diagnosis.comparison.b
-    return max(min(FORMATS[d].unit_roundoff for place in dump.places for d in dump.dtypes(place)) for dump in pair)
-
-
-#: What the verdict at a finer precision may overrule.
-_OVERRULED = {
-    Verdict.STRUCTURAL: (Verdict.SAME, Verdict.ROUNDING, Verdict.UNDETERMINED),
-    Verdict.NARROWER: (Verdict.SAME, Verdict.ROUNDING, Verdict.UNDETERMINED),
-    Verdict.UNDETERMINED: (Verdict.SAME, Verdict.ROUNDING),
-}
-
-
-def _with_other_precision(found: Diagnosis, second: Diagnosis) -> Diagnosis:
-    """Weigh a pair by what the same pair does at another precision."""
-    u, v = found.roundoff.value, second.roundoff.value
-    finer = v < u or (v == u and _stored(second) < _stored(found))
-    before = found.verdict
-    if finer and before in _OVERRULED.get(second.verdict, ()):
-        found.verdict, found.cause, found.entry = second.verdict, second.cause, second.entry
-        found.cause_text, found.reason = second.cause_text, second.reason
-        found.evidence += [Evidence(f"At the other precision: {e.text}", e.numbers) for e in second.evidence]
-    slopes: dict[Place, float] = {}
-    if u != v:
-        for place in found.envelopes.keys() & second.envelopes.keys():
-            one = found.comparison.profiles[place].rel_l2(0, found.comparison.tokens)
-            two = second.comparison.profiles[place].rel_l2(0, second.comparison.tokens)
-            if 0 < one < math.inf and 0 < two < math.inf:
-                slopes[place] = math.log(one / two) / math.log(u / v)
-    if not slopes:
-        found.notes.append(
-            "The other precision gives no slope: its unit roundoff is the same, or a pair does not differ."
-        )
-        return found
-    middle = float(np.median(list(slopes.values())))
-    entry = found.entry.place if found.entry is not None else None
-    at = slopes.get(entry) if entry is not None else None
-    words = f", {at:.2f} at {entry}" if at is not None else ""
-    found.evidence.append(
-        Evidence(
-            f"At the other precision (unit roundoff {v:.3g} instead of {u:.3g}) the log-log slope of the difference is "
-            f"{middle:.2f} over all places{words}: near 1 is rounding, near 0 is not.",
-            {"slope": middle, "slope_at_entry": at, "unit_roundoff_other": v},
-        )
-    )
-    if finer and second.verdict in (Verdict.SAME, Verdict.ROUNDING):
-        if before is Verdict.UNDETERMINED and (at if at is not None else middle) > 0.5:
-            found.verdict, found.cause, found.reason = Verdict.ROUNDING, Cause.NONE, ""
-        elif before is Verdict.STRUCTURAL and found.cause is Cause.OTHER and 0.5 < (at or 0.0) < 1.5:
-            found.verdict = Verdict.UNDETERMINED
-            found.reason = (
-                "the difference exceeds its envelope here, but falls with the unit roundoff as rounding does, and is "
-                "rounding at the finer precision. Either this model magnifies rounding unusually, or the bug is in the "
-                "coarser precision's code alone"
-            )
-    return found

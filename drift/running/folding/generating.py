@@ -246,7 +246,7 @@ def check_reach(model: PreTrainedModel, protocol: Protocol, text: Reached, size:
         raise ConfigError(
             f"Text ({text.tokens} tokens), question ({question}) and answer (up to {new}) reach position {end}, beyond "
             f"the model's context of {context} tokens. Shorten the text, take a model with a longer context, or a "
-            "protocol whose positions stay within its cache: streaming(positions=cache)."
+            "protocol whose positions stay within its cache: streaming."
         )
 
 

@@ -115,6 +115,8 @@ class Protocol(ABC):
     """What it does, in one line: pages show it beside the label."""
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Options that take one of a few words."""
+    spelt: ClassVar[tuple[str, ...]] = ()
+    """Options that the label says even where they are the default: once that was another, and cells are named by it."""
     references: ClassVar[tuple[str, ...]] = ("full", "gold", "fold64", "previous")
     """What the fold can be compared with, see :data:`drift.dataset.contract.REFERENCES`."""
 
@@ -139,7 +141,7 @@ class Protocol(ABC):
     def label(self) -> str:
         """The protocol's canonical name, with the options that were set, as it is written in configurations."""
         inner = [value.label for f in fields(self) if isinstance(value := getattr(self, f.name), Protocol)]
-        options = [*inner, *written(self, ("protocol",) if inner else ())]
+        options = [*inner, *written(self, ("protocol",) if inner else (), self.spelt)]
         return f"{self.name}({','.join(options)})" if options else self.name
 
     @property

@@ -25,19 +25,20 @@ class Streaming(Protocol):
         First tokens that stay.
     window : int
         Most recent tokens that stay.
-    positions : {"text", "cache"}
-        ``text``: every token keeps its position in the text, as where a window is put on a cache of rotated keys.
+    positions : {"cache", "text"}
         ``cache``: positions count within the cache, as the paper does it: the window's keys move as it does. Keys are
         always rotated from their first position at once, so that roundings do not pile up.
+        ``text``: every token keeps its position in the text, as where a window is put on a cache of rotated keys.
     """
 
     name: ClassVar[str] = "streaming"
     summary: ClassVar[str] = "between chunks the first tokens and the most recent ones stay in the cache"
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"positions": ("text", "cache")}
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"positions": ("cache", "text")}
+    spelt: ClassVar[tuple[str, ...]] = ("positions",)
 
     sinks: int = 4
     window: int = 1024
-    positions: str = "text"
+    positions: str = "cache"
 
     def __post_init__(self) -> None:
         self._require(self.window >= 1, "window must be at least 1")

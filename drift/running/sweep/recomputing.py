@@ -250,7 +250,13 @@ def _placed(file: str, own: Mapping[str, Any], threads: int, label: str, weights
             **{k: v for k, v in own.items() if k != "model"},
             model=checkpoint.name, label=label, family=checkpoint.family, checkpoint=identity, beyond_context=True,
         )  # fmt: skip
-        protocols.parse(cell.protocol).check_reference(cell.reference)
+        reading = protocols.parse(cell.protocol)
+        reading.check_reference(cell.reference)
+        if reading.label != cell.protocol:
+            raise ConfigError(
+                f"protocol {cell.protocol} is called {reading.label} now, which need not be what it was when the cell "
+                "was computed."
+            )
         text = here.text(cell.corpus, cell.seed)
     except CorpusError as error:
         return Request(file, obstacle=Obstacle.TEXT, why=f"its text is not here: {error}")

@@ -157,13 +157,13 @@ def _devices(grid: Grid, problems: Problems, dry_run: bool) -> dict[str, str]:
 
 def _rungs(grid: Grid, devices: Mapping[str, str], problems: Problems) -> dict[str, Any]:
     """The rungs that were named, and a problem for those that the devices cannot do."""
-    rungs: dict[str, Any] = _each(grid, "dtype", problems, _rung)
+    rungs: dict[str, Any] = _each(grid, "dtype", problems, dataset.rung)
     for name, rung in rungs.items():
         if rung.needs_gpu and "cpu" in devices.values():
             why = cuda_problem() if "auto" in devices else "this grid runs on the CPU"
             others = ", ".join(n for n, r in dataset.RUNGS.items() if not r.needs_gpu)
             problems.add(grid.origin("dtype", name), f"{name} needs a GPU ({why}). On a CPU: {others}")
-    return rungs
+    return {rung.name: rung for rung in rungs.values()}
 
 
 def _check_steps(grid: Grid, problems: Problems) -> bool:
@@ -211,21 +211,6 @@ def _controls(cell: Cell, unit_roundoff: float) -> Iterator[Cell]:
             chunk_size=min(control_cells.CHUNK_SIZE, max(1, tokens // 8)),
             logit_stride=control_cells.LOGIT_STRIDE,
         )
-
-
-_ALIASES = {
-    "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32", "single": "fp32",
-    "float64": "fp64", "double": "fp64",
-}  # fmt: skip
-
-
-def _rung(name: str) -> Any:
-
-    if name in _ALIASES:
-        raise ConfigError(
-            f"Unknown dtype {name!r}; it is called {_ALIASES[name]!r} here. Known dtypes: {', '.join(dataset.RUNGS)}."
-        )
-    return dataset.rung(name)
 
 
 def _check_context(grid: Grid, model: str, context: int, label: str, reading: Any, problems: Problems) -> None:
