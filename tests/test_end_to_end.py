@@ -35,7 +35,7 @@ def test_a_sweep_becomes_a_report(tmp_path: Path) -> None:
     sweep = drift.open_sweep(out)
     assert len(sweep) == 12
     assert sweep.problems == {}
-    assert report.main([str(out), "--out", str(tmp_path / "pages")]) == 0
+    assert report.main([str(out), "--notebook", "claims", "plateau", "--out", str(tmp_path / "pages")]) == 0
     page = (tmp_path / "pages" / "plateau.html").read_text(encoding="utf-8")
     assert "12 cells read" in page
     # What the page says of restart is what the cells hold: geometric mean past the first quarter, then over documents.

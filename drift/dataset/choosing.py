@@ -41,9 +41,9 @@ def keep(sweep: Sweep, wanted: Callable[[xr.Dataset], bool]) -> Sweep:
 
 def is_fold(ds: xr.Dataset, reference: str = "full", generating: bool = False) -> bool:
     """Whether a cell measures an undisturbed fold against `reference`; chains of generated tokens only if asked for."""
-    name = parse_label(ds["protocol"].item()).name
+    name = parse_label(ds.variables["protocol"].values.item()).name
     kinds = name not in DISTURBED and (generating or name not in GENERATING)
-    return bool(ds["reference"].item() == reference and kinds)
+    return bool(ds.variables["reference"].values.item() == reference and kinds)
 
 
 def folds(sweep: Sweep, reference: str = "full", generating: bool = False) -> Sweep:

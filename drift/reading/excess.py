@@ -234,11 +234,11 @@ def without_one_step(sweep: Sweep) -> list[xr.Dataset]:
 
 def _pairs(sweep: Sweep) -> Iterator[tuple[xr.Dataset, xr.Dataset | None]]:
     """Every fold, and whatever else has a one-step error, with the cell that has it."""
-    parsed = [(ds, parse_label(str(ds["protocol"].item()))) for ds in sweep]
+    parsed = [(ds, parse_label(str(axis_value(ds, "protocol")))) for ds in sweep]
     partners = {(label.inner, _setting(ds)): ds for ds, label in parsed if label.name == ONE_STEP}
     for ds, label in parsed:
         partner = partners.get((label.text, _setting(ds)))
-        if partner is not None or is_fold(ds, str(ds["reference"].item())):
+        if partner is not None or is_fold(ds, str(axis_value(ds, "reference"))):
             yield ds, partner
 
 

@@ -237,5 +237,7 @@ class Checkup:
 
 def instrument_of(ds: xr.Dataset) -> Instrument:
     """Model, precision, device and attention implementation of a cell: what one set of controls vouches for."""
-    model, dtype, device, attention = (str(ds[n].item()) for n in ("model", "dtype", "device", "attn_implementation"))
+    model, dtype, device, attention = (
+        str(ds.variables[n].values.item()) for n in ("model", "dtype", "device", "attn_implementation")
+    )
     return model, dtype, device, attention

@@ -404,19 +404,17 @@ def _needed(fits: Sequence[WindowFit], delta: float, alpha: float, documents: in
             spread = np.maximum(spread, fit.spread)
         largest = np.max([se for se, _ in fit.slope.errors], axis=0)
 
-        def by_documents(m: float) -> Bool:
+        def by_documents(m: Float) -> Bool:
             return (stdtrit(m - 1, 1 - level) + normal) * spread / np.sqrt(m) <= distance  # noqa: B023
 
-        def by_steps(m: float) -> Bool:
+        def by_steps(m: Float) -> Bool:
             return (stdtrit(fit.df, 1 - level) + normal) * largest * np.sqrt(steps / m) <= distance  # noqa: B023
 
-        found.append((_smallest(numbers, by_documents, len(slope)), _smallest(lengths, by_steps, len(slope))))
+        found.append((_smallest(numbers, by_documents), _smallest(lengths, by_steps)))
     return np.fmin.reduce([d for d, _ in found]), np.fmin.reduce([n for _, n in found])
 
 
-def _smallest(numbers: Float, enough: Callable[[float], Bool], curves: int) -> Float:
+def _smallest(numbers: Float, enough: Callable[[Float], Bool]) -> Float:
     """Return the first of `numbers` that is enough, per curve; NaN if none is."""
-    found = np.full(curves, np.nan)
-    for number in numbers[::-1]:
-        found = np.where(enough(number), number, found)
-    return found
+    decided = enough(numbers[:, None])  # [number, curve]
+    return np.where(decided.any(axis=0), numbers[decided.argmax(axis=0)], np.nan)
