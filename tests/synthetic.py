@@ -17,6 +17,8 @@ FAMILIES = {"smollm2-135m-instruct": "Llama", "qwen2.5-coder-0.5b-instruct": "Qw
 LAYERS = {"smollm2-135m-instruct": 30, "qwen2.5-coder-0.5b-instruct": 24, "gemma-3-270m": 18}
 #: drift of the literal fold after the final norm, as measured on the real checkpoints
 APPEND = {"bf16": 1.3e-2, "fp16": 1.7e-3, "tf32": 1.7e-3, "fp32": 8e-7, "fp64": 2e-15}
+#: options of the smallest cell that has everything: more than one of each axis, and a shorter last chunk
+SMALL = {"model": "tiny", "layers": 2, "documents": 2, "tokens": 40, "chunk_size": 16}
 
 Curve = Callable[[np.ndarray], np.ndarray]
 

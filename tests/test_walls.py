@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "drift"
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "drift"
 LONGEST = 500  # lines of a file: what can be read at a sitting
+LONGER = {"tests/test_diagnose.py"}  # to be split yet
 DOORS = (
     "capture",
     "checkpoints",
@@ -66,9 +68,13 @@ def test_functions_import_no_module_of_ours_save_at_the_seams() -> None:
 
 def test_no_file_is_longer_than_can_be_read_at_a_sitting() -> None:
     lines = {
-        str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8").count("\n") for path in PACKAGE.rglob("*.py")
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("\n")
+        for folder in ("drift", "tests", "bench")
+        for path in (ROOT / folder).rglob("*.py")
     }
-    assert {file: count for file, count in lines.items() if count > LONGEST} == {}
+    longer = {file: count for file, count in lines.items() if count > LONGEST}
+    assert {file: count for file, count in longer.items() if file not in LONGER} == {}
+    assert longer.keys() >= LONGER, "exceptions that are none any more"
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -1,4 +1,4 @@
-"""Why drift is flat, or is not: what is taken apart, and which sentence stands on what."""
+"""Why drift is flat, or is not: what is taken apart, which sentence stands on what, and the page."""
 
 from __future__ import annotations
 
@@ -15,80 +15,34 @@ import synthetic
 import synthetic_controls as made
 import xarray as xr
 from rounding import linear
+from why_tools import (
+    DOCUMENTS,
+    FLAT,
+    LATE,
+    LAYERS,
+    SILENT,
+    STEPS,
+    UNDER,
+    cell,
+    explained,
+    local,
+    noisy,
+    one_step,
+    put,
+    response,
+    said,
+)
 
 from drift import dataset
-from drift.dataset.contract import FLOORS
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import why
 from drift.reading.controls.gating import WITHHELD
-from drift.reading.floor import FACTOR
 from drift.reading.plateau.deciding import plateaus
 from drift.reading.report import rendering
 from drift.reading.statistics.windows import late_start
-from drift.reading.why import Adding, Answer, Explained, Meeting, Position, Quantity, Responding
+from drift.reading.why import Adding, Answer, Quantity
 from drift.reading.why.computing import profile, take_apart
-from drift.reading.why.wording import ROOT
-
-STEPS, DOCUMENTS, LAYERS = 64, 4, 3
-LATE = late_start(STEPS)
-SILENT = np.arange(STEPS) % 2 == 1  # steps that make no error of their own
-
-
-def noisy(level: float, power: float = 0.0, sigma: float = 0.02, seed: int = 0) -> np.ndarray:
-    """A curve [document, step] that grows as a power of the step."""
-    rng = np.random.default_rng(seed)
-    steps = np.arange(1, STEPS + 1) ** power
-    values: np.ndarray = level * steps * np.exp(sigma * rng.standard_normal((DOCUMENTS, STEPS)))
-    return values
-
-
-def put(ds: xr.Dataset, measure: str, values: np.ndarray, depth: list[float] | None = None) -> None:
-    """Write values [document, step] into a measure at every layer, or so many times at each."""
-    if measure in FLOORS.values():
-        values = values[..., None]
-    name = ds[measure]
-    if {"layer", "block"} & set(name.dims):
-        values = np.stack([values * d for d in depth or [1.0] * name.shape[1]], axis=1)
-    name.values[...] = values
-
-
-def cell(
-    drift: np.ndarray, floor: np.ndarray | None = None, depth: list[float] | None = None, **options: Any
-) -> xr.Dataset:
-    """A cell with this drift and floor of its hidden state, and a tenth of the floor in its keys and values."""
-    known: dict[str, Any] = {"model": "tiny", "layers": LAYERS, "documents": DOCUMENTS, "chunk_size": 8}
-    ds = synthetic.cell(
-        **(known | options), tokens=8 * STEPS, floor=None if floor is None else lambda step: 1e-2 + 0 * step
-    )
-    put(ds, "hidden_rel_l2", drift, depth)
-    if floor is not None:
-        for name in ("hidden_rel_l2", "key_rel_l2", "value_rel_l2"):
-            put(ds, FLOORS[name], floor)
-        for name in ("key_rel_l2", "value_rel_l2"):
-            put(ds, name, floor * 0.9)
-    return ds
-
-
-def one_step(local: np.ndarray, **options: Any) -> xr.Dataset:
-    return cell(local, protocol=f"one_step({options.pop('of', 'append')})", **options)
-
-
-def local(level: float = 8e-3) -> np.ndarray:
-    return np.where(SILENT, 0.0, noisy(level, seed=3))
-
-
-def explained(*cells: xr.Dataset, **options: Any) -> Explained:
-    return why.explain(Sweep(cells), **options)
-
-
-def said(found: Explained, of: str) -> str:
-    """The sentence of the explanation that begins so."""
-    (sentence,) = [line for line in why.explanation(found) if line.startswith(of)]
-    return sentence
-
-
-FLAT, UNDER = noisy(9.5e-3), noisy(1e-2, seed=1)
 
 
 # ------------------------------------------------------------------------------------------ taking apart
@@ -313,145 +267,6 @@ def test_controls_that_failed_leave_numbers_and_no_conclusion() -> None:
     (line,) = why.explanation(found)
     assert line.lower().startswith(WITHHELD)
     assert "the growth is" not in "".join(why.position_sentences(found))
-
-
-# ------------------------------------------------------------------------------------------ through the network
-@pytest.mark.parametrize(
-    ("depth", "meeting", "words"),
-    [
-        ([0.0, 0.1, 0.9, 0.95, 1.0], Meeting.LATER, "begins at 9.52e-2 floors after block 1, is within"),
-        ([0.0, 0.9, 0.9, 0.95, 1.0], Meeting.EVERYWHERE, "wherever there is drift, from block 1 on"),
-        ([0.0, 0.1, 0.9, 2.0, 4.0], Meeting.ABOVE, "ends above the floor, at 3.8"),
-        ([0.0, 0.1, 0.2, 0.2, 0.3], Meeting.BELOW, "ends below the floor, at 0.28"),
-        ([0.0, 0.0, 0.0, 0.0, 0.0], Meeting.NOT_FINITE, "no drift through the network"),
-    ],
-)
-def test_where_in_the_network_drift_comes_to_its_floor(depth: list[float], meeting: Meeting, words: str) -> None:
-    found = explained(cell(FLAT, UNDER, depth), one_step(local()))
-    (chain,) = found.chains
-    assert chain.depth is not None
-    assert chain.depth.meeting is meeting
-    (sentence,) = why.depth_sentences(found)
-    assert words in sentence
-    if meeting is Meeting.LATER:
-        assert chain.through is not None
-        late = slice(LATE, None)
-        by_hand = np.sqrt((FLAT[:, late] ** 2).mean() / (UNDER[:, late] ** 2).mean())
-        assert chain.depth.first_ratio == pytest.approx(0.1 * by_hand, rel=linear(8, 20))
-        assert (chain.depth.first, chain.depth.reached) == (1, 2)
-        assert f"within a factor {FACTOR:.3g} of the floor from block 2 on" in sentence
-
-
-@pytest.mark.parametrize(
-    ("times", "words"), [(0.9, "no more than one rounding makes"), (5.0, "more than one rounding")]
-)
-def test_what_a_step_inherits_is_said_in_floors(times: float, words: str) -> None:
-    ds = cell(FLAT, UNDER)
-    ds["key_rel_l2"].values[:, 1] *= times
-    sentence = said(explained(ds), "What a step inherits")
-    assert words in sentence
-    assert ("; more" in sentence or "no more" in sentence) is (times < 1)
-
-
-def test_a_measure_without_layers_has_no_depth() -> None:
-    found = explained(cell(FLAT, UNDER), measure="logit_kl")
-    assert why.depth_sentences(found) == ["tiny, bf16, chunk 8: logit_kl is not measured layer by layer."]
-
-
-# ------------------------------------------------------------------------------------------ growth
-@pytest.mark.parametrize(
-    ("drift", "under", "position", "words"),
-    [
-        (0.12, 0.12, Position.FLOOR_TOO, "full attention's own floor grows with it"),
-        (0.0, 0.0, Position.NONE, "is flat in 1 of 1 chains"),
-        (0.3, 0.0, Position.CHAIN, "in 1 it grows away from the floor, which is the chain's doing"),
-        (-0.12, -0.12, Position.FALLS, "is flat in 1 of 1 chains"),
-    ],
-)
-def test_whose_growth_it_is(drift: float, under: float, position: Position, words: str) -> None:
-    found = explained(cell(noisy(9.5e-3, drift), noisy(1e-2, under, seed=1)))
-    assert found.chains[0].position is position
-    assert words in said(found, "What grows")
-    (sentence,) = why.position_sentences(found)
-    assert re.search(r"drift [+-][\d.]+ % \([+-][\d.]+ % to [+-][\d.]+ %\), rounding floor", sentence)
-    table = why.growth_table(found).iloc[0]
-    assert table["drift / floor"] in sentence.replace("drift over floor ", "")
-
-
-def test_a_floor_whose_own_growth_is_not_resolved_is_not_said_to_grow() -> None:
-    found = explained(cell(noisy(9.5e-3, 0.03), UNDER))
-    growth = found.chains[0].growth
-    assert growth[Quantity.FLOOR].growth_interval[0] < 0 < growth[Quantity.DRIFT].growth_interval[0]
-    assert found.chains[0].position is Position.FLOOR_UNRESOLVED
-    assert "own floor grows with it" not in said(found, "What grows")
-    undecided = explained(cell(noisy(9.5e-3, 0.06, sigma=0.3), UNDER))
-    assert undecided.chains[0].position is Position.UNDETERMINED
-    assert "is undetermined" in why.position_sentences(undecided)[0]
-
-
-@pytest.mark.parametrize(("power", "excluded"), [(0.0, True), (0.5, False)])
-def test_a_random_walk_is_excluded_only_where_every_interval_ends_below_it(power: float, excluded: bool) -> None:
-    assert pytest.approx(2**0.5 - 1) == ROOT
-    sentence = said(explained(cell(noisy(9.5e-3, power), UNDER)), "What grows")
-    assert ("excludes" in sentence) is excluded
-    assert ("is not excluded" in sentence) is not excluded
-
-
-@pytest.mark.parametrize(("power", "seen"), [(0.3, 1), (0.0, 0)])
-def test_chains_that_were_made_to_accumulate_stand_beside(power: float, seen: int) -> None:
-    walk = cell(noisy(9.5e-3, power), UNDER, protocol="random_walk(append,noise=3)")
-    found = explained(cell(FLAT, UNDER), walk)
-    assert f"were called growing in {seen} of 1 cases" in said(found, "Would accumulation be seen?")
-    assert len(found.chains) == 1
-    other = cell(FLAT, UNDER, protocol="random_walk(restart,noise=3)")
-    assert not [line for line in why.explanation(explained(cell(FLAT, UNDER), other)) if "accumulation" in line]
-
-
-# ------------------------------------------------------------------------------------------ response
-def response(size: float, level: float) -> xr.Dataset:
-    return cell(np.full((DOCUMENTS, STEPS), level), protocol=f"full(noise={size:g})")
-
-
-@pytest.mark.parametrize(
-    ("answers", "verdict", "words", "explained_by"),
-    [
-        (
-            {0.01: 0.0, 0.2: 9e-3, 1: 1e-2, 100: 5e-2, 1000: 0.5}, Responding.SATURATED,
-            "one of 0.20 unit roundoffs ends 0.900 floors away, as if it had been of one",
-            "not kept below a unit roundoff: in 1 response a smaller one ends where",
-        ),
-        (
-            {0.2: 2e-3, 1: 1e-2, 10: 0.1}, Responding.SHRINKS, "a smaller disturbance ends nearer",
-            "kept in 1 of 1 responses",
-        ),
-        ({0.01: 0.0, 1: 1e-2, 10: 1e-2}, Responding.NOT_TESTED, "none below one unit roundoff was felt", "not tested"),
-        ({0.2: 1e-2, 10: 1e-2}, Responding.NOT_TESTED, "no response that could be held against", "not tested"),
-    ],
-)  # fmt: skip
-def test_what_becomes_of_the_size_of_a_disturbance(
-    answers: dict[float, float], verdict: Responding, words: str, explained_by: str
-) -> None:
-    found = explained(cell(FLAT, UNDER), *(response(*one) for one in answers.items()))
-    (one,) = found.responses
-    assert one.verdict is verdict
-    (sentence,) = why.response_sentences(found)
-    assert words in sentence
-    assert explained_by in said(found, "The size of a disturbance")
-    assert ("changes no bit" in sentence) is (0.0 in answers.values())
-    if verdict is Responding.SATURATED:
-        assert "from 100 unit roundoffs on it ends above the floor (5.00 floors), and one of 1,000 at 50.0" in sentence
-        assert "Large ones are kept, in proportion from 100 unit roundoffs on" in said(found, "The size")
-        table = why.response_table(found)
-        assert list(table["in floors"]) == ["exactly 0", "0.900", "1.00", "5.00", "50.0"]
-    if verdict is Responding.NOT_TESTED and 1 in answers:
-        assert "none up to 10 unit roundoffs ends above the floor" in sentence
-
-
-def test_a_sweep_without_responses_says_how_to_get_them() -> None:
-    (sentence,) = why.response_sentences(explained(cell(FLAT, UNDER)))
-    assert "not measured in this sweep" in sentence
-    assert "full(noise=0.2)" in sentence
-    assert why.response_table(explained(cell(FLAT, UNDER))).empty
 
 
 # ------------------------------------------------------------------------------------------ numbers that decide
