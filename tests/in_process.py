@@ -6,6 +6,7 @@ kernels; that reports work with kernels is tested where reports are.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ def execute(path: Path, parameters: Mapping[str, Any], partial: Path, kernel: st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # papermill's own
         notebook = parameterize_notebook(load_notebook_node(str(path)), dict(parameters))
+    main = sys.modules["__main__"]  # which a shell puts its own in place of
     InteractiveShell.clear_instance()
     shell = InteractiveShell.instance()
     values: list[Any] = []
@@ -57,6 +59,7 @@ def execute(path: Path, parameters: Mapping[str, Any], partial: Path, kernel: st
         shell.reset(new_session=False)
         shell.history_manager.end_session()
         InteractiveShell.clear_instance()
+        sys.modules["__main__"] = main
     return notebook
 
 

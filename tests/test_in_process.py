@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import in_process
@@ -22,11 +23,13 @@ def render(folder: Path, out: Path) -> dict[str, bytes]:
 
 def test_pages_and_figures_are_those_of_a_kernel(tmp_path: Path) -> None:
     for dtype in ("bf16", "fp32"):
-        write(made.make(np.full((2, 16), 0.1), dtype=dtype), tmp_path / "sweep" / f"{dtype}.nc")
+        write(made.make(np.geomspace(0.1, 0.2, 32).reshape(2, 16), dtype=dtype), tmp_path / "sweep" / f"{dtype}.nc")
     kernel = render(tmp_path / "sweep", tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "kept")
+    main = sys.modules["__main__"]
     with in_process.notebooks():
         here = render(tmp_path / "sweep", tmp_path / "out")
+    assert sys.modules["__main__"] is main
     assert set(here) == set(kernel)
     assert any(name.endswith(".png") for name in kernel)
     for name, content in kernel.items():

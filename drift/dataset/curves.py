@@ -77,7 +77,7 @@ def floor_curves(ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | st
 
 
 def _placed(ds: xr.Dataset, measure: str, layer: int | str) -> xr.Variable:
-    """A variable at one of its layers or blocks, if it has any; without coordinates, which take longer than all else."""
+    """A variable at one of its layers or blocks, if it has any; without coordinates, which take long."""
     if measure not in ds.data_vars:
         raise DatasetError(
             f"this cell has no {measure}: only some references or protocols do, and only cells of schema version "
@@ -92,7 +92,6 @@ def _placed(ds: xr.Dataset, measure: str, layer: int | str) -> xr.Variable:
             elif isinstance(layer, int | np.integer) and not isinstance(layer, bool) and layer in labels:
                 array = array.isel({dim: int(np.flatnonzero(labels == layer)[0])})
             else:
-                raise DatasetError(
-                    f"{ds.variables['model'].values.item()} has no {dim} {layer!r}; there are {labels[0]} to {labels[-1]}, or 'last'"
-                )
+                model = ds["model"].item()
+                raise DatasetError(f"{model} has no {dim} {layer!r}; there are {labels[0]} to {labels[-1]}, or 'last'")
     return array
