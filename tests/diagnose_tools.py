@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, DynamicCache, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig
+
+from drift.reading.diagnose.model import Diagnosis
+from drift.reading.diagnose.tensors import open_dump
+from drift.reading.diagnose.verdict import diagnose
 
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
@@ -173,3 +178,26 @@ def save(tensors: Tensors, folder: Path) -> Path:
 def text(tokens: int, seed: int = 0) -> torch.Tensor:
     """Seeded token ids."""
     return torch.randint(3, 97, (tokens,), generator=torch.Generator().manual_seed(1000 + seed))
+
+
+# ------------------------------------------------------------------------------------------------ judging
+TOKENS, CHUNK = 48, 8
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Callable[..., Diagnosis]:
+    """Write two lanes and diagnose them."""
+
+    def make(a: Tensors, b: Tensors, **options: Any) -> Diagnosis:
+        floor = options.pop("floor", None)
+        if floor is not None:
+            options["floor"] = open_dump(save(floor, tmp_path / "c"))
+        return diagnose(open_dump(save(a, tmp_path / "a")), open_dump(save(b, tmp_path / "b")), **options)
+
+    return make
+
+
+def pair(family: str = "llama", dtype: str = "fp32", seed: int = 0) -> tuple[Any, torch.Tensor, Tensors]:
+    model, ids = random_model(family, DTYPES[dtype], seed=seed), text(TOKENS, seed)
+    return model, ids, lane(model, ids)
