@@ -169,10 +169,10 @@ def disturbed(
     return make(drift, protocol=label, reference="unperturbed", **more)
 
 
-def whole(folder: Path, *, broken: bool = False, **options: Any) -> Path:
+def whole(folder: Path, *, broken: bool = False, models: Sequence[str] = ("alpha", "beta"), **options: Any) -> Path:
     """Write a small sweep that has everything: folds, gold, disturbed folds, generated tokens and controls."""
-    models, dtypes = ["alpha", "beta"], ["bf16", "fp32"]
-    cells = synthetic.cells(models, dtypes, ["append", "restart"], [16, 32], layers=2, tokens=256, documents=2)
+    dtypes = ["bf16", "fp32"]
+    cells = synthetic.cells(list(models), dtypes, ["append", "restart"], [16, 32], layers=2, tokens=256, documents=2)
     for model in models:
         for dtype in dtypes:
             u = synthetic.ROUNDOFF[dtype]

@@ -186,8 +186,8 @@ def test_a_checkpoint_that_cannot_be_streamed_is_loaded_whole_unless_that_was_as
 @pytest.mark.parametrize(
     "case",
     [
-        {"dtype": "fp32", "tokens": 1536, "chunk_size": 256},
-        {"dtype": "fp32", "tokens": 1536, "chunk_size": 256, "weights": "streamed"},
+        {"dtype": "fp32", "tokens": 1024, "chunk_size": 256},
+        {"dtype": "fp32", "tokens": 1024, "chunk_size": 256, "weights": "streamed"},
         {"dtype": "bf16", "tokens": 1024, "chunk_size": 256, "half_matmul": "float32"},
     ],
 )

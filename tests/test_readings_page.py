@@ -93,7 +93,7 @@ def test_what_reproduces_what(many: Sweep) -> None:
 
 
 def test_claims_of_many_readings_stay_legible(many: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for k, ds in enumerate(many):
+    for k, ds in enumerate(ds for ds in many if ds["chunk_size"] == 16):
         write(ds, tmp_path / f"{k}.nc")
     assert claims_main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -179,7 +179,7 @@ def test_a_sweep_with_nothing_special_is_told_what_would_measure_it(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("notebooks_here")
 def test_pages_of_failed_controls_say_so_first_and_conclude_nothing(tmp_path: Path) -> None:
-    made.whole(tmp_path / "bad", broken=True)
+    made.whole(tmp_path / "bad", broken=True, models=["alpha"])
     said: list[str] = []
     rendering.render(tmp_path / "bad", ["claims", "precision"], tmp_path / "pages", report=said.append)
     assert "controls of the instrument failed" in said[0]

@@ -76,6 +76,14 @@ def test_other_weights_and_another_text_are_other_cells(tiny: Path, here: Path) 
     assert not {c.hash for c in plan(config, here / "out").cells} & (changed | before)
 
 
+def test_dtypes_under_torchs_names_are_the_same_cells(tiny: Path) -> None:
+    ours, torchs = (
+        plan(load_config(small(tiny, dtype=names))).cells for names in (["bf16", "fp32"], ["bfloat16", "float32"])
+    )
+    assert [cell.file for cell in torchs] == [cell.file for cell in ours]
+    assert {cell.dtype for cell in torchs} == {"bf16", "fp32"}
+
+
 def test_names_of_cells_are_safe_and_carry_the_hash(tiny: Path) -> None:
     made = plan(load_config(small(tiny, protocol="reprime(token=3)")), tiny / "nowhere")
     for cell in made.cells:
