@@ -10,12 +10,15 @@ import subprocess
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import synthetic
+import synthetic_controls
 import yaml
 from matplotlib.text import Text
 
 from drift import claims as claims_door
+from drift.dataset.files import write
 from drift.dataset.opening import open_sweep
 from drift.reading import claims, figures, summary
 from drift.reading.report import rendering
@@ -175,6 +178,20 @@ def test_no_page_of_a_hostile_sweep_has_a_script_or_a_foreign_link(evil: Path, t
     assert SCRIPT in shown
     assert "al`pha[x](javascript:alert(1))<b>" in shown
     assert _text((tmp_path / "out" / "index.html").read_text()).count(SCRIPT) >= 1
+
+
+@pytest.mark.usefixtures("notebooks_here")
+def test_the_name_of_a_precision_is_no_link(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for place, (dtype, u) in enumerate({"bf16": 2.0**-8, "[x](https://evil.example)": 2.0**-24}.items()):
+        drift = 4 * u * np.exp(0.02 * rng.standard_normal((4, 64)))
+        cell = synthetic_controls.make(drift, chunk_size=8, dtype="bf16")
+        cell = synthetic_controls.remake(cell, dtype=dtype, unit_roundoff=u)
+        write(cell, tmp_path / "sweep" / f"{place}.nc")
+    rendering.render(tmp_path / "sweep", ["precision"], tmp_path / "out", report=lambda line: None)
+    page = (tmp_path / "out" / "precision.html").read_text()
+    assert "in [x](https://evil.example)" in _text(page)  # of the sentence on unit roundoffs
+    assert "evil.example" not in " ".join(re.findall(r'href="([^"]*)"', page))
 
 
 def test_commands_to_be_copied_hold_no_commands_of_others(evil: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from html import escape
+
 from drift.dataset.labels import parse_label
-from drift.dataset.rungs import RUNGS
 from drift.dataset.sweep import Sweep
+from drift.reading.cells import axis_value
 from drift.reading.statistics import intervals
 from drift.reading.wording.numbers import coverage
 from drift.reading.wording.verdicts import STORAGE_WORDS, is_stored_coarsely
@@ -39,8 +41,9 @@ def words(sweep: Sweep, *names: str) -> str:
     labels = [parse_label(str(label)) for label in sweep.values("protocol")]
     said = [_WORDS[name] for name in names]
     if "slope" in names:
-        there = sorted(sweep.values("dtype"), key=lambda name: -RUNGS[str(name)].unit_roundoff)
-        sizes = ", ".join(f"{RUNGS[str(name)].unit_roundoff:.2g} in {name}" for name in there)
+        there = {str(axis_value(ds, "dtype")): float(axis_value(ds, "unit_roundoff")) for ds in sweep}
+        coarse_first = sorted(there.items(), key=lambda pair: -pair[1])
+        sizes = ", ".join(f"{u:.2g} in {escape(name)}" for name, u in coarse_first)
         said.append(f"the <i>unit roundoff</i> is the largest relative error of one rounding, {sizes}")
     if any(label.name == "isolated" and label.number("probe") for label in labels if "probe" in label.text):
         said.append("<i>probe=1</i> measures each chunk as a question put to the caches before it")
