@@ -364,3 +364,15 @@ def test_reading_wing_does_not_import_torch() -> None:
     code = "import sys, drift.dataset; assert not {'torch', 'transformers'} & sys.modules.keys()"
     root = Path(dataset.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(root)})
+
+
+@pytest.mark.parametrize("place", ["config_json", "title", "units"])
+def test_text_that_is_no_utf8_is_damage(tmp_path: Path, place: str) -> None:
+    """Bytes of attributes have no checksum: one of them was flipped on the disk."""
+    path = dataset.write(synthetic.cell(**synthetic.SMALL), tmp_path / "a.nc")
+    text = {"config_json": b'"model"', "title": b"against full attention", "units": b"relative L2"}[place]
+    payload = path.read_bytes()
+    assert text in payload
+    path.write_bytes(payload.replace(text, b"\x80" + text[1:]))
+    with pytest.raises(DatasetError, match="truncated or damaged"):
+        dataset.read(path)

@@ -240,6 +240,10 @@ def _text(value: object) -> object:
         return value.decode()
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(())[()]
+    texts = [value] if isinstance(value, str) else value.ravel().tolist() if isinstance(value, np.ndarray) else []
+    for text in texts:
+        if isinstance(text, str):
+            text.encode()  # the HDF5 library hands on bytes that are no UTF-8 as halves of surrogate pairs
     return value.item() if isinstance(value, np.generic) else value
 
 
