@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import io
 import json
 import os
 import re
@@ -11,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import in_process
 import nbformat
 import pytest
 import synthetic
@@ -50,15 +53,20 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rendered(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    out = tmp_path_factory.mktemp("out") / "pages"
-    # a python3 kernel of another environment, which must not be used
-    trap = tmp_path_factory.mktemp("jupyter")
-    (trap / "kernels" / "python3").mkdir(parents=True)
+    out, said = tmp_path_factory.mktemp("out") / "pages", io.StringIO()
+    with in_process.notebooks(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert drift_report.main([str(sweep), "--out", str(out)]) == 0, said.getvalue()
+    return out, said.getvalue()
+
+
+def test_the_kernel_is_this_interpreter_whatever_others_there_are(sweep: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "jupyter" / "kernels" / "python3"  # of another environment
+    trap.mkdir(parents=True)
     spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "trap", "language": "python"}
-    (trap / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
-    done = run(sweep, "--out", out, JUPYTER_PATH=str(trap))
+    (trap / "kernel.json").write_text(json.dumps(spec))
+    done = run(sweep, "--notebook", "layers", "--out", tmp_path / "out", JUPYTER_PATH=str(tmp_path / "jupyter"))
     assert done.returncode == 0, done.stderr
-    return out, done.stdout + done.stderr
+    assert "<img" in (tmp_path / "out" / "layers.html").read_text().split("<main>")[1]
 
 
 def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
@@ -312,19 +320,8 @@ def test_committed_notebooks_are_clean(name: str) -> None:
 
 @pytest.mark.usefixtures("notebooks_here")
 def test_parameters_reach_the_notebook(sweep: Path, tmp_path: Path) -> None:
-    code = drift_report.main(
-        [
-            str(sweep),
-            "--notebook",
-            "plateau",
-            "--out",
-            str(tmp_path),
-            "-p",
-            "measure=key_rel_l2",
-            "-p",
-            'models=["beta"]',
-        ]
-    )
+    given = ["-p", "measure=key_rel_l2", "-p", 'models=["beta"]']
+    code = drift_report.main([str(sweep), "--notebook", "plateau", "--out", str(tmp_path), *given])
     assert code == 0
     text = (tmp_path / "plateau.html").read_text()
     assert "relative L2 drift of the keys that the chunk appended" in text
