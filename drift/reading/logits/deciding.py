@@ -1,10 +1,13 @@
 """Two lanes against the floor: same bits, within, beyond, undetermined.
 
-The distance of a position is KL(A||B) where whole distributions are known, else half the squared change of the chosen
-token's log-probability, which estimates it. Per replicate (sequence, or part of one) its mean is held against that of
-the repeats, as a ratio of amplitudes, square roots. Two things decide: the geometric mean of it over replicates, whose
-interval must lie on one side of :data:`drift.reading.floor.model.FACTOR`; and single positions further than
-:data:`TAIL` times the furthest of all repeats, which a mean would hide.
+The distance of a position is the square root of KL(A||B) where whole distributions are known, else the size of the
+change of the chosen token's log-probability: amplitudes both, proportional to what disturbs the logits. Per replicate
+(sequence, or part of one) the mean over positions is held against that of the repeats. Two things decide: the geometric
+mean of that ratio over replicates, whose interval must lie on one side of :data:`drift.reading.floor.model.FACTOR`; and
+single positions further than :data:`TAIL` times the furthest of all repeats, which a mean would hide.
+
+Amplitudes and not divergences, because a few positions are far more sensitive than all others: of divergences these few
+make the mean, and it decides nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +30,8 @@ from drift.reading.statistics.windows import DOCUMENTS
 
 __all__ = ["LEAST_POSITIONS", "NEAR", "STEPS", "TAIL", "decide", "excess", "growth", "near_ties"]
 
-#: A position further from A than so many times the furthest of all repeats is beyond the floor by itself, as an
-#: amplitude. Repeats that differ by rounding alone have their furthest positions within a factor of two of each other.
-TAIL = 4.0
+#: A position further from A than so many times the furthest of all repeats is beyond the floor by itself.
+TAIL = 10.0
 #: Fewer positions than this decide nothing.
 LEAST_POSITIONS = 16
 #: A flip is a near-tie where A's margin is at most what so large a share of margins moves by among the repeats.
@@ -39,8 +41,8 @@ STEPS = 64
 
 
 def _distance(pairs: Pairs, whole: bool) -> Float:
-    """Divergence of each position; NaN where it is not known, or not finite."""
-    values = pairs.kl if whole else pairs.change**2 / 2
+    """Amplitude of each position; NaN where it is not known, or not finite."""
+    values = np.sqrt(pairs.kl) if whole else np.abs(pairs.change)
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -95,10 +97,10 @@ def excess(pairs: Pairs, floors: list[Pairs]) -> Excess:
     floor[some] = np.nanmean(stacked[:, some], axis=0)
     usable = ~np.isnan(above) & ~np.isnan(floor) & ((above > 0) | (floor > 0))
     above, floor = _raised(above[usable]), _raised(floor[usable])
-    found = mean_interval(np.log(above / floor) / 2, LEVEL_ALPHA)
+    found = mean_interval(np.log(above / floor), LEVEL_ALPHA)
     largest = max((float(np.nanmax(d)) for d in (_distance(one, whole) for one in floors) if not np.isnan(d).all()),
                   default=math.nan)  # fmt: skip
-    tail = int((mine > TAIL**2 * largest).sum()) if largest > 0 else 0
+    tail = int((mine > TAIL * largest).sum()) if largest > 0 else 0
     low, high = (math.exp(x) if math.isfinite(x) else math.nan for x in found.pair)
     return Excess(
         math.exp(found.value) if math.isfinite(found.value) else math.nan, low, high, int(usable.sum()), parts, FACTOR,
@@ -162,7 +164,7 @@ def _curve(pairs: Pairs, whole: bool) -> Float | None:
     steps = int(lengths.min()) // size
     used = inside < steps * size
     means = _means(distance[used], (sequence * steps + inside // size)[used], len(lengths) * steps)
-    return np.sqrt(means).reshape(len(lengths), steps)
+    return means.reshape(len(lengths), steps)
 
 
 def growth(pairs: Pairs, floors: list[Pairs]) -> tuple[Plateau | None, Of]:

@@ -127,7 +127,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Excess:
-    """Distance over floor, as a ratio of amplitudes (square roots of divergences).
+    """Distance over floor, as a ratio of amplitudes (square roots of divergences, or changes of log-probabilities).
 
     Attributes
     ----------

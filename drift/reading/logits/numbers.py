@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp, stdtrit
+from scipy.special import stdtrit
 
 from drift.reading.logits.model import BAND, Number, Quantity, Units
 from drift.reading.logits.pairing import Pairs
@@ -76,6 +76,8 @@ def _quantile(ordered: Float, share: float) -> float:
     place = share * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
+    if ordered[above] == ordered[below]:  # both may be infinite
+        return float(ordered[below])
     return float(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
 
 
@@ -114,8 +116,8 @@ def _ratio(change: Float, clip: tuple[float, float] | None) -> _Found:
         yield _Q.RATIO_CLIPPED, float(((ratio < clip[0]) | (ratio > clip[1])).mean())
     yield _Q.K1, float(-change.mean())
     yield _Q.K2, float((change**2).mean() / 2)
-    # (sum w)^2 / sum w^2, in logs: weights of sequences overflow.
-    yield _Q.ESS, math.exp(2 * logsumexp(change) - logsumexp(2 * change)) / len(change)
+    weights = np.exp(change - change[-1])  # of the largest: weights of sequences overflow
+    yield _Q.ESS, float(weights.sum() ** 2 / (weights**2).sum()) / len(change)
 
 
 def _perplexity(a: Float, b: Float) -> _Found:

@@ -167,7 +167,7 @@ def notes(found: LogitComparison) -> Iterator[str]:
     if not pairs.tokens_known:
         yield "The lanes do not tell in one way which tokens they are of; these were taken for the same."
     if not pairs.whole:
-        yield "Whole distributions are not known: distances are half the squared change of the token's log-probability."
+        yield "Whole distributions are not known: distances are changes of the token's log-probability."
     if found.units is Units.SEQUENCE:
         yield "Ratios, k1 to k3 and the effective sample size are of whole sequences: products over their tokens."
     if found.excess is not None and found.excess.parts:

@@ -2,8 +2,9 @@
 
 Little-endian: ``_logits_``; int32 size of a chunk, of the vocabulary, number of chunks; int32 tokens of all chunks;
 then per chunk and per position from its middle on (the last one left out) a row of 16-bit words: float32 `scale`,
-float32 `least`, then a code per token. A log-probability is ``scale * code + least``; code 0 says "that or less", no more than
-16 nats below the likeliest. Rows are padded to an even number of codes. Position `i` of a chunk predicts token `i + 1`.
+float32 `least`, then a code per token. A log-probability is ``scale * code + least``; code 0 says "that or less", no
+more than 16 nats below the likeliest. Rows are padded to an even number of codes. Position `i` of a chunk
+predicts token `i + 1`.
 """
 
 from __future__ import annotations
