@@ -217,13 +217,14 @@ class Thinned(_Base):
 
 # ---------------------------------------------------------------- log-probabilities
 _Logprobs = list[float | None]
+_Token = Annotated[int, Field(ge=-1, lt=2**63)]
 _Tops = list[dict[str, float] | None]
 
 
 class Logprobs(_Base):
     """One sequence of our own format."""
 
-    tokens: list[int] | list[str]
+    tokens: list[_Token] | list[str]
     logprobs: _Logprobs
     top_logprobs: _Tops | None = None
 
@@ -235,7 +236,7 @@ class _VllmToken(_Base):
 
 class _VllmPrompt(_Base):
     prompt_logprobs: list[dict[str, _VllmToken] | None] | None = None
-    prompt_token_ids: list[int] | None = None
+    prompt_token_ids: list[_Token] | None = None
 
 
 class VllmRecord(_VllmPrompt):
@@ -244,7 +245,7 @@ class VllmRecord(_VllmPrompt):
     choices: list[_VllmPrompt] = []
 
 
-_SglangToken = Annotated[list[float | int | str | None], Field(min_length=2, max_length=3)]
+_SglangToken = Annotated[list[_Token | float | str | None], Field(min_length=2, max_length=3)]
 _SglangTops = list[list[_SglangToken] | None]
 
 

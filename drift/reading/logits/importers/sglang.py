@@ -25,7 +25,7 @@ def _knows(source: Source) -> bool:
 def _item(source: Source, item: list[Any]) -> tuple[float | None, int]:
     value, token = item[:2]
     number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    if not number or type(token) is not int:
+    if not number or type(token) is not int or not 0 <= token < 1 << 63:
         raise refused(source.path, f"a token is {item[:2]!r}, where a log-probability and a token's number belong")
     return value, token
 
