@@ -21,6 +21,7 @@ from drift.reading.logits.deciding import LEAST_POSITIONS, TAIL
 from drift.reading.logits.model import LogitComparison
 from drift.reading.plateau.model import Verdict as Growth
 from drift.reading.quantities import Of
+from drift.reading.wording.numbers import number
 
 A = drawn((6, 40, 11))
 FLOOR = [moved(A, 1e-3, 11), moved(A, 1e-3, 12)]
@@ -81,6 +82,16 @@ def test_repeats_of_the_same_bits_are_no_floor() -> None:
 def test_few_positions_decide_nothing() -> None:
     few = np.s_[:1, : LEAST_POSITIONS - 1]
     assert decided(moved(A, 9e-3, 1)[few], [FLOOR[0][few]], A[few]) == (Verdict.UNDETERMINED, Reason.TOO_FEW, 3)
+
+
+def test_within_the_floor_is_not_called_innocent() -> None:
+    found = drift.compare_logits(A, moved(A, 1e-3, 1), floor=FLOOR)
+    said = " ".join(page(found).split())
+    floor = np.mean(found.numbers["kl_mean"].floor)  # type: ignore[index]
+    assert f"no more than 1.0 floors (here a mean KL of {number(float(floor))}) reads the same" in said
+    a = -np.random.default_rng(0).exponential(size=(6, 40))
+    lists = drift.compare_logprobs(a, a + 1e-3, floor=[a - 1e-3])
+    assert "a mean change of 1.0e-3 nats" in " ".join(page(lists).split())
 
 
 def test_one_sequence_is_judged_by_its_parts() -> None:

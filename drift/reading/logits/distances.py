@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import xlog1py
 
 from drift.reading.logits.lanes import NO_TOKEN, Rows
 from drift.reading.statistics.arrays import Bool, Float
 
 __all__ = ["Distances", "distances", "log_softmax"]
 
-#: Numbers that are looked at in one go: 32 MiB of float64.
-_BLOCK = 1 << 22
+#: Numbers that are looked at in one go: what a processor's cache holds.
+_BLOCK = 1 << 17
 #: Below this a series is nearer to the truth than the difference of two functions.
 _SMALL = 1e-3
 
@@ -68,30 +69,29 @@ def log_softmax(values: Float) -> Float:
 
 def _kl_terms(p: Float, q: Float, change: Float) -> Float:
     """Terms p (exp(d) - 1 - d) of KL(p||q): at least 0 each, so that nothing cancels; `change` is d = log(q / p)."""
-    small = np.abs(change) < _SMALL
     with np.errstate(invalid="ignore", over="ignore"):
-        curve = np.where(
-            small, change**2 * (1 / 2 + change * (1 / 6 + change * (1 / 24 + change / 120))), np.expm1(change) - change
-        )
-        return np.where(p > 0, p * curve, q)
+        curve = change * change * (1 / 2 + change * (1 / 6 + change * (1 / 24 + change / 120)))
+        large = np.abs(change) >= _SMALL
+        far = change[large]
+        curve[large] = np.expm1(far) - far
+        curve *= p
+    impossible = p == 0
+    if impossible.any():
+        curve[impossible] = q[impossible]
+    return curve
 
 
 def _js_terms(p: Float, q: Float) -> Float:
     """Terms of the Jensen-Shannon divergence: at least 0 each."""
     total = p + q
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x = np.where(total > 0, (q - p) / total, 0.0)
-        square = x**2
-        curve = np.where(
-            np.abs(x) < _SMALL,
-            square * (1 + square * (1 / 6 + square / 15)),
-            _xlog(1 - x, -x) + _xlog(1 + x, x),
-        )
-    return total / 4 * curve
-
-
-def _xlog(factor: Float, x: Float) -> Float:
-    return np.where(factor > 0, factor * np.log1p(np.where(factor > 0, x, 0.0)), 0.0)
+    x = np.divide(q - p, total, out=np.zeros_like(total), where=total > 0)
+    square = x * x
+    curve = square * (1 + square * (1 / 6 + square / 15))
+    large = np.abs(x) >= _SMALL
+    far = x[large]
+    curve[large] = xlog1py(1 - far, -far) + xlog1py(1 + far, far)
+    curve *= total
+    return curve / 4
 
 
 def _of_tokens(values: Float, tokens: np.ndarray | None) -> Float:
@@ -151,23 +151,26 @@ def distances(a: Rows, b: Rows, positions: int, tokens: np.ndarray | None) -> Di
         found.same[part] = ((mine == other) | (np.isnan(mine) & np.isnan(other))).all(axis=1)
         those = None if tokens is None else tokens[part]
         # Over all that each lane has, whatever the other lacks.
-        found.chosen_a[part], found.chosen_b[part] = (_of_tokens(log_softmax(x), those) for x in (mine, other))
+        own = log_softmax(mine), log_softmax(other)
+        found.chosen_a[part], found.chosen_b[part] = (_of_tokens(values, those) for values in own)
         if a.partial or b.partial:
             held = ~(np.isneginf(mine) | np.isneginf(other))
             mine, other = np.where(held, mine, -np.inf), np.where(held, other, -np.inf)
+            own = log_softmax(mine), log_softmax(other)
         for values, bad in ((mine, found.bad_a), (other, found.bad_b)):
-            bad[part] = np.isnan(values).any(axis=1) | ~np.isfinite(values.max(axis=1))
+            largest = values.max(axis=1)  # NaN where there is any
+            bad[part] = ~np.isfinite(largest)
         whole = ~(found.bad_a[part] | found.bad_b[part])
         if whole.all():
-            _fill(found, part, log_softmax(mine), log_softmax(other))
+            _fill(found, part, *own)
         elif whole.any():
-            _fill_some(found, np.flatnonzero(whole) + start, mine[whole], other[whole])
+            _fill_some(found, np.flatnonzero(whole) + start, own[0][whole], own[1][whole])
     return found
 
 
 def _fill_some(found: Distances, where: np.ndarray, a: Float, b: Float) -> None:
     """Reduce those rows of a block that have a distribution."""
     good = Distances.unknown(len(where))
-    _fill(good, slice(None), log_softmax(a), log_softmax(b))
+    _fill(good, slice(None), a, b)
     for name in ("kl", "js", "flip", "margin", "margin_change", "bad_a", "bad_b"):
         getattr(found, name)[where] = getattr(good, name)

@@ -152,9 +152,29 @@ def flips(found: LogitComparison) -> Iterator[str]:
     )
 
 
+def _hidden(found: LogitComparison) -> Iterator[str]:
+    """Say how large a difference could hide within the floor: one that adds to B's own rounding, which is a floor."""
+    over = found.excess
+    if found.verdict is not Verdict.WITHIN or over is None:
+        return
+    floors = math.sqrt(over.factor**2 - 1)
+    size = ""
+    if found.pairs.whole and (kl := found.numbers.get(_Q.KL_MEAN)) is not None:
+        known = [value for value in kl.floor if math.isfinite(value)]
+        size = f" (here a mean KL of {number(floors**2 * sum(known) / len(known))})" if known else ""
+    elif (change := found.numbers.get(_Q.CHANGE_ABS)) is not None:
+        known = [value for value in change.floor if math.isfinite(value)]
+        size = f" (here a mean change of {number(floors * sum(known) / len(known))} nats)" if known else ""
+    yield (
+        f"Within the floor is not innocence: a bug that moves logits by no more than {number(floors)} floors{size} "
+        "reads the same. Lanes in a finer precision have a lower floor, and show smaller ones."
+    )
+
+
 def notes(found: LogitComparison) -> Iterator[str]:
     """Say what to know about the numbers."""
     pairs = found.pairs
+    yield from _hidden(found)
     yield from flips(found)
     both = int((pairs.bad_a & pairs.bad_b).sum())
     if both:
