@@ -277,6 +277,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "npy that claims much": (header("(99999999999, 99999999999)"), "only"),
     "npy that claims less than nothing": (header("(-3, -4)"), "only"),
     "npy without a header": (b"\x93NUMPY", "EOF"),
+    "npy of half a header": (b"\x93NUMPY\x01\x00\x0a\x00{'descr': (", "header"),
     "npz that claims much": (zipped(logits=header("(99999999, 9999999)")), "only"),
     "npz of three": (zipped(x=saved(A[0]), y=saved(A[0]), z=saved(A[0])), "none of them called 'logits'"),
     "npz cut off": (zipped(logits=saved(A))[:-40], "damaged"),

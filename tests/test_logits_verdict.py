@@ -16,14 +16,18 @@ from logits_tools import drawn, moved, ours, tokens_of
 import drift
 from drift.errors import ArgumentError, DatasetError
 from drift.logits import main
+from drift.reading.floor.model import FACTOR
 from drift.reading.logits import Reason, Verdict, as_dict, numbers, page
-from drift.reading.logits.deciding import LEAST_POSITIONS, TAIL
-from drift.reading.logits.model import LogitComparison
+from drift.reading.logits.deciding import LEAST_POSITIONS, NEAR, TAIL
+from drift.reading.logits.model import BAND, LogitComparison
 from drift.reading.plateau.model import Verdict as Growth
 from drift.reading.quantities import Of
-from drift.reading.wording.numbers import number
+from drift.reading.statistics.intervals import ALPHA
+from drift.reading.statistics.windows import DOCUMENTS
+from drift.reading.wording.numbers import coverage, number
 
 A = drawn((6, 40, 11))
+NUMBER_OF_RESAMPLES = numbers.RESAMPLES
 FLOOR = [moved(A, 1e-3, 11), moved(A, 1e-3, 12)]
 
 
@@ -178,6 +182,32 @@ def test_masked_positions_do_not_count() -> None:
     assert found.numbers["ratio_max"].value == pytest.approx(math.exp(0.01))  # type: ignore[index]
     texts = [list(row[10:]) for row in a]
     assert drift.compare_logprobs(texts, [row[10:] for row in b]).numbers["k1"].value == pytest.approx(-0.01)  # type: ignore[index]
+
+
+def test_what_is_no_log_probability_is_refused() -> None:
+    a = np.random.default_rng(0).exponential(size=(4, 20))
+    with pytest.raises(DatasetError, match=r"b, sequence 0: a log-probability is .*which no probability has"):
+        drift.compare_logprobs(-a, 2 * a)
+
+
+def test_numbers_without_a_square_are_no_traceback() -> None:
+    found = drift.compare_logprobs([[-1.0, -1e308]] * 4, [[-1.5, -9e307]] * 4)
+    assert found.numbers["logprob_change_abs_max"].value == pytest.approx(1e307)  # type: ignore[index]
+    json.dumps(as_dict(found), allow_nan=False)
+    assert "UNDETERMINED" in page(found)
+
+
+def test_the_page_of_the_docs_names_the_constants_that_decide() -> None:
+    said = " ".join((Path(drift.__file__).parents[1] / "docs" / "logits.md").read_text(encoding="utf-8").split())
+    assert math.sqrt(2) == FACTOR
+    assert "is below √2" in said
+    assert (10, re.findall("ten times as far", said)[0]) == (TAIL, "ten times as far")
+    assert f"outside {BAND[0]:g} to {BAND[1]:g}" in said
+    assert f"what {100 * NEAR:g} % of margins move by" in said
+    assert f"over {NUMBER_OF_RESAMPLES} resamples" in said
+    assert f"Intervals ({coverage(ALPHA)})" in said
+    assert (4, re.findall("fewer than four sequences", said)[0]) == (DOCUMENTS, "fewer than four sequences")
+    assert all(f"`{verdict.value}`" in said for verdict in Verdict)
 
 
 # ------------------------------------------------------------------------------------------ from Python

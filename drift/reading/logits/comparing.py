@@ -19,6 +19,8 @@ from drift.reading.logits.pairing import pairs
 __all__ = ["compare_lanes", "compare_logits", "compare_logprobs"]
 
 _ARRAY = "array"
+#: Rounding takes a log-probability above 0 by less than this; of text, some token's negative one is larger.
+_MOST = 1.0
 
 
 def compare_lanes(
@@ -52,6 +54,29 @@ def compare_lanes(
     asked = _units(units)
     if clip is not None and not (0 < clip[0] < clip[1] < float("inf")):
         raise ArgumentError(f"clip is {clip}; two ratios above 0 are wanted, the lower one first (0.8, 1.2)")
+    for lane in (a, b, *floor):
+        _log_probabilities(lane)
+    # A number near the largest that there is has no square; it is shown as none.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _compared(a, b, floor, asked, clip)
+
+
+def _log_probabilities(lane: Lane) -> None:
+    """Refuse what is none."""
+    for number, one in enumerate(lane.sequences):
+        if one.chosen is None:
+            continue
+        above = one.chosen[(one.chosen > _MOST) & np.isfinite(one.chosen)]
+        if above.size:
+            raise DatasetError(
+                f"{lane.name}, sequence {number}: a log-probability is {above[0]:.3g}, which no probability has. "
+                "Negative log-likelihoods change their sign first; logits of chosen tokens alone cannot be compared."
+            )
+
+
+def _compared(
+    a: Lane, b: Lane, floor: Several[Lane], asked: Units, clip: tuple[float, float] | None
+) -> LogitComparison:
     found = pairs(a, b)
     if not found.whole and np.isnan(found.change).all() and not (found.bad_a | found.bad_b).any():
         raise DatasetError(f"{a.name} and {b.name} have no log-probability at the same position.")

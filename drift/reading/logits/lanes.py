@@ -70,7 +70,8 @@ class ArrayRows:
     def block(self, start: int, stop: int) -> Float:
         """Return some positions as float64."""
         stored = np.asarray(self.array[start:stop])
-        return (stored if self.decode is None else self.decode(stored)).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # NaN of the kind that signals
+            return (stored if self.decode is None else self.decode(stored)).astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,9 @@ class _Sample:
         self.kl, self.js = (_Series.of(np.where(np.isfinite(x), x, np.nan), group) for x in (pairs.kl, pairs.js))
         self.flip = _Series.of(pairs.flip, group)
         self.change = _Series.of(change, group)
-        self.p = _Series.of(np.exp(pairs.chosen_b) - np.exp(pairs.chosen_a), group)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no log-probability
+            p = np.exp(pairs.chosen_b) - np.exp(pairs.chosen_a)
+        self.p = _Series.of(np.where(known, p, np.nan), group)
         self.a, self.b, self.group = pairs.chosen_a[known], pairs.chosen_b[known], group[known]
         self.ratio = self.change
         if units is Units.SEQUENCE:
@@ -170,9 +172,10 @@ class _Sample:
                 yield from _divergence(values, names)
         if len(values := self.change.drawn(times)):
             yield from _change(values)
-            yield from _probability(self.p.drawn(times))
             often = np.ones(len(self.a), dtype=np.int64) if times is None else times[self.group]
             yield from _perplexity(np.repeat(self.a, often), np.repeat(self.b, often))
+        if len(values := self.p.drawn(times)):
+            yield from _probability(values)
         if len(values := self.ratio.drawn(times)):
             yield from _ratio(values, self.clip)
         if len(values := self.flip.drawn(times)):

@@ -9,6 +9,7 @@ from typing import Any
 
 from drift.reading.logits import wording
 from drift.reading.logits.model import LogitComparison, Quantity
+from drift.reading.logits.pairing import Pairs
 from drift.reading.statistics.intervals import ALPHA
 from drift.reading.wording.numbers import coverage, plain
 from drift.shown import printable
@@ -69,18 +70,18 @@ def as_dict(found: LogitComparison) -> dict[str, Any]:
             "excess": None if found.excess is None else vars(found.excess),
             "flips": int((pairs.flip == 1).sum()),
             "near_ties": found.near_ties,
-            "nonfinite": {
-                "a": int(pairs.bad_a.sum()),
-                "b": int(pairs.bad_b.sum()),
-                "one_alone": int(pairs.odd.sum()),
-                "both": int((pairs.bad_a & pairs.bad_b).sum()),
-            },
+            "nonfinite": _nonfinite(pairs),
             "furthest": found.furthest,
             "growth": None if found.growth is None else found.growth.as_dict(),
             "growth_of": found.growth_of,
             "notes": list(wording.notes(found)),
         }
     )
+
+
+def _nonfinite(pairs: Pairs) -> dict[str, int]:
+    places = {"a": pairs.bad_a, "b": pairs.bad_b, "one_alone": pairs.odd, "both": pairs.bad_a & pairs.bad_b}
+    return {name: int(where.sum()) for name, where in places.items()}
 
 
 def _wrapped(text: str, indent: str = "  ") -> list[str]:

@@ -44,19 +44,27 @@ class CodedRows:
 
     def block(self, start: int, stop: int) -> Float:
         """Return log-probabilities of some positions; minus infinity where the code says "or less"."""
-        words = np.ascontiguousarray(self.words[start:stop])
-        scale, least = words[:, :_WORDS].view("<f4").astype(np.float64).T
+        words = self.words[start:stop]
+        scale, least = _front(words)
         codes = words[:, _WORDS : _WORDS + self.vocabulary]
         # A row without spread has the scale 0, and all of its codes are 0.
         known = (codes > 0) | (scale == 0)[:, None]
-        return np.where(known, scale[:, None] * codes + least[:, None], -np.inf)
+        with np.errstate(invalid="ignore"):  # a spoilt scale is found as what is not finite
+            return np.where(known, scale[:, None] * codes + least[:, None], -np.inf)
 
     def bounded(self, tokens: NDArray) -> tuple[Float, NDArray[np.bool_]]:
         """Return log-probabilities of one token per position, or their bounds, and which are bounds."""
-        words = np.ascontiguousarray(self.words)
+        scale, least = _front(self.words)
+        codes = self.words[np.arange(self.positions), _WORDS + tokens]
+        with np.errstate(invalid="ignore"):
+            return scale * codes + least, (codes == 0) & (scale != 0)
+
+
+def _front(words: NDArray) -> tuple[Float, Float]:
+    """Scale and smallest log-probability of rows."""
+    with np.errstate(invalid="ignore"):  # NaN of the kind that signals
         scale, least = np.ascontiguousarray(words[:, :_WORDS]).view("<f4").astype(np.float64).T
-        codes = words[np.arange(len(words)), _WORDS + tokens]
-        return scale * codes + least, (codes == 0) & (scale != 0)
+    return scale, least
 
 
 def _read(source: Source) -> tuple[list[Sequence], list[str]]:
@@ -89,7 +97,7 @@ def _read(source: Source) -> tuple[list[Sequence], list[str]]:
 def _sequences(words: NDArray, tokens: NDArray, first: int, vocabulary: int) -> tuple[list[Sequence], list[str]]:
     found, bounds, step = [], 0, 0.0
     for part, text in zip(words, tokens, strict=True):
-        scales = np.ascontiguousarray(part[:, :_WORDS]).view("<f4")[:, 0]
+        scales = _front(part)[0]
         finest = float(scales.max(initial=0.0)) if np.isfinite(scales).all() else 0.0
         rows = CodedRows(part, vocabulary)
         targets = text[first + 1 :].astype(np.int64)

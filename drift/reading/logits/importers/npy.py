@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tokenize
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,7 +47,12 @@ def stored(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], str, np.dtype
     version = npy_format.read_magic(stream)
     if version not in _VERSIONS:
         raise ValueError(f"its version {version} of the format is not read")
-    shape, by_columns, dtype = _VERSIONS[version](stream)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            shape, by_columns, dtype = _VERSIONS[version](stream)
+    except (SyntaxError, TypeError, tokenize.TokenError) as error:
+        raise ValueError(f"its header cannot be read ({error})") from error
     if dtype.kind not in _KINDS:
         raise ValueError(f"it holds {dtype}, not numbers. NumPy has no bf16: save float32, or safetensors")
     due = math.prod(shape) * dtype.itemsize

@@ -44,7 +44,7 @@ def _read(source: Source) -> tuple[list[Sequence], list[str]]:
         return sequences(logits, held.get(TOKENS), held.get(TARGETS)), []
     except (OutsideError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         raise refused(source.path, error) from error
-    except (zipfile.BadZipFile, zlib.error) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError) as error:  # OSError: it names places before its beginning
         raise refused(source.path, f"it is damaged ({error})") from error
 
 
