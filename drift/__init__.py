@@ -13,6 +13,7 @@ from drift._version import __version__
 
 if TYPE_CHECKING:
     from drift.dataset.opening import open_sweep
+    from drift.reading.logits.comparing import compare_logits, compare_logprobs
     from drift.running.checkpoints.loading import load_model
     from drift.running.folding.folded import fold
     from drift.running.folding.generating import generate
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "compare_logits",
+    "compare_logprobs",
     "fold",
     "generate",
     "load_model",
@@ -33,6 +36,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "compare_logits": "drift.reading.logits.comparing",
+    "compare_logprobs": "drift.reading.logits.comparing",
     "fold": "drift.running.folding.folded",
     "load_model": "drift.running.checkpoints.loading",
     "open_sweep": "drift.dataset.opening",

@@ -22,6 +22,7 @@ __all__ = [
     "MOST_JSON_BYTES",
     "MOST_LABEL",
     "MOST_LABEL_DEPTH",
+    "MOST_LOGPROB_BYTES",
     "MOST_OPTION",
     "MOST_PARAMETER_BYTES",
     "MOST_SIZE",
@@ -45,6 +46,8 @@ MOST_DIGITS = 18
 """Digits of a whole number: what fits 64 bits."""
 MOST_CSV_BYTES = 256 << 20
 """Bytes of a table of curves."""
+MOST_LOGPROB_BYTES = 256 << 20
+"""Bytes of a file of log-probabilities (JSON)."""
 MOST_TEXT_BYTES = 1 << 30
 """Bytes of a text to take tokens from."""
 MOST_FILE_BYTES = 4 << 30

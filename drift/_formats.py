@@ -215,6 +215,79 @@ class Thinned(_Base):
     nonfinite_dropped: Count = 0
 
 
+# ---------------------------------------------------------------- log-probabilities
+_Logprobs = list[float | None]
+_Token = Annotated[int, Field(ge=-1, lt=2**63)]
+_Tops = list[dict[str, float] | None]
+
+
+class Logprobs(_Base):
+    """One sequence of our own format."""
+
+    tokens: list[_Token] | list[str]
+    logprobs: _Logprobs
+    top_logprobs: _Tops | None = None
+
+
+class _VllmToken(_Base):
+    logprob: float
+    rank: int | None = None
+
+
+class _VllmPrompt(_Base):
+    prompt_logprobs: list[dict[str, _VllmToken] | None] | None = None
+    prompt_token_ids: list[_Token] | None = None
+
+
+class VllmRecord(_VllmPrompt):
+    """A response of vLLM's server, or a request's output."""
+
+    choices: list[_VllmPrompt] = []
+
+
+_SglangToken = Annotated[list[_Token | float | str | None], Field(min_length=2, max_length=3)]
+_SglangTops = list[list[_SglangToken] | None]
+
+
+class _SglangInfo(_Base):
+    input_token_logprobs: list[_SglangToken] | None = None
+    output_token_logprobs: list[_SglangToken] | None = None
+    input_top_logprobs: _SglangTops | None = None
+    output_top_logprobs: _SglangTops | None = None
+
+
+class SglangRecord(_Base):
+    """A response of SGLang's ``/generate``."""
+
+    meta_info: _SglangInfo
+
+
+class _OpenAiTop(_Base):
+    token: str
+    logprob: float
+
+
+class _OpenAiToken(_OpenAiTop):
+    top_logprobs: list[_OpenAiTop] | None = None
+
+
+class _OpenAiLogprobs(_Base):
+    content: list[_OpenAiToken] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: _Logprobs | None = None
+    top_logprobs: _Tops | None = None
+
+
+class _OpenAiChoice(_Base):
+    logprobs: _OpenAiLogprobs | None = None
+
+
+class OpenAiRecord(_Base):
+    """A response of any server that speaks OpenAI's protocol."""
+
+    choices: list[_OpenAiChoice]
+
+
 # ---------------------------------------------------------------- faults in words
 @lru_cache(maxsize=32)
 def _adapter(name: str) -> TypeAdapter[Any]:

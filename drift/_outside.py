@@ -54,6 +54,10 @@ class Form(Enum):
     FLOOR = "Floor"
     GRIDS = "Grids"
     TEXT = "Text"
+    LOGPROBS = "Logprobs"
+    VLLM = "VllmRecord"
+    SGLANG = "SglangRecord"
+    OPENAI = "OpenAiRecord"
 
 
 # Possessive: what was taken is never given back, which costs memory for every escape.

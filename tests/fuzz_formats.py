@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import struct
@@ -19,6 +20,7 @@ from typing import Any
 
 import fuzz_strategies as strategies
 import h5py
+import logits_tools
 import numpy as np
 import synthetic
 import test_hostile_checkpoints as folders
@@ -29,6 +31,7 @@ from drift._outside import OutsideError
 from drift.dataset.sweep import Sweep
 from drift.dataset.thinning import thin
 from drift.errors import DriftError
+from drift.reading import logits
 from drift.reading.controls.gating import NO_CONTROLS
 from drift.reading.diagnose import as_dict, diagnose, open_dump, page
 from drift.reading.plateau import curves, plateau
@@ -316,6 +319,47 @@ def probe_dump(headers: tuple[bytes, bytes], folder: Path) -> None:
     json.dumps(as_dict(found))
 
 
+# ---------------------------------------------------------------- logits
+def logit_files() -> strategies.Strategy:
+    """Files of every importer, sound and spoilt."""
+    drawn = logits_tools.drawn((2, 6, 5))
+    tokens = logits_tools.tokens_of(drawn)
+    base = b"_logits_" + struct.pack("<3i", 6, 5, 2) + tokens.astype("<i4").tobytes() + bytes(range(80)) * 2
+    header = {"logits": {"dtype": "F32", "shape": [2, 6, 5], "data_offsets": [0, 240]}}
+    raw = json.dumps(header).encode()
+    stored = struct.pack("<Q", len(raw)) + raw + drawn.astype("<f4").tobytes()
+    files = [base, stored]
+    for save in (lambda file: np.save(file, drawn), lambda file: np.savez(file, logits=drawn, tokens=tokens)):
+        with io.BytesIO() as stream:
+            save(stream)
+            files.append(stream.getvalue())
+    item, prompt = [-1.5, 3, None], [None, {"3": {"logprob": -1.5, "rank": 1}, "4": {"logprob": -2.0}}]
+    records = [
+        {"tokens": [3, 4], "logprobs": [None, -1.5], "top_logprobs": [None, {"4": -1.5, "3": -2.0}]},
+        {"choices": [{"prompt_logprobs": prompt, "prompt_token_ids": [1, 3]}]},
+        {"meta_info": {"input_token_logprobs": [item, item], "input_top_logprobs": [None, [item]]}},
+        {"choices": [{"logprobs": {"tokens": ["a"], "token_logprobs": [-1.5], "top_logprobs": [{"a": -1.5}]}}]},
+        {"choices": [{"logprobs": {"content": [{"token": "a", "logprob": -1.5, "top_logprobs": []}]}}]},
+    ]
+    keys = ["tokens", "logprobs", "top_logprobs", "choices", "prompt_logprobs", "prompt_token_ids", "meta_info",
+            "input_token_logprobs", "input_top_logprobs", "content", "logprob", "rank", "token"]  # fmt: skip
+    spoilt = st.builds(strategies.mutated, st.sampled_from(files), strategies.SEEDS)
+    return st.one_of(spoilt, strategies.json_bytes(records, keys))
+
+
+def probe_logits(payload: bytes, folder: Path) -> None:
+    (folder / "a").write_bytes(payload)
+    (folder / "b").write_bytes(payload[:-2] + payload[-1:] * 2)
+    lane = logits.open_lane(folder / "a")
+    other = lane
+    with contextlib.suppress(*REFUSALS):
+        other = logits.open_lane(folder / "b")
+    found = logits.compare_lanes(lane, other, [lane], units="sequence")
+    logits.page(found)
+    json.dumps(logits.as_dict(found), allow_nan=False)
+    found.dataset()
+
+
 OPTION_NAMES = (
     "step",
     "size",
@@ -385,6 +429,7 @@ def formats() -> dict[str, Format]:
         "manifest": Format(manifests, probe_manifest),
         "csv": Format(tables, probe_csv, 0.5),
         "dumps": Format(st.tuples(*[st.one_of(sound_dumps(), sound_dumps(), dumps)] * 2), probe_dump, 0.5),
+        "logits": Format(logit_files(), probe_logits, 0.3),
         "labels": Format(strategies.labels([*protocols.available(), "nothing"], OPTION_NAMES), probe_label, 2.0),
         "parameters": Format(text, probe_parameter),
         "curves": Format(st.tuples(arrays, options), probe_curve),

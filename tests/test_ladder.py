@@ -229,7 +229,7 @@ def test_the_accessor_gives_the_table() -> None:
 
 
 def test_reading_needs_no_torch() -> None:
-    names = "accessor, claims, controls, diagnose, figures, gain, ladder, side_by_side, summary"
+    names = "accessor, claims, controls, diagnose, figures, gain, ladder, logits, side_by_side, summary"
     code = f"import sys; from drift.reading import {names}; assert not {{'torch', 'transformers'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 

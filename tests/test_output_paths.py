@@ -389,7 +389,7 @@ def test_variables_that_are_no_path_are_named(
 
 COMMANDS = [
     *("claims PATH", "ladder PATH", "plateau PATH", "report PATH", "verify PATH", "thin PATH new", "thin nowhere PATH"),
-    *("diagnose PATH PATH", "sweep PATH", "sweep --check PATH", "sweep quick --dry-run --out PATH"),
+    *("diagnose PATH PATH", "logits PATH PATH", "sweep PATH", "sweep --check PATH", "sweep quick --dry-run --out PATH"),
     *("capture PATH --out new", "capture x --out PATH", "checkpoints verify PATH", "report nowhere --out PATH"),
 ]
 

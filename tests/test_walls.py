@@ -20,6 +20,7 @@ DOORS = (
     "diagnose",
     "generate",
     "ladder",
+    "logits",
     "plateau",
     "report",
     "sweep",
