@@ -181,7 +181,9 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=INPUTS, help=f"inputs over all formats (default {INPUTS:,})")
-    parser.add_argument("--formats", default="", help="only these, with commas between")
+    parser.add_argument(
+        "--formats", default="", help="only these, with commas between; counts of others that --out has stay"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--together", action="store_true", help="all formats in one process")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the counts go")
@@ -204,6 +206,9 @@ def main() -> int:
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(dir=arguments.scratch, prefix="run-"))
     told = fuzz(counts, arguments.seed, folder, arguments.together)
+    if arguments.formats and arguments.out.exists():  # what else was tried before stands
+        before = json.loads(arguments.out.read_text(encoding="utf-8"))["formats"]
+        told = {name: told.get(name, before.get(name)) for name in formats if name in told or name in before}
     found = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
