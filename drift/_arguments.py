@@ -42,9 +42,16 @@ def whole(name: str, value: Any, least: int = 0, most: int = MOST_OPTION) -> int
     return int(value)
 
 
+def _as_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # of whole numbers and fractions, which have no largest
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
 def between(name: str, value: Any, low: float, high: float = math.inf, wanted: str = "") -> float:
     """A number that lies between two others, and is neither of them; `wanted` says so in a message."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low < float(value) < high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low < _as_float(value) < high:
         said = f"must lie between {low:g} and {high:g}" if high < math.inf else f"must be a number above {low:g}"
         raise _refuse(name, value, wanted or f"it {said}")
     return float(value)

@@ -202,7 +202,7 @@ def test_a_curve_has_a_bounded_number_of_steps() -> None:
 
 
 # ---------------------------------------------------------------- arguments of the statistics (class 12)
-@pytest.mark.parametrize("value", [float("nan"), "5%", None, True, -1, 0, 2, float("inf"), [0.05]])
+@pytest.mark.parametrize("value", [float("nan"), "5%", None, True, -1, 0, 2, float("inf"), [0.05], 10**400, -(10**400)])
 @pytest.mark.parametrize("name", ["margin", "alpha"])
 def test_levels_and_margins_that_are_none_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match=f"{name} is "):
@@ -212,7 +212,9 @@ def test_levels_and_margins_that_are_none_are_refused_by_name(name: str, value: 
         cell.drift.plateau(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("floor", 0), ("floor", "x"), ("rise_min", 1), ("rise_min", None)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("floor", 0), ("floor", "x"), ("floor", 10**400), ("rise_min", 1), ("rise_min", None)]
+)
 def test_other_options_that_are_none_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match=f"{name} is "):
         plateau(np.ones(64), **{name: value})
