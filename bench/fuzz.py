@@ -207,8 +207,10 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(dir=arguments.scratch, prefix="run-"))
     told = fuzz(counts, arguments.seed, folder, arguments.together)
     if arguments.formats and arguments.out.exists():  # what else was tried before stands
-        before = json.loads(arguments.out.read_text(encoding="utf-8"))["formats"]
-        told = {name: told.get(name, before.get(name)) for name in formats if name in told or name in before}
+        before = json.loads(arguments.out.read_text(encoding="utf-8"))
+        started -= before["seconds"]
+        tried = before["formats"] | told
+        told = {name: tried[name] for name in formats if name in tried}
     found = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
