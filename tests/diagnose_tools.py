@@ -168,10 +168,12 @@ def rounded(tensors: Tensors, seed: int = 0) -> Tensors:
     return out
 
 
-def save(tensors: Tensors, folder: Path) -> Path:
-    """Write a dump."""
+def save(tensors: Tensors, folder: Path, **metadata: str) -> Path:
+    """Write a dump, and what it says of itself."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "lane.safetensors")
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "lane.safetensors", metadata
+    )
     return folder
 
 

@@ -167,7 +167,8 @@ def test_one_step_is_measured_like_any_fold_against_any_reference(token_ids: Cal
     assert one["protocol"].item() == "one_step(append)"
     # The first two chunks of the first block inherit nothing that is not full attention's own.
     assert np.array_equal(one["hidden_rel_l2"][:, :2], fold["hidden_rel_l2"][:, :2])
-    assert (one["hidden_rel_l2"].values != fold["hidden_rel_l2"].values).any()
+    # Later ones do, where the fold rounds at all: under some kernels it has full attention's own bits.
+    assert (one["hidden_rel_l2"].values != fold["hidden_rel_l2"].values).any() or not fold["hidden_rel_l2"].any()
     # In exact arithmetic full attention's cache is the fold's: what is left in float64 is its rounding.
     assert float(gold["hidden_rel_l2_structural"].max()) < WIDE
 

@@ -70,8 +70,11 @@ def test_the_literal_fold_scales_with_the_unit_roundoff(smollm2: str, text: np.n
     at = {dtype: levels(smollm2, text, dtype) for dtype in ("bf16", "fp16", "fp32", "fp64")}
     late = {dtype: mean_drift(cell) for dtype, cell in at.items()}
     u = {dtype: cell.unit_roundoff.item() for dtype, cell in at.items()}
-    slope = np.polyfit(np.log(list(u.values())), np.log(list(late.values())), 1)[0]
-    assert slope == pytest.approx(1, abs=ROUNDING_MARGIN)
+    # Under some kernels a fold and full attention have the same bits: no rounding to scale.
+    rounds = [dtype for dtype, level in late.items() if level > 0]
+    if len(rounds) > 1:
+        slope = np.polyfit(np.log([u[dtype] for dtype in rounds]), np.log([late[dtype] for dtype in rounds]), 1)[0]
+        assert slope == pytest.approx(1, abs=ROUNDING_MARGIN)
     assert float(at["fp64"].hidden_rel_l2.max()) < WIDE
     assert float(at["fp64"].logit_kl.max()) < WIDE**2
 

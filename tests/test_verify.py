@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import half_attention
 from sweep_tools import cells, text_file, tiny_checkpoint, write_config
 
 from drift import dataset
@@ -30,6 +31,7 @@ DOCUMENTS, STEPS = 3, 16
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished sweep of six cells."""
+    half_attention("bfloat16", heads=4, tokens=8 * STEPS, features=8)
     here = tmp_path_factory.mktemp("verify")
     tiny_checkpoint(here / "tiny")
     text_file(here / "text.txt")
