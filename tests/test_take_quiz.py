@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import half_attention, make_model
 from rounding import gamma
 from transformers import DynamicCache
 
@@ -198,6 +198,7 @@ def test_chunks_in_front_of_a_needle_are_computed_once() -> None:
 
 @pytest.mark.parametrize("label", PROTOCOLS[1:])
 def test_folds_are_told_from_full_attention(label: str) -> None:
+    half_attention("bfloat16", heads=4, tokens=LENGTH, features=8)
     model, what = model_of(dtype="bfloat16"), made()
     found = taken(model, what, [label])
     full, lane = found.of(FULL), found.of(found.protocols[1])
@@ -370,6 +371,7 @@ def test_a_length_is_needed_unless_a_quiz_is_there() -> None:
 
 # ---------------------------------------------------------------------------------------------- a trained checkpoint
 def test_a_trained_model_finds_a_number_and_streaming_forgets_it(smollm2: str) -> None:
+    half_attention("bfloat16", heads=9, tokens=220, features=64)
     model, tokenizer = drift.load_model(smollm2)
     found = take_quiz(model, tokenizer, "needle", 220, protocols=["append", "streaming(sinks=4,window=32)"],
                       chunk_size=32, documents=1, max_new_tokens=9)  # fmt: skip
