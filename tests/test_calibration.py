@@ -2,11 +2,9 @@
 
 import csv
 import functools
-import importlib.util
 import itertools
-import sys
-from pathlib import Path
 
+import bench_tools
 import numpy as np
 import pytest
 from rounding import linear
@@ -17,7 +15,6 @@ from drift.reading.statistics import plateau
 
 pytestmark = pytest.mark.numerical
 
-BENCH = Path(__file__).resolve().parents[1] / "bench" / "calibration.py"
 SEED = 31415
 RUNS = 100
 #: sd of the log noise, its autocorrelation, steps, documents
@@ -29,12 +26,8 @@ PLATEAUS = ["never rose", "saturating, tau 1.5 steps"]
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("calibration", BENCH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["calibration"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["calibration"]
+    with bench_tools.bench("calibration") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import csv
-import importlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
+import bench_tools
 import numpy as np
 import pytest
 from scipy.stats import binom, chi2
 
 pytestmark = pytest.mark.numerical
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
 SEED, RUNS = 31415, 60
 SDS = (0.08, 0.04)
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCH))
-    try:
-        yield importlib.import_module("calibration_excess")
-    finally:
-        sys.path.remove(str(BENCH))
-        for name in ("calibration_excess", "calibration"):
-            sys.modules.pop(name, None)
+    with bench_tools.bench("calibration_excess") as module:
+        yield module
 
 
 def most(runs: int, rate: float = 0.05) -> int:
@@ -83,7 +75,7 @@ def test_levels_beyond_the_factor_do_not_pass(bench: ModuleType) -> None:
 
 
 def test_the_committed_table_is_what_this_code_gives(bench: ModuleType) -> None:
-    with (BENCH / "results" / "calibration-excess.csv").open() as file:
+    with (bench_tools.BENCH / "results" / "calibration-excess.csv").open() as file:
         rows = list(csv.DictReader(file))
     cells = len(bench.SDS) * len(bench.TRENDS) * len(bench.STEPS) * len(bench.DOCUMENTS)
     assert len(rows) == cells * len(bench.SHAPES)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from sweep_tools import REPOSITORY
+from bench_tools import bench
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_a" name="test_good"/>
@@ -22,18 +22,13 @@ BAD = '<testcase classname="tests.test_a" name="test_bad"><failure message="off 
 
 
 @pytest.fixture
-def cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The script, with its logs elsewhere, on a machine with AVX2 and one core."""
-    spec = importlib.util.spec_from_file_location("cpus", REPOSITORY / "bench" / "cpus.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "cpus", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "LOGS", tmp_path / "logs")
-    monkeypatch.setattr(module, "cpu", lambda: ("a CPU", {"avx2", "fma"}))
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
-    return module
+    with bench("cpus") as module:
+        monkeypatch.setattr(module, "LOGS", tmp_path / "logs")
+        monkeypatch.setattr(module, "cpu", lambda: ("a CPU", {"avx2", "fma"}))
+        monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+        yield module
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, where: str = "", code: int = 1) -> list[dict[str, str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_tools import bench
 from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
 
 from drift import dataset
@@ -192,18 +192,10 @@ def test_a_checkpoint_that_cannot_be_streamed_is_loaded_whole_unless_that_was_as
     ],
 )
 def test_the_predicted_peak_is_within_fifteen_percent(case: dict[str, Any], smollm2: str, tmp_path: Path) -> None:
-    found = _bench().measure({"model": smollm2, **case}, tmp_path)
+    with bench("memory") as script:
+        found = script.measure({"model": smollm2, **case}, tmp_path)
     # No rounding: what the allocator keeps and libraries take differs from machine to machine (bench/README.md).
     assert found["predicted"] == pytest.approx(found["measured"], rel=0.15)
-
-
-def _bench() -> Any:
-    spec = importlib.util.spec_from_file_location("bench_memory", REPOSITORY / "bench" / "memory.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:

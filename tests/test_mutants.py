@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from bench_tools import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["a.x_f__mutmut_1", "a.x_f__mutmut_2", "b.x_g__mutmut_1", "b.x_g__mutmut_2"]
 
 
 @pytest.fixture
-def mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The script, with one mutant known to be equivalent."""
-    spec = importlib.util.spec_from_file_location("mutants", ROOT / "bench" / "mutants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mutants", module)  # what is sent to a process is looked up by name ...
-    monkeypatch.syspath_prepend(ROOT / "bench")  # ... there as well
-    spec.loader.exec_module(module)
-    (tmp_path / "reasons.json").write_text(json.dumps({NAMES[3]: "it adds zero"}))
-    monkeypatch.setattr(module, "REASONS", tmp_path / "reasons.json")
-    return module
+    with bench("mutants") as module:
+        (tmp_path / "reasons.json").write_text(json.dumps({NAMES[3]: "it adds zero"}))
+        monkeypatch.setattr(module, "REASONS", tmp_path / "reasons.json")
+        yield module
 
 
 def first_run(folder: Path) -> Path:
