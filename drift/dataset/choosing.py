@@ -13,7 +13,7 @@ from collections.abc import Callable
 import xarray as xr
 
 from drift.dataset.labels import parse_label
-from drift.dataset.sweep import Sweep
+from drift.dataset.sweep import Sweep, scalar
 from drift.errors import DatasetError
 
 __all__ = ["DISTURBED", "ONE_STEP", "REFERENCES", "folds", "is_fold", "keep", "left_out"]
@@ -41,9 +41,9 @@ def keep(sweep: Sweep, wanted: Callable[[xr.Dataset], bool]) -> Sweep:
 
 def is_fold(ds: xr.Dataset, reference: str = "full", generating: bool = False) -> bool:
     """Whether a cell measures an undisturbed fold against `reference`; chains of generated tokens only if asked for."""
-    name = parse_label(ds.variables["protocol"].values.item()).name
+    name = parse_label(scalar(ds, "protocol")).name
     kinds = name not in DISTURBED and (generating or name not in GENERATING)
-    return bool(ds.variables["reference"].values.item() == reference and kinds)
+    return bool(scalar(ds, "reference") == reference and kinds)
 
 
 def folds(sweep: Sweep, reference: str = "full", generating: bool = False) -> Sweep:

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["LOGITS"]
+from drift.errors import ConfigError
+
+__all__ = ["LOGITS", "check_logits"]
 
 #: Of which tokens the logits are written.
 LOGITS = ("all", "last", "none")
+
+
+def check_logits(logits: str) -> None:
+    """Refuse what is none of :data:`LOGITS`.
+
+    Raises
+    ------
+    ConfigError
+        With those that there are.
+    """
+    if logits not in LOGITS:
+        raise ConfigError(f"logits is {logits!r}; it must be one of {', '.join(LOGITS)}.")

@@ -17,7 +17,7 @@ from drift.dataset.contract import SCALARS, SCHEMA_VERSION, VARIABLES, required,
 from drift.dataset.rungs import rung_name
 from drift.errors import DatasetError
 
-__all__ = ["Controls", "Sweep"]
+__all__ = ["Controls", "Sweep", "scalar"]
 
 _SCHEMA = int(SCHEMA_VERSION)
 
@@ -112,7 +112,7 @@ class Sweep:
     def values(self, axis: str) -> list[Any]:
         """Return the distinct values of a scalar coordinate, in the cells' order."""
         self._known(axis)
-        return list(dict.fromkeys(_scalar(ds, axis) for ds in self.cells))
+        return list(dict.fromkeys(scalar(ds, axis) for ds in self.cells))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -152,7 +152,7 @@ class Sweep:
             unknown = [v for v in values if v not in self.values(axis)]
             if unknown:
                 raise DatasetError(f"no cell has {axis} = {unknown[0]!r}; there are {_listing(self.values(axis))}")
-            kept = [ds for ds in kept if _scalar(ds, axis) in values]
+            kept = [ds for ds in kept if scalar(ds, axis) in values]
         if not kept:
             wish = ", ".join(f"{k}={v!r}" for k, v in axes.items())
             raise DatasetError(f"no cell matches {wish or 'anything: the sweep is empty'}. Cells:\n{self._listing()}")
@@ -265,12 +265,13 @@ def _schema_note(schema: int, cells: Sequence[xr.Dataset]) -> str:
     return f"{said} for what {'it holds' if one else 'they hold'}; measured only since: {_listing(later)}."
 
 
-def _scalar(ds: xr.Dataset, axis: str) -> Any:
+def scalar(ds: xr.Dataset, axis: str) -> Any:
+    """Value of a cell's coordinate that has no dimension: text or number."""
     return ds.variables[axis].values.item()  # `ds[axis]` brings all coordinates along: twenty times as slow
 
 
 def _scalars(ds: xr.Dataset) -> dict[str, Any]:
-    return {name: _scalar(ds, name) for name in SCALARS}
+    return {name: scalar(ds, name) for name in SCALARS}
 
 
 def _order(ds: xr.Dataset) -> tuple[Any, ...]:
@@ -318,4 +319,4 @@ def _place(ds: xr.Dataset, dim: str, labels: np.ndarray, wanted: object) -> int:
         raise DatasetError(f"there is no quantile {wanted!r}; there are {labels.tolist()}")
     gaps = (np.diff(labels) > 1).any()  # in a thinned cell
     there = _listing(labels.tolist()) if gaps else f"{labels[0]} to {labels[-1]}"
-    raise DatasetError(f"{_scalar(ds, 'model')} has no {dim} {wanted!r}; there are {there}")
+    raise DatasetError(f"{scalar(ds, 'model')} has no {dim} {wanted!r}; there are {there}")

@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 
 from drift.dataset.contract import SCALARS
-from drift.dataset.sweep import Sweep
+from drift.dataset.sweep import Sweep, scalar
 from drift.reading.wording.tables import code
 
 __all__ = [
@@ -88,8 +88,7 @@ def file_name(ds: xr.Dataset) -> str:
 
 def axis_value(ds: xr.Dataset, axis: str) -> Any:
     """Value of a cell on an axis; the number of tokens counts as one."""
-    of = ds.variables  # `ds[axis]` brings all coordinates along: twenty times as slow
-    return int(of["token_stop"].values[-1]) if axis == "tokens" else of[axis].values.item()
+    return int(ds.variables["token_stop"].values[-1]) if axis == "tokens" else scalar(ds, axis)
 
 
 TEXT_AXES = ("tokens", "attn_implementation", "device", "reference")  # what cells share beside the claim's axis

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from drift import _arguments as arguments
 from drift._bounds import MOST_TOKENS
-from drift.dataset.dumps import LOGITS
+from drift.dataset.dumps import check_logits
 from drift.errors import ConfigError, DatasetError
 from drift.paths import outside_path
 from drift.running.checks import check_chunks, check_planted, check_tokens
@@ -31,12 +31,13 @@ from drift.running.provenance import provenance
 from drift.writing import temporary_name
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
     from transformers import PreTrainedModel
 
     from drift.running.protocols.base import Chunk, Protocol
 
-__all__ = ["appearing", "capture", "experts_of", "free_target"]
+__all__ = ["appearing", "capture", "dump_metadata", "free_target"]
 
 
 def capture(
@@ -94,8 +95,7 @@ def capture(
     PrecisionError, UnsupportedModelError
         As for :func:`drift.trace`.
     """
-    if logits not in LOGITS:
-        raise ConfigError(f"logits is {logits!r}; it must be one of {', '.join(LOGITS)}.")
+    check_logits(logits)
     check_supported(model)
     ids = check_tokens(model, tokens)
     if len(ids) != 1:
@@ -108,20 +108,10 @@ def capture(
     training = model.training
     try:
         with appearing(target, out) as folder, numerics(computed, str(device), half_matmul) as switches:
-            metadata = {
-                "format": "drift-dump-1",
-                "model": str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
-                "dtype": computed.name,
-                "experts": str(experts_of(model)),
-                "chunk_size": str(chunk_size),
-                "protocol": parse(protocol).label,
-                "tokens": str(ids.shape[1]),
-                "attn_implementation": str(model.config._attn_implementation),
-                "tokens_sha256": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
-                "numerics_json": json.dumps(switches),
-                **{key: str(value) for key, value in provenance(device).items()},
-                **{key: str(value) for key, value in (attrs or {}).items()},
-            }
+            lane_of = {
+                "chunk_size": chunk_size, "protocol": parse(protocol).label, "numerics_json": json.dumps(switches),
+            }  # fmt: skip
+            metadata = dump_metadata(model, computed.name, ids, lane_of, attrs or {})
             recorder = _Writer(folder, chunks, metadata, cache, logits)
             model.eval()
             descend(model, [lane], recorder)
@@ -183,11 +173,41 @@ def appearing(target: Path, out: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def dump_metadata(
+    model: PreTrainedModel, computed: str, ids: NDArray[np.int64], *more: Mapping[str, object]
+) -> dict[str, str]:
+    """What a dump says of itself.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    computed : str
+        What it computes in.
+    ids : ndarray of int64 [1, token]
+        Tokens of the lane.
+    *more : mapping
+        What else is said; the last one that says a thing counts.
+    """
+    said: dict[str, object] = {
+        "format": "drift-dump-1",
+        "model": str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
+        "dtype": computed,
+        "experts": _experts_of(model),
+        "tokens": ids.shape[1],
+        "attn_implementation": model.config._attn_implementation,
+        "tokens_sha256": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
+        **provenance(weights_of(model).device),
+    }
+    for one in more:
+        said |= one
+    return {key: str(value) for key, value in said.items()}
+
+
 #: What transformers' configurations call the number of experts of a block.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def experts_of(model: PreTrainedModel) -> int:
+def _experts_of(model: PreTrainedModel) -> int:
     """Experts that a block of a model chooses among; 0 for a dense model."""
     config = model.config.get_text_config(decoder=True)
     return max(int(getattr(config, name, None) or 0) for name in _EXPERTS)

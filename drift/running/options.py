@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -78,10 +78,9 @@ def chosen(label: str, registry: Mapping[str, type[_Kind]], what: str) -> tuple[
 def read_options(
     label: str,
     kind: type[Any],
-    given: Mapping[str, str],
-    choices: Mapping[str, tuple[str, ...]],
+    said: Label,
     what: str,
-    besides: tuple[str, ...] = (),
+    inner: str = "",
 ) -> dict[str, Any]:
     """Read options, each as the dataclass field of its name is declared.
 
@@ -90,28 +89,28 @@ def read_options(
     label : str
         As it was written, for messages.
     kind : type
-        The dataclass.
-    given : mapping
-        Option to text.
-    choices : mapping
-        Options that take one of a few words.
+        The dataclass; its ``choices`` are the options that take one of a few words.
+    said : Label
+        The label, taken apart.
     what : str
         What `kind` is called: ``protocol``.
-    besides : tuple of str
-        Fields that are no options.
+    inner : str
+        The field, no option, that holds what the label is applied to. Without, a label inside is an option of that
+        name, which there is none of.
 
     Raises
     ------
     ConfigError
         If an option is unknown or missing, or its value will not do.
     """
-    known = {f.name: f for f in fields(kind) if f.name not in besides}
+    known = {f.name: f for f in fields(kind) if f.name != inner}
+    given = said.options if inner or not said.inner else {said.inner: "", **said.options}
     options: dict[str, Any] = {}
     for key, value in given.items():
         if key not in known:
             takes = f"it takes: {', '.join(known)}" if known else "it takes none"
             raise ConfigError(f"{what.capitalize()} {label!r}: unknown option {key!r}; {takes}.")
-        options[key] = _value(f"{what.capitalize()} {label!r}", choices, known[key], value)
+        options[key] = _value(f"{what.capitalize()} {label!r}", kind.choices, known[key], value)
     missing = [key for key, f in known.items() if f.default is MISSING and key not in options]
     if missing:
         raise ConfigError(f"{what.capitalize()} {label!r}: needs the option {missing[0]}, such as {missing[0]}=1.")
@@ -140,12 +139,13 @@ def _value(where: str, choices: Mapping[str, tuple[str, ...]], option: Field[Any
     return int(text)
 
 
-def written(thing: Any, besides: tuple[str, ...] = (), always: tuple[str, ...] = ()) -> Iterator[str]:
+def written(thing: Any, besides: str = "", always: tuple[str, ...] = ()) -> dict[str, str]:
     """Options of a dataclass, as a label has them: those that are not what they are by default, and some always.
 
-    What is named in `besides` is no option.
+    The field that is named in `besides` is no option.
     """
-    for f in fields(thing):
-        value = getattr(thing, f.name)
-        if f.name not in besides and (value != f.default or f.name in always):
-            yield f"{f.name}={number(value) if isinstance(value, int | float) else value}"
+    return {
+        f.name: number(value) if isinstance(value, int | float) else str(value)
+        for f in fields(thing)
+        if f.name != besides and ((value := getattr(thing, f.name)) != f.default or f.name in always)
+    }

@@ -23,13 +23,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from drift.dataset.dumps import LOGITS
+from drift.dataset.dumps import check_logits
 from drift.errors import ConfigError, PrecisionError, UnsupportedModelError
-from drift.running.capturing import appearing, experts_of, free_target
+from drift.running.capturing import appearing, dump_metadata, free_target
 from drift.running.descent.taps import blocks_of, check_supported, text_config
 from drift.running.model.numerics import rung_of
 from drift.running.model.weights import weights_of
-from drift.running.provenance import provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,8 +75,7 @@ def watch(
     UnsupportedModelError
         If the model, or this version of transformers, cannot be followed.
     """
-    if logits not in LOGITS:
-        raise ConfigError(f"logits is {logits!r}; it must be one of {', '.join(LOGITS)}.")
+    check_logits(logits)
     check_supported(model)
     target = free_target(out)
     notes = _Notes(model, logits)
@@ -125,24 +123,17 @@ class _Part:
 
 
 def _metadata(model: PreTrainedModel, lane: _Lane, attrs: Mapping[str, object]) -> dict[str, str]:
-    device = weights_of(model).device
     try:
         computed = rung_of(model.dtype).name
     except PrecisionError:
         computed = str(model.dtype)
-    if computed == "fp32" and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+    if (
+        computed == "fp32"
+        and weights_of(model).device.type == "cuda"
+        and torch.get_float32_matmul_precision() != "highest"
+    ):
         computed = "tf32"
-    return {
-        "format": "drift-dump-1",
-        "model": str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
-        "dtype": computed,
-        "experts": str(experts_of(model)),
-        "tokens": str(len(lane.ids)),
-        "attn_implementation": str(model.config._attn_implementation),
-        "tokens_sha256": hashlib.sha256(np.array([lane.ids], dtype="<i8").tobytes()).hexdigest(),
-        **{key: str(value) for key, value in provenance(device).items()},
-        **{key: str(value) for key, value in attrs.items()},
-    }
+    return dump_metadata(model, computed, np.array([lane.ids], dtype=np.int64), attrs)
 
 
 class _Notes:

@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from drift.dataset.sweep import scalar
 from drift.reading.amplitudes import amplitude
 from drift.reading.statistics import levels
 from drift.reading.statistics.arrays import Float
@@ -237,7 +238,5 @@ class Checkup:
 
 def instrument_of(ds: xr.Dataset) -> Instrument:
     """Model, precision, device and attention implementation of a cell: what one set of controls vouches for."""
-    model, dtype, device, attention = (
-        str(ds.variables[n].values.item()) for n in ("model", "dtype", "device", "attn_implementation")
-    )
+    model, dtype, device, attention = (str(scalar(ds, n)) for n in ("model", "dtype", "device", "attn_implementation"))
     return model, dtype, device, attention

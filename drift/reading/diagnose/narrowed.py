@@ -45,7 +45,7 @@ def narrow_verdict(diagnosis: Diagnosis, narrow: list[Narrowing], caches: list[C
     texts = []
     for item in narrow:
         token = found.segments[item.segment][0]
-        kinds = sorted({p.kind for p in item.places}, key=["hidden", "key", "value", "final", "logits"].index)
+        kinds = sorted({p.kind for p in item.places}, key=list(KIND_NAMES).index)
         blocks = sorted({p.block for p in item.places})
         wide = "A" if item.lane == "B" else "B"
         what = " and ".join(KIND_NAMES[k] for k in kinds)

@@ -303,7 +303,7 @@ def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[Cac
                 "computed from was not dumped. Dump hidden states, keys and values of every block"
             )
         else:
-            floor = "" if floored else ", or a second accepted way to compute A (--floor)"
+            floor = "" if floored else f", or {_FLOOR}"
             diagnosis.reason = (
                 f"at {first.place} the difference is {first.ratio:.2g} times the envelope, where {DOUBT:g} would "
                 f"be structural. Dump the pair at a finer precision (--other-precision){floor}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from typing import Any
 
@@ -172,8 +173,7 @@ def compare_logits(
                 raise
             raise ArgumentError(f"{name}: {error}") from error
 
-    repeats = [lane(one, f"floor[{n}]") for n, one in enumerate(floor)]
-    return compare_lanes(lane(a, "a"), lane(b, "b"), repeats, units=units, clip=clip)
+    return _of_arrays(lane, a, b, floor, units, clip)
 
 
 def compare_logprobs(
@@ -226,6 +226,18 @@ def compare_logprobs(
         found = (Sequence(None, x.astype(np.float64), g) for x, g in zip(texts, given, strict=True))
         return Lane(name, _ARRAY, tuple(found))
 
+    return _of_arrays(lane, a, b, floor, units, clip)
+
+
+def _of_arrays(
+    lane: Callable[[Any, str], Lane],
+    a: Any,
+    b: Any,
+    floor: Several[Any],
+    units: Units | str,
+    clip: tuple[float, float] | None,
+) -> LogitComparison:
+    """Compare what `lane` makes lanes of, each under the name of its argument."""
     repeats = [lane(one, f"floor[{n}]") for n, one in enumerate(floor)]
     return compare_lanes(lane(a, "a"), lane(b, "b"), repeats, units=units, clip=clip)
 

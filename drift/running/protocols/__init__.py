@@ -55,6 +55,5 @@ def _build(label: str, kind: type[Protocol], said: Label) -> Protocol:
                 f"Protocol {label!r}: {kind.name} changes another protocol, which comes first: {kind.name}(append)."
             )
         inner = parse(said.inner)
-        return kind(protocol=inner, **read_options(label, kind, said.options, kind.choices, "protocol", ("protocol",)))
-    given = {said.inner: "", **said.options} if said.inner else said.options
-    return kind(**read_options(label, kind, given, kind.choices, "protocol"))
+        return kind(protocol=inner, **read_options(label, kind, said, "protocol", inner="protocol"))
+    return kind(**read_options(label, kind, said, "protocol"))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from drift._bounds import MOST_STEPS, MOST_TOKENS
+from drift.dataset.labels import Label
 from drift.errors import ConfigError, ProtocolError
 from drift.running.options import written
 
@@ -140,9 +141,7 @@ class Protocol(ABC):
     @property
     def label(self) -> str:
         """The protocol's canonical name, with the options that were set, as it is written in configurations."""
-        inner = [value.label for f in fields(self) if isinstance(value := getattr(self, f.name), Protocol)]
-        options = [*inner, *written(self, ("protocol",) if inner else (), self.spelt)]
-        return f"{self.name}({','.join(options)})" if options else self.name
+        return Label(self.name, options=written(self, always=self.spelt)).text
 
     @property
     def in_words(self) -> str:
@@ -348,6 +347,11 @@ class Variation(Protocol):
             self.protocol.continuation() == 0,
             f"{self.protocol.label} generates text after the fold, so it must stand outside: put {self.name} into it",
         )
+
+    @property
+    def label(self) -> str:
+        """The protocol's canonical name, that of the protocol inside first."""
+        return Label(self.name, self.protocol.label, written(self, "protocol", self.spelt)).text
 
     @property
     def in_words(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from drift._bounds import MOST_FACTS
+from drift.dataset.labels import Label
 from drift.errors import ConfigError
 from drift.running.options import written
 from drift.running.tasks.words import Draw
@@ -115,8 +116,7 @@ class Task(ABC):
     @property
     def label(self) -> str:
         """The task's canonical name, with the options that were set."""
-        options = list(written(self))
-        return f"{self.name}({','.join(options)})" if options else self.name
+        return Label(self.name, options=written(self)).text
 
     def preamble(self, draw: Draw) -> str:
         """What is said in front of the haystack: one line, or several; the same for all texts of a seed."""

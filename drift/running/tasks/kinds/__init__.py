@@ -43,5 +43,4 @@ def parse(label: str | Task) -> Task:
     if not isinstance(label, str):
         raise ConfigError(f"A task is a label such as 'needle', or a Task, not {type(label).__name__}.")
     kind, said = chosen(label, _registry(), "task")
-    given = {said.inner: "", **said.options} if said.inner else said.options
-    return kind(**read_options(label, kind, given, kind.choices, "task"))
+    return kind(**read_options(label, kind, said, "task"))
