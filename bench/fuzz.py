@@ -193,7 +193,13 @@ def main() -> int:
     if arguments.child:
         return child(arguments.child.split(","), arguments.inputs, arguments.seed, arguments.out)
     sys.path.insert(0, str(ROOT / "tests"))
-    os.environ.setdefault("DRIFT_CACHE", tempfile.mkdtemp(prefix="drift-fuzz-cache-"))
+    with tempfile.TemporaryDirectory(prefix="drift-fuzz-cache-") as cache:
+        os.environ.setdefault("DRIFT_CACHE", cache)  # importing the formats must not touch the user's
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Try what was asked for, write the counts, and print them."""
     import fuzz_formats
 
     formats = fuzz_formats.formats()

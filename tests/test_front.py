@@ -18,6 +18,7 @@ from drift.reading import claims, figures, floor
 from drift.reading.claims.model import Status
 from drift.reading.excess import excess_values, floor_values
 from drift.reading.figures import captions
+from drift.reading.floor.wording import STANDING_WORDS
 from drift.reading.report.answers import READINGS, Answers, answers
 from drift.reading.report.exhibits import Exhibit, deepest_exhibit
 from drift.reading.report.front import write_front
@@ -66,6 +67,17 @@ def test_the_figure_shows_drift_floor_and_excess_as_its_title_says(factor: float
     assert f"within a factor {factor:.3g} of the floor" in caption
     assert captions.BAND in caption
     assert "Log scale above" in caption
+
+
+def test_a_headline_says_first_what_is_decided_and_in_how_many_chains() -> None:
+    at = floor.rounding(chain("a"))
+    open_ = floor.rounding(chain("a"), factor=1 / 0.95)  # at its end: the interval lies on both sides
+    assert (at.verdict, open_.verdict) == (floor.Standing.AT_FLOOR, floor.Standing.UNDETERMINED)
+    said = floor.headline("append", [open_, open_, at])
+    decided, undecided = STANDING_WORDS[at.verdict], STANDING_WORDS[open_.verdict]
+    assert said.startswith(f"append: 1 of 3 chains {decided}; 2 of 3 {undecided} (")
+    assert floor.headline("append", [at, at]).startswith(f"append: all 2 chains {decided} (")
+    assert floor.headline("append", [at]).startswith(f"append: {decided} (")
 
 
 def synthetic_mean(values: np.ndarray) -> np.ndarray:

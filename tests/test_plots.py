@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
+import nbformat
 import numpy as np
 import pytest
 import synthetic
@@ -18,12 +20,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from drift._resources import resource
 from drift.dataset.sweep import Sweep
 from drift.errors import DatasetError
 from drift.reading import figures, summary
 from drift.reading.claims import auditing, model, page, published
 from drift.reading.figures import forest as figures_forest
 from drift.reading.plateau.deciding import plateau
+from drift.reading.report.notebooks import DEFAULT_NOTEBOOKS
 from drift.reading.statistics.windows import late_start
 
 
@@ -358,3 +362,16 @@ def test_forests_of_nothing() -> None:
     assert figures.equivalence(auditing.audit(Sweep([_all_nan()]), others=()), "C1") is None
     with pytest.raises(DatasetError, match="no figure of claim 'C5'"):
         figures.equivalence(found, "C5")
+
+
+def test_no_figure_is_on_two_pages() -> None:
+    at: dict[str, set[str]] = {}
+    for name in DEFAULT_NOTEBOOKS:
+        source = "\n".join(
+            cell.source for cell in nbformat.read(resource(f"notebooks/{name}.ipynb"), as_version=4).cells
+        )
+        for drawn in re.findall(r"figures\.(\w+)\(", source):
+            at.setdefault(drawn, set()).add(name)
+    assert {"nonfinite", "levels", "heat_map", "equivalence"} <= set(at)
+    helpers = {"show", "groups"}
+    assert {drawn: pages for drawn, pages in at.items() if len(pages) > 1 and drawn not in helpers} == {}

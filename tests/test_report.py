@@ -79,7 +79,7 @@ def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
         "claims-plateau-append.png", "claims-plateau-restart.png", "claims-growth.png", "claims-precision.png",
         "plateau-drift-per-step-append.png",
         "plateau-drift-per-step-restart.png", "layers-heat-map-append.png",
-        "plateau-logits-per-step.png", "plateau-level-vs-roundoff.png", "plateau-level-vs-chunk-size.png",
+        "plateau-logits-per-step.png", "plateau-level-vs-chunk-size.png",
         "layers-growth-through-depth.png", "layers-keys-and-values.png", "layers-worst-tokens-append.png",
     } <= figures  # fmt: skip
     assert all((out / "figures" / name).read_bytes()[:4] == b"\x89PNG" for name in figures)

@@ -59,13 +59,11 @@ def explain(verdict: Standing, reason: StandingReason | None, level: float, grow
 def headline(fold: str, found: Sequence[Rounding]) -> str:
     """Say of the chains of one fold how they stand to the floor, and how many floors their drift is."""
     kinds = [one.verdict for one in found]
-    said = []
-    for kind in dict.fromkeys(kinds):
+    said: list[str] = []
+    for kind in sorted(dict.fromkeys(kinds), key=lambda kind: kind is Standing.UNDETERMINED):  # what is decided first
         count = kinds.count(kind)
-        share = (
-            "" if len(kinds) == 1 else f"all {count} chains " if count == len(kinds) else f"{count} of {len(kinds)} "
-        )
-        said.append(f"{share}{STANDING_WORDS[kind]}")
+        share = f"all {count} chains" if count == len(kinds) else f"{count} of {len(kinds)}{' chains' * (not said)}"
+        said.append(f"{f'{share} ' if len(kinds) > 1 else ''}{STANDING_WORDS[kind]}")
     return f"{fold}: {'; '.join(said)} ({range_words(one.level for one in found)} floors)"
 
 
