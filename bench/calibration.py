@@ -4,6 +4,7 @@
     python bench/calibration.py --runs 40          # a look
     python bench/calibration.py --sd 0.14 --rho 0.3 --steps 512 --documents 6
     python bench/calibration.py --noise-of data/evidence/deep --documents 1 2 6
+    python bench/calibration.py --noise-of data/evidence/deep --of excess --documents 1 4 8
 
 The whole grid is written to bench/results/calibration.csv (one row per shape and cell: runs per verdict, coverage); the
 summary that bench/README.md quotes is printed. Seeded: the same command gives the same table.
@@ -27,6 +28,7 @@ from scipy.signal import lfilter
 
 from drift.dataset.opening import open_sweep
 from drift.reading.plateau import curves
+from drift.reading.quantities import Of
 from drift.reading.statistics.analysis import Code
 from drift.reading.statistics.plateau import analyse
 from drift.reading.statistics.windows import windows
@@ -89,13 +91,15 @@ def noise(rng: np.random.Generator, shape: tuple[int, ...], rho: float) -> Float
     return lfilter([1.0], [1.0, -rho], innovations, axis=-1)
 
 
-def residuals(sweep: Path, measure: str) -> Float:
+def residuals(sweep: Path, measure: str, of: Of = Of.DRIFT) -> Float:
     """Log noise of real curves [series, step]: what a quadratic in log depth leaves of the longest chains of a sweep.
+
+    Of drift, or of drift over its rounding floor, which lacks what the tokens do to both.
 
     The first steps of a chain are its rise, so the first sixteenth is filled up with noise of the rest.
     """
 
-    found = [c.values for c in curves.from_sweep(open_sweep(sweep), [measure])]
+    found = [c.values for c in curves.from_sweep(open_sweep(sweep), [measure], of=of)]
     longest = max(v.shape[1] for v in found)
     x = np.log2(np.arange(1, longest + 1, dtype=float))
     first = windows(longest)[0]
@@ -242,12 +246,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, nargs="+", default=DOCUMENTS)
     parser.add_argument("--noise-of", type=Path, metavar="SWEEP", help="noise of this sweep's longest chains instead")
     parser.add_argument("--measure", default="hidden_rel_l2", help="with --noise-of: whose noise")
+    parser.add_argument("--of", choices=[Of.DRIFT.value, Of.EXCESS.value], default=Of.DRIFT.value, help="with "
+                        "--noise-of: noise of drift, or of drift over its rounding floor")  # fmt: skip
     args = parser.parse_args(argv)
     if args.out is None and all(getattr(args, n) == parser.get_default(n) for n in vars(args) if n != "jobs"):
         args.out = RESULTS
     rows: list[dict[str, Any]] = []
     if args.noise_of is not None:
-        series = residuals(args.noise_of, args.measure)
+        series = residuals(args.noise_of, args.measure, Of(args.of))
         sd, rho = series.std(), (series[:, 1:] * series[:, :-1]).sum() / (series**2).sum()
         print(f"{len(series)} real series of {series.shape[1]} steps: sd {sd:.3f}, rho {rho:.2f}")
         for documents in args.documents:

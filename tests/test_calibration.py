@@ -7,9 +7,11 @@ import itertools
 import bench_tools
 import numpy as np
 import pytest
+import synthetic
 from rounding import linear
 from scipy.stats import binom
 
+from drift import dataset
 from drift.reading.statistics import noise as statistics_noise
 from drift.reading.statistics import plateau
 
@@ -112,6 +114,17 @@ def test_counts_add_up(rows):
         said = row["plateau"] + row["growing"] + row["decaying"] + row["undetermined"]
         assert said == row["runs"] == RUNS
         assert 0 <= row["right"] <= row["runs"]
+
+
+def test_what_tokens_do_to_drift_and_floor_is_in_no_noise_of_the_excess(bench, tmp_path):
+    ds = synthetic.cell(layers=2, level=lambda k: 1e-3 + 0 * k, floor=lambda k: 1e-3 + 0 * k, documents=3)
+    ds["hidden_rel_l2_floor"].values[:] = 2 * ds["hidden_rel_l2"].values[..., None]
+    dataset.write(ds, tmp_path / "cell.nc")
+    of_drift = bench.residuals(tmp_path, "hidden_rel_l2")
+    of_excess = bench.residuals(tmp_path, "hidden_rel_l2", bench.Of.EXCESS)
+    assert of_drift.shape == of_excess.shape == (3, ds.sizes["step"])
+    assert of_drift.std() > 0.03
+    assert np.abs(of_excess).max() < 1e-12
 
 
 def test_noise_is_what_it_says(bench):
