@@ -71,7 +71,10 @@ def check_supported(model: object) -> None:
             "AutoModelForCausalLM; what other engines compute is compared by drift.diagnose and drift.logits."
         )
     if model.get_output_embeddings() is None:
-        raise UnsupportedModelError(f"{name} has no language-model head: load it with AutoModelForCausalLM.")
+        raise UnsupportedModelError(
+            f"{name} has no language-model head: load it with AutoModelForCausalLM. A model of several modalities is "
+            "taken whole, not its language model alone."
+        )
     fault = structural_fault(model)
     if fault is not None:
         with _computing(model):

@@ -301,13 +301,18 @@ def noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tenso
     attention = getattr(block, "self_attn", None)
     if not isinstance(attention, torch.nn.Module):
         raise UnsupportedModelError(
-            f"{type(block).__name__} has no module `self_attn` to read attention probabilities from."
+            f"{type(block).__name__} has no module `self_attn` to read attention probabilities from. Chunked inference is "
+            "possible with it: protocols that need none work (append, merge, quantized)."
         )
 
     def note(module: torch.nn.Module, args: Any, output: Any) -> None:
-        if not isinstance(output, tuple) or len(output) < 2 or not isinstance(output[1], Tensor):
-            raise UnsupportedModelError(f"{type(module).__name__} does not return attention probabilities.")
-        noted.append(output[1])
+        found = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if not isinstance(found, Tensor) or found.ndim != 4:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} does not return attention probabilities. Chunked inference is possible with "
+                "it: protocols that need none work (append, merge, quantized)."
+            )
+        noted.append(found)
 
     handle = attention.register_forward_hook(note)
     try:

@@ -29,6 +29,9 @@ _PARTED = 4.0
 #: Share of the tokens that may: where experts are chosen, rounding can choose another one.
 _CHOSEN_OTHERWISE = 1 / 16
 
+#: What architectures call that which they hand on from a text to its continuation.
+_CACHES = ("past_key_values", "cache_params", "mems", "past_buckets_states", "state")
+
 Seen = dict[str, Tensor]
 """What a pass showed, by the name of its place, in the order of the places: tensors [..., token, feature]."""
 
@@ -144,7 +147,7 @@ def chunked_inference(model: PreTrainedModel) -> Verdict:
     weights = weights_of(model)
     if not weights.streamed and any(p.is_meta for p in model.parameters()):
         return Verdict(Chunked.UNTRIED)
-    cache = next((name for name in ("past_key_values", "cache_params", "mems", "state") if takes(model, name)), None)
+    cache = next((name for name in _CACHES if takes(model, name)), None)
     if cache is None:
         return Verdict(Chunked.FAILS, "its forward takes no cache")
     failing = Chunked.BROKEN
