@@ -301,8 +301,8 @@ def noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tenso
     attention = getattr(block, "self_attn", None)
     if not isinstance(attention, torch.nn.Module):
         raise UnsupportedModelError(
-            f"{type(block).__name__} has no module `self_attn` to read attention probabilities from. Chunked inference is "
-            "possible with it: protocols that need none work (append, merge, quantized)."
+            f"{type(block).__name__} has no module `self_attn` to read attention probabilities from. Chunked inference "
+            "is possible with it: protocols that need none work (append, merge, quantized)."
         )
 
     def note(module: torch.nn.Module, args: Any, output: Any) -> None:
