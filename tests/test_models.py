@@ -23,6 +23,7 @@ def rows() -> list[Row]:
 
 @pytest.mark.slow
 @pytest.mark.numerical
+@pytest.mark.timeout(1800)
 def test_architectures_have_a_plain_loop_s_bits_or_a_reason(rows: list[Row]) -> None:
     assert {row.outcome for row in rows} <= {BITWISE, REFUSED, UNBUILT}, [
         row for row in rows if row.outcome in (WRONG, CRASHES)
