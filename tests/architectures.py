@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,21 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("bos_token_id", "decoder_start_token_id"), 1), "eos_token_id": 2, "pad_token_id": 0,
     "tie_word_embeddings": False, "is_decoder": True, "dropout": 0.0,
 }  # fmt: skip
+_MOST_WEIGHTS = 100_000_000
 #: What single architectures need beyond that.
 OWN: dict[str, dict[str, Any]] = {
-    "mamba2": {"num_heads": 4, "head_dim": 16, "hidden_size": 32, "expand": 2},
-    "recurrent_gemma": {"attention_window_size": 32},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0}},
+    "dots3_note": {"num_key_value_heads": _HEADS},
+    "dots3_note_text": {"num_key_value_heads": _HEADS},
     "gemma4_text": {"hidden_size_per_layer_input": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2},
+    "recurrent_gemma": {"attention_window_size": 32},
+    "reformer": {"axial_pos_embds": False},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
 }
 
 
@@ -102,33 +110,55 @@ def sample(every: int) -> list[str]:
     return keys()[::every]
 
 
-def _shrunk(kind: Any, own: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that make a configuration of a class tiny, those of the configurations within it as well."""
+def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[str, Any]:
+    """Arguments that make a configuration of a class tiny, and the configurations within it.
+
+    ``unset`` says whether sizes are given that the class leaves unset, ``lists`` whether what there is one of for every
+    layer is cut.
+    """
+    from transformers import PreTrainedConfig
+
     full = kind()
     said = full.to_dict()
     names = {*said, *(getattr(full, "attribute_map", None) or {})}
-    sizes = {name: value for name, value in TINY.items() if name in names and said.get(name, 0) is not None} | own
+    sizes = {name: value for name, value in TINY.items() if name in names and (unset or said.get(name, 0) is not None)}
     depth = getattr(full, "num_hidden_layers", None)
     for name, value in said.items():
-        if isinstance(value, list) and depth and len(value) == depth and name not in own and value:
-            kinds = list(dict.fromkeys(map(str, value)))
+        if lists and isinstance(value, list) and value and len(value) == depth:
+            kinds = dict.fromkeys(map(str, value))
             picked = [next(v for v in value if str(v) == kind) for kind in kinds]
-            sizes[name] = (picked * _LAYERS)[: max(_LAYERS, 1)]
-    for name, inner in (getattr(kind, "sub_configs", None) or {}).items():
-        if hasattr(inner, "from_dict") and said.get(name) is not None and inner.__name__ != "AutoConfig":
-            sizes[name] = _shrunk(inner, {})
-    return sizes
+            sizes[name] = (picked * _LAYERS)[:_LAYERS]
+    for name, inner in vars(full).items():
+        if isinstance(inner, PreTrainedConfig):
+            sizes[name] = type(inner)(**_shrunk(type(inner), {}, unset, lists))
+    return sizes | own
+
+
+def _tiny(key: str) -> Any:
+    """A tiny model of an architecture, in the first way that its configuration takes."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    kind, problem = CONFIG_MAPPING[key], Exception()
+    for unset, lists in ((False, True), (True, True), (False, False), (True, False)):
+        try:
+            config = kind(**_shrunk(kind, OWN.get(key, {}), unset, lists))
+            with torch.device("meta"):
+                weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+            if weights > _MOST_WEIGHTS:
+                raise ValueError(f"it has {weights:,} weights all the same")
+            torch.manual_seed(0)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except Exception as error:
+            problem = problem if problem.args else error
+    raise problem
 
 
 def build(key: str) -> Any:
     """A tiny model of an architecture: random weights of a size that makes attention matter."""
     import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    kind = CONFIG_MAPPING[key]
-    config = kind(**_shrunk(kind, OWN.get(key, {})))
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    model = _tiny(key).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -242,8 +272,10 @@ def _child(key: str, readings: Sequence[str], end: Any) -> None:
         end.send(json.dumps(dataclasses.asdict(look(key, readings))))
 
 
-def walk(wanted: Iterable[str], jobs: int, readings: Sequence[str] = READINGS) -> list[Row]:
-    """A process for each architecture, `jobs` at a time; torch is imported once."""
+def walk(
+    wanted: Iterable[str], jobs: int, readings: Sequence[str] = READINGS, tell: Callable[[Row], None] = lambda row: None
+) -> list[Row]:
+    """A process for each architecture, `jobs` at a time; torch is imported once. ``tell`` hears of each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "drift.running.tracing"])
 
@@ -258,6 +290,7 @@ def walk(wanted: Iterable[str], jobs: int, readings: Sequence[str] = READINGS) -
             row = Row(key, "", CRASHES, said="its process died")
         process.kill()
         process.join()
+        tell(row)
         return row
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -310,9 +343,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     import transformers
 
-    rows = walk(asked.keys or keys(), asked.jobs)
-    for row in rows:
-        print(f"{row.key}: {row.outcome} {row.said or ' '.join(row.refuses)}"[:600])
+    def tell(row: Row) -> None:
+        print(f"{row.key}: {row.outcome} {row.said or ' '.join(row.refuses)}"[:600], flush=True)
+
+    rows = walk(asked.keys or keys(), asked.jobs, tell=tell)
     if asked.out:
         asked.out.write_text(table(rows, transformers.__version__), encoding="utf-8")
     return int(any(row.outcome in (WRONG, CRASHES) for row in rows))
