@@ -25,12 +25,13 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # imports, some 6 seconds of processor time each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup report sweep test test-cpus fuzz mutants lint format lab clean distclean
+.PHONY: help setup report sweep test test-models test-cpus fuzz mutants lint format lab clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make report               three checkpoints, the default sweep, the report (in $(REPORT))"
 	@echo "make test                 linter, types, tests"
+	@echo "make test-models          every causal language model of transformers, tiny: writes docs/models.md"
 	@echo "make test-cpus            the numerical tests under every instruction set that this CPU has"
 	@echo "make lab                  JupyterLab on notebooks/"
 	@echo "make sweep PRESET=quick   one sweep (presets: quick, default, deep, paper)"
@@ -79,6 +80,11 @@ test: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct
 	@$(MAKE) --no-print-directory lint
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Some ten minutes of a processor; MODELS="gpt2 bloom" walks these alone, and writes nothing.
+MODELS ?=
+test-models: $(STAMP)
+	@OMP_NUM_THREADS=1 PYTHONPATH=. $(PY) tests/architectures.py $(if $(MODELS),$(MODELS),--out docs/models.md)
 
 # Logs in build/cpus, figures in bench/results/cpus.json; about a quarter of an hour on two cores.
 test-cpus: PREFETCH := smollm2-135m-instruct

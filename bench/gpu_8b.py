@@ -28,8 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import drift
 from drift.dataset.rungs import rung
+from drift.running.descent.decoders import blocks_of
 from drift.running.descent.lanes import Limits
-from drift.running.descent.taps import blocks_of
 from drift.running.model.weights import Streamed, skeleton
 from drift.running.model.widening import widen
 from drift.running.sweep.memory import footprint

@@ -157,13 +157,13 @@ def test_arguments_are_kept_only_within_the_limit(monkeypatch: pytest.MonkeyPatc
     text = torch.arange(3, 35)
     lanes = [Lane(text, parse("append").chunks(32, size)) for size in (8, 4)]
     taps: list[int] = []
-    plain = descent_taps._Taps.run
+    plain = descent_taps.Taps.run
 
     def counted(self: Any, cache: Any, tokens: torch.Tensor, first_position: int) -> Any:
         taps.append(tokens.shape[1])
         return plain(self, cache, tokens, first_position)
 
-    monkeypatch.setattr(descent_taps._Taps, "run", counted)
+    monkeypatch.setattr(descent_taps.Taps, "run", counted)
     counts = {}
     for allowed in (1e9, 3000, 0):
         taps.clear()

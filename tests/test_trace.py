@@ -234,9 +234,13 @@ def test_hybrid_and_foreign_models_are_refused() -> None:
         num_key_value_heads=2,
         head_dim=16,
         num_experts=2,
+        num_experts_per_tok=1,
         layer_types=["linear_attention", "full_attention"],
     )
-    with pytest.raises(UnsupportedModelError, match="no KV cache of their own"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"layer 0 carries recurrent state.*Chunked inference is possible with it.*drift\.logits",
+    ):
         drift.trace(transformers.AutoModelForCausalLM.from_config(config), np.arange(10), 4)
     with pytest.raises(UnsupportedModelError, match="not a transformers model"):
         drift.trace(torch.nn.Linear(2, 2), np.arange(10), 4)  # type: ignore[arg-type]
@@ -251,11 +255,13 @@ def test_a_model_that_the_tap_does_not_understand_is_refused(tiny: Callable[...,
 
     class Doubling(type(inner)):  # type: ignore[misc]
         def forward(self, input_ids: Any, position_ids: Any = None, past_key_values: Any = None, **kwargs: Any) -> Any:
-            states = self.embed_tokens(input_ids)
-            rotary = self.rotary_emb(states, position_ids)
+            states, held = self.embed_tokens(input_ids), past_key_values.get_seq_length()
+            own = torch.arange(held, held + states.shape[1])
+            rotary = self.rotary_emb(states, own[None] if position_ids is None else position_ids)
+            seen = (own[:, None] >= torch.arange(held + states.shape[1]))[None, None]
             for layer in self.layers:
                 states = 2 * layer(
-                    states, attention_mask=None, position_embeddings=rotary, past_key_values=past_key_values
+                    states, attention_mask=seen, position_embeddings=rotary, past_key_values=past_key_values
                 )
             return transformers.modeling_outputs.BaseModelOutputWithPast(last_hidden_state=self.norm(states))
 

@@ -17,7 +17,7 @@ import drift
 from drift.dataset.comparing import same_data
 from drift.dataset.rungs import rung
 from drift.errors import ConfigError, PrecisionError
-from drift.running.descent.taps import blocks_of
+from drift.running.descent.decoders import blocks_of
 from drift.running.model.weights import Streamed, UnfitForStreamingError, skeleton, weights_of
 from drift.running.model.widening import widen
 

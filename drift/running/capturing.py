@@ -21,9 +21,10 @@ from drift.dataset.dumps import check_logits
 from drift.errors import ConfigError, DatasetError
 from drift.paths import outside_path
 from drift.running.checks import check_chunks, check_planted, check_tokens
+from drift.running.descent.decoders import text_config
 from drift.running.descent.descending import descend
+from drift.running.descent.guard import admit, check_reading
 from drift.running.descent.lanes import Lane, Recorder
-from drift.running.descent.taps import check_supported
 from drift.running.model.numerics import computing_rung, numerics
 from drift.running.model.weights import weights_of
 from drift.running.protocols import parse
@@ -96,7 +97,7 @@ def capture(
         As for :func:`drift.trace`.
     """
     check_logits(logits)
-    check_supported(model)
+    admit(model)
     ids = check_tokens(model, tokens)
     if len(ids) != 1:
         raise ConfigError(f"One lane holds one document; got {len(ids)}. Capture them one by one.")
@@ -136,8 +137,7 @@ def _one_pass(
         arguments.whole("bos_token_id", bos_token_id)
     if chunk_size == 0 and reading.label != "append":
         raise ConfigError(f"Full attention (chunk size 0) has one chunk: the protocol {reading.label} means nothing.")
-    text_config = model.config.get_text_config(decoder=True)
-    bos = bos_token_id if bos_token_id is not None else getattr(text_config, "bos_token_id", None)
+    bos = bos_token_id if bos_token_id is not None else getattr(text_config(model), "bos_token_id", None)
     bound = reading.bind(lambda: bos)
     chunks = bound.chunks(count, chunk_size or count)
     if bound.continuation() or not all(chunk.measured for chunk in chunks):
@@ -148,7 +148,8 @@ def _one_pass(
     if bound.texts_at_once > 1:
         raise ConfigError(f"{reading.label} computes several texts at once; capture one lane.")
     check_planted(bound, chunks)
-    check_chunks(text_config, [chunks], False)
+    check_chunks(model, [chunks], False)
+    check_reading(model, bound, chunks)
     return bound, chunks
 
 

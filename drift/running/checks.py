@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drift.errors import ArgumentError, ConfigError
+from drift.running.descent.decoders import context_of, text_config
 from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = ["check_chunks", "check_planted", "check_tokens"]
@@ -50,10 +50,10 @@ def check_planted(protocol: Protocol, chunks: Sequence[Chunk]) -> None:
         )
 
 
-def check_chunks(text_config: Any, lanes: Sequence[Sequence[Chunk]], allow_beyond_context: bool) -> None:
+def check_chunks(model: PreTrainedModel, lanes: Sequence[Sequence[Chunk]], allow_beyond_context: bool) -> None:
     """Refuse prefix tokens that the model does not have and positions it was not made for."""
-    vocabulary = text_config.vocab_size
-    context = getattr(text_config, "max_position_embeddings", None)
+    vocabulary = text_config(model).vocab_size
+    context = context_of(model)
     for chunks in lanes:
         for chunk in chunks:
             if any(not 0 <= token < vocabulary for token in chunk.prefix):

@@ -18,6 +18,7 @@ from drift._bounds import MOST_TOKENS
 from drift.dataset.contract import FLOORS
 from drift.dataset.rungs import Rung, rung
 from drift.errors import ArgumentError
+from drift.running.descent.decoders import takes, text_config
 from drift.running.descent.lanes import Lane
 from drift.running.model.numerics import numerics
 from drift.running.model.weights import weights_of
@@ -84,11 +85,12 @@ class FoldRequest:
 
 def generated_continuation(model: PreTrainedModel, text: Tensor, protocol: Decode) -> Tensor:
     """The text [token] and the continuation that full attention generates."""
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache = DynamicCache(config=text_config(model))
+    last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     given = text
     with weights_of(model).whole():
         for _ in range(protocol.continuation()):
-            logits = model(given[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
+            logits = model(given[None], past_key_values=cache, use_cache=True, **last).logits[0, -1:]
             given = protocol.choose(logits, torch.tensor([len(text) - 1])).to(text)
             text = torch.cat([text, given])
     return text

@@ -24,9 +24,10 @@ from drift.dataset.rungs import Rung, rung
 from drift.errors import ArgumentError, ConfigError
 from drift.running.checkpoints.families import family_of
 from drift.running.checks import check_chunks, check_planted, check_tokens
+from drift.running.descent.decoders import driving_of, text_config
 from drift.running.descent.descending import descend
+from drift.running.descent.guard import admit, check_reading
 from drift.running.descent.lanes import Limits
-from drift.running.descent.taps import check_supported
 from drift.running.keeping import KeptDocuments, Measured
 from drift.running.lanes import FoldRequest, LaneTable, generated_continuation
 from drift.running.model.numerics import numerics, rung_of
@@ -154,18 +155,17 @@ def trace_folds(
     PrecisionError
         If the model's dtype is on no rung of the ladder.
     """
-    check_supported(model)
+    admit(model)
     _check_options(logit_stride, floor_draws, bos_token_id, allow_beyond_context, on_progress, limits)
     _check_told(labels, attrs, fold_attrs)
     listed = FoldRequest.listed(folds)
     if fold_attrs is not None and len(fold_attrs) != len(listed):
         raise ConfigError(f"fold_attrs says something of {len(fold_attrs)} folds, but there are {len(listed)}.")
     ids = check_tokens(model, tokens)
-    text_config = model.config.get_text_config(decoder=True)
-    bos = bos_token_id if bos_token_id is not None else getattr(text_config, "bos_token_id", None)
+    bos = bos_token_id if bos_token_id is not None else getattr(text_config(model), "bos_token_id", None)
     asked = [FoldRequest.of(fold, lambda: bos) for fold in listed]
     together = _together(asked)
-    _check_lanes(text_config, asked, together, ids.shape[1], allow_beyond_context)
+    _check_lanes(model, asked, together, ids.shape[1], allow_beyond_context)
     named = _named(model, labels or {})
     seeds = floor_seeds(floor_draws)
     passes = _Passes(
@@ -179,6 +179,7 @@ def trace_folds(
         "numerics_json": {**switches, "attn_implementation": model.config._attn_implementation},
         "checkpoint_sha256": "not recorded",
         "tokens_sha256": tokens_sha256(ids),
+        "descent": driving_of(model).outcome,
         "seed": -1,
         "bos_token_id": -1 if bos is None else int(bos),
         "logit_stride": logit_stride,
@@ -240,10 +241,9 @@ def _named(model: PreTrainedModel, labels: Mapping[str, str]) -> dict[str, str]:
     dtype = rung(labels["dtype"]) if "dtype" in labels else rung_of(model.dtype)
     if dtype.torch_dtype != str(model.dtype).removeprefix("torch."):
         raise ConfigError(f"labels say dtype {dtype.name}, but the model is in {model.dtype}.")
-    text_config = model.config.get_text_config(decoder=True)
     return {
         "model": labels.get("model") or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
-        "family": labels.get("family") or family_of(str(getattr(text_config, "model_type", "unknown"))),
+        "family": labels.get("family") or family_of(str(getattr(text_config(model), "model_type", "unknown"))),
         "dtype": dtype.name,
     }
 
@@ -257,7 +257,7 @@ def _together(asked: Sequence[FoldRequest]) -> dict[Decode | None, list[int]]:
 
 
 def _check_lanes(
-    text_config: Any,
+    model: PreTrainedModel,
     asked: Sequence[FoldRequest],
     together: Mapping[Decode | None, Sequence[int]],
     count: int,
@@ -269,7 +269,8 @@ def _check_lanes(
         lanes = [asked[p].bound.chunks(length, asked[p].size) for p in places]
         for p, chunks in zip(places, lanes, strict=True):
             check_planted(asked[p].bound, chunks)
-        check_chunks(text_config, [parse("append").chunks(length, length), *lanes], allow_beyond_context)
+            check_reading(model, asked[p].bound, chunks)
+        check_chunks(model, [parse("append").chunks(length, length), *lanes], allow_beyond_context)
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,7 @@ class _Passes:
                 wide = model
                 if any(fold.needs_float64 for fold in self.asked) and model.dtype is not torch.float64:
                     wide = weights_of(model).beside(rung("fp64"))
+                    admit(wide)
                 for index in range(len(self.ids)):
                     measured = self.kept.load(index, switches) if self.kept else None
                     if measured is None or len(measured) != len(self.asked):

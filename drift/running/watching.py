@@ -26,7 +26,8 @@ from transformers import DynamicCache
 from drift.dataset.dumps import check_logits
 from drift.errors import ConfigError, PrecisionError, UnsupportedModelError
 from drift.running.capturing import appearing, dump_metadata, free_target
-from drift.running.descent.taps import blocks_of, check_supported, text_config
+from drift.running.descent.decoders import blocks_of, text_config
+from drift.running.descent.guard import check_supported
 from drift.running.model.numerics import rung_of
 from drift.running.model.weights import weights_of
 

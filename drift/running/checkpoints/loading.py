@@ -20,7 +20,8 @@ from drift.running.checkpoints.headers import read_config, tensor_headers
 from drift.running.checkpoints.identity import identity
 from drift.running.checkpoints.names import Checkpoint
 from drift.running.checkpoints.resolving import resolve
-from drift.running.descent.taps import blocks_of, check_supported
+from drift.running.descent.decoders import blocks_of
+from drift.running.descent.guard import check_supported
 from drift.running.model.weights import Streamed, skeleton
 from drift.running.model.widening import widen
 from drift.shown import clipped

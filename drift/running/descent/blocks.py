@@ -16,16 +16,15 @@ from transformers.cache_utils import DynamicLayer
 from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import RoomyLayer, TapeCache, restore_snapshot, take_snapshot
 from drift.running.descent.carrying import CarriedStep, KeyRotation, held_by
+from drift.running.descent.decoders import blocks_of, text_config
 from drift.running.descent.lanes import Lane
 from drift.running.descent.taps import (
     Call,
     attention_as,
     attention_of,
-    blocks_of,
     call_memory,
     noted_attention,
     tapped_calls,
-    text_config,
 )
 from drift.running.protocols.base import Chunk
 
@@ -34,12 +33,18 @@ __all__ = ["DescendingLane", "run_block"]
 
 @dataclass
 class DescendingLane:
-    """A lane on its way down: its hidden states per chunk, and the calls that the tap saw, if they are kept."""
+    """A lane on its way down.
+
+    It has its hidden states per chunk, what its last block handed on beside them, and the calls that the tap saw, if
+    they are kept.
+    """
 
     lane: Lane
     model: PreTrainedModel
     states: list[Tensor] = field(default_factory=list)
     calls: list[list[Call]] | None = None
+    handed: list[tuple[Any, ...]] = field(default_factory=list)
+    _hands_on: bool = False
     _rotation: KeyRotation | None = None
 
     def tap(self, allowed: float) -> int:
@@ -52,6 +57,8 @@ class DescendingLane:
                 text = disturb(states[0, first:])
                 states = torch.cat([torch.cat([states[0, :first], text])[None], states[1:]])
             self.states.append(states)
+            self.handed.append(())
+            self._hands_on |= any(call.hands_on for call in calls)
             if held <= allowed:
                 held += call_memory(calls)
                 kept.append(calls)
@@ -67,6 +74,13 @@ class DescendingLane:
         else:
             for _, calls in tapped_calls(self.model, self.lane, self.states[0]):
                 yield calls[index]
+
+    def put_out(self, place: int, out: Any) -> None:
+        """Take what a block made of a chunk: its states, or a tuple that begins with them."""
+        states, *rest = out if isinstance(out, tuple) else (out,)
+        self.states[place] = states
+        if self._hands_on:
+            self.handed[place] = tuple(rest)
 
     @property
     def slots(self) -> int | None:
@@ -172,11 +186,12 @@ def _take_chunk(index: int, lane: DescendingLane, place: int, call: Call, tape: 
     before = [] if chunk.kept else take_snapshot(tape)
     own = TapeCache(text_config(model)) if chunk.alone else tape
     block = blocks_of(model)[index]
-    lane.states[place] = block(lane.states[place], *call.args, past_key_values=own, **call.kwargs)
+    args, kwargs = call.given(own, lane.handed[place])
+    lane.put_out(place, block(lane.states[place], *args, **kwargs))
     if len(own.appended) != 1 or not isinstance(own.layers[index], DynamicLayer):
         raise UnsupportedModelError(
             f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "
-            "(layers that share a cache, or keep none, are not supported)."
+            "(blocks that share a cache, keep none, or attend twice are not supported)."
         )
     keys, values = own.appended.pop()
     if not chunk.kept:

@@ -8,12 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from drift.running.descent.taps import blank_embeddings, rotary_tables, text_config
+from drift.errors import UnsupportedModelError
+from drift.running.descent.caches import TapeCache
+from drift.running.descent.decoders import blocks_of, driving_of, text_config
+from drift.running.descent.taps import Taps, rotary_tables
+from drift.running.model.weights import weights_of
 from drift.running.protocols.base import Carried, Chunk, Protocol
 
 __all__ = ["CarriedStep", "KeyRotation", "held_by"]
+
+#: Keys that are moved to see whether that is a rotation, and by how many positions.
+_FEW, _MOVED = 4, 3
+#: Most that moved keys may be off, in unit roundoffs: they, the tables and the keys they stand for are rounded.
+_ROUNDINGS = 16
 
 
 def held_by(layer: Any) -> tuple[Tensor, Tensor]:
@@ -88,15 +97,29 @@ class KeyRotation:
         self._device = device
         self._tables: list[tuple[Tensor, Tensor]] = []
         self._reach = -1
+        self._borne_out: set[int] = set()
 
     def rotate(self, index: int, keys: Tensor, shift: Tensor, reach: int) -> Tensor:
         """Move keys [..., slot, feature] of block ``index`` by ``shift`` positions, int64 [slot], ``reach`` at most."""
+        plain = driving_of(self._model).plain
         if reach > self._reach:
-            width = int(text_config(self._model).hidden_size)
-            like = torch.zeros((1, 1, width), dtype=self._model.dtype, device=self._device)
+            if self._reach < 0 and not plain:
+                self._made(_FEW + _MOVED)  # where there are none to be had, that is said before a long text is tried
             # A text that goes on asks for one more position at every token: tables are made for twice as many then.
             self._reach = reach if self._reach < 0 else 2 * reach
-            self._tables = rotary_tables(self._model, blank_embeddings(like, self._reach + 1))
+            self._tables = self._made(self._reach + 1)
+        if not plain and index not in self._borne_out:
+            self._bear_out(index)
+            self._borne_out.add(index)
+        return self._moved(index, keys, shift)
+
+    def _made(self, positions: int) -> list[tuple[Tensor, Tensor]]:
+        """Tables of the first positions."""
+        width = int(text_config(self._model).hidden_size)
+        like = torch.zeros((1, 1, width), dtype=self._model.dtype, device=self._device)
+        return rotary_tables(self._model, like, positions)
+
+    def _moved(self, index: int, keys: Tensor, shift: Tensor) -> Tensor:
         cos, sin = self._tables[index]
         width = cos.shape[-1]
         wide = keys[..., :width].to(torch.promote_types(keys.dtype, torch.float32))
@@ -104,3 +127,31 @@ class KeyRotation:
         s = (sin[shift.abs()] * shift.sign()[:, None]).to(wide.dtype)
         half = torch.cat([-wide[..., width // 2 :], wide[..., : width // 2]], dim=-1)
         return torch.cat([(wide * c + half * s).to(keys.dtype), keys[..., width:]], dim=-1)
+
+    def _bear_out(self, index: int) -> None:
+        """Refuse to move keys of a block that does not rotate them so: the block's own keys elsewhere say it."""
+        model, config = self._model, text_config(self._model)
+        ids = torch.full((1, _FEW), driving_of(model).token, device=self._device)
+        keys = []
+        with weights_of(model).embedding():
+            taps = Taps(model)
+            states, _ = taps.run(DynamicCache(config=config), ids, 0)
+            # States that differ from token to token, so that no token stands for another.
+            states = states * torch.linspace(1, 2, _FEW, device=self._device, dtype=states.dtype)[:, None]
+            for first in (0, _MOVED):
+                _, calls = taps.run(DynamicCache(config=config), ids, first)
+                tape = TapeCache(config, index)
+                args, kwargs = calls[index].given(tape, (None,) * driving_of(model).outputs)
+                blocks_of(model)[index](states, *args, **kwargs)
+                keys.append(tape.appended[0][0])
+        off = float("inf")
+        if self._tables[index][0].shape[-1] <= keys[0].shape[-1]:
+            moved = self._moved(index, keys[0], torch.full((_FEW,), _MOVED, device=self._device))
+            off = float((moved - keys[1]).to(torch.float64).norm() / keys[1].to(torch.float64).norm())
+        if not off <= _ROUNDINGS * torch.finfo(keys[1].dtype).eps / 2:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: block {index} does not rotate its keys in the layout of two halves without "
+                f"scaling (moved so, they are off by {off:.2g} of their norm), so cached keys cannot be moved to other "
+                "positions. Chunked inference is possible with it: protocols that leave keys where they are work "
+                "(append, and streaming with positions=text)."
+            )

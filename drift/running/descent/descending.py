@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drift.running.descent.blocks import DescendingLane, run_block
+from drift.running.descent.decoders import blocks_of
 from drift.running.descent.head import PieceStream, compare_logits, lane_pieces, open_head
 from drift.running.descent.lanes import Lane, Limits, Recorder
-from drift.running.descent.taps import blocks_of
 from drift.running.model.weights import weights_of
 
 __all__ = ["descend"]

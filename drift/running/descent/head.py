@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drift.running.descent.blocks import DescendingLane
+from drift.running.descent.decoders import blocks_of, decoder_of, driving_of, takes
 from drift.running.descent.lanes import Recorder
-from drift.running.descent.taps import blocks_of, replaced_forwards
+from drift.running.descent.taps import replaced_forwards
 from drift.running.limits import LOGIT_ROWS
 from drift.running.model.weights import weights_of
 
@@ -31,12 +32,13 @@ def open_head(model: PreTrainedModel) -> Iterator[Head]:
     model does to logits (scaling, soft capping) are computed by transformers. Its second argument names the rows whose
     logits are wanted; None takes all.
     """
-    blocks = blocks_of(model)
+    blocks, driving, weights = blocks_of(model), driving_of(model), weights_of(model)
     handed: list[Tensor] = []
     normed: list[Tensor] = []
+    selects = takes(model, "logits_to_keep")
 
-    def bypass(*args: Any, **kwargs: Any) -> Tensor:
-        return handed[0]
+    def bypass(*args: Any, **kwargs: Any) -> Any:
+        return (handed[0], *(None,) * (driving.outputs - 1)) if driving.outputs else handed[0]
 
     def note(module: torch.nn.Module, args: Any, output: Any) -> None:
         normed.append(output.last_hidden_state)
@@ -44,15 +46,20 @@ def open_head(model: PreTrainedModel) -> Iterator[Head]:
     def head(states: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         handed[:] = [states]
         normed.clear()
-        options = {} if keep is None else {"logits_to_keep": keep.to(states.device)}
-        # They are handed in as embeddings, too: nothing need be looked up for blocks that are bypassed.
-        logits = model(inputs_embeds=states, use_cache=False, **options).logits
+        options: dict[str, Any] = {} if keep is None or not selects else {"logits_to_keep": keep.to(states.device)}
+        # States are handed in as embeddings, too: nothing need be looked up for blocks that are bypassed.
+        if driving.plain:
+            options["inputs_embeds"] = states
+        else:
+            options["input_ids"] = torch.full(states.shape[:2], driving.token, device=states.device)
+        logits = model(use_cache=False, **options).logits[0]
         handed.clear()
-        return normed.pop()[0], logits[0]
+        return normed.pop()[0], logits if keep is None or selects else logits[keep.to(states.device)]
 
-    handle = model.get_decoder().register_forward_hook(note)
+    handle = decoder_of(model).register_forward_hook(note)
     try:
-        with replaced_forwards(blocks, [bypass] * len(blocks)), weights_of(model).head():
+        looked_up = nullcontext() if driving.plain else weights.embedding()
+        with replaced_forwards(blocks, [bypass] * len(blocks)), weights.head(), looked_up:
             yield head
     finally:
         handle.remove()

@@ -2,83 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import restore_snapshot, take_snapshot
+from drift.running.descent.decoders import blocks_of, decoder_of, driving_of, text_config
 from drift.running.descent.lanes import Lane
+from drift.running.model.weights import weights_of
 from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = [
     "Call",
+    "Taps",
     "attention_as",
     "attention_of",
-    "blank_embeddings",
-    "blocks_of",
     "call_memory",
-    "check_supported",
     "noted_attention",
     "replaced_forwards",
     "rotary_tables",
     "tapped_calls",
-    "text_config",
 ]
-
-
-def text_config(model: PreTrainedModel) -> Any:
-    """Configuration of a model's text decoder."""
-    return model.config.get_text_config(decoder=True)
-
-
-def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The decoder layers of a supported model, in the order in which they are called."""
-    blocks = getattr(model.get_decoder(), "layers", None)
-    assert isinstance(blocks, torch.nn.ModuleList)
-    return blocks
-
-
-def check_supported(model: object) -> None:
-    """Refuse a model that the descent cannot drive.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the object is no transformers causal language model, keeps no KV cache, shares one cache between layers, or
-        has no list of decoder layers. The message says which.
-    """
-    name = type(model).__name__
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(f"{name} is not a transformers model (PreTrainedModel).")
-    if model.get_output_embeddings() is None:
-        raise UnsupportedModelError(f"{name} has no language-model head: load it with AutoModelForCausalLM.")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{name} is an encoder-decoder model; drift understands decoder-only models.")
-    decoder = model.get_decoder()
-    parameters = inspect.signature(decoder.forward).parameters
-    if "past_key_values" not in parameters:
-        raise UnsupportedModelError(
-            f"{name} keeps no KV cache (its forward takes no past_key_values), so there is nothing to fold."
-        )
-    if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
-        raise UnsupportedModelError(
-            f"{name}: {type(decoder).__name__} has no ModuleList named `layers`, so its layers cannot be tapped."
-        )
-    cache = DynamicCache(config=text_config(model))
-    for index, layer in enumerate(cache.layers):
-        if isinstance(layer, LinearAttentionCacheLayerMixin) or not isinstance(layer, DynamicLayer):
-            raise UnsupportedModelError(
-                f"{name}: layer {index} keeps {type(layer).__name__}, not keys and values. "
-                "Recurrent, linear-attention and shared-cache layers have no KV cache of their own to fold."
-            )
 
 
 @contextmanager
@@ -97,12 +48,40 @@ def replaced_forwards(blocks: Sequence[torch.nn.Module], forwards: Sequence[Call
                 block.__dict__["forward"] = original
 
 
+class _Stand(Enum):
+    """What stands in a noted call for what is different at every call."""
+
+    CACHE = "the cache"
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """What stands in a noted call for an output of the block before, beside its states; 0 is the first of them."""
+
+    place: int
+
+
 @dataclass
 class Call:
     """How the model calls one block for one chunk: its hidden states and cache left out."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @property
+    def hands_on(self) -> bool:
+        """Whether the block is given anything that the block before put out beside its states."""
+        return any(isinstance(value, _Handed) for value in (*self.args, *self.kwargs.values()))
+
+    def given(self, cache: DynamicCache, handed: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the block behind its states, with a cache, and what the block before handed on."""
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, _Handed):
+                return handed[value.place]
+            return cache if value is _Stand.CACHE else value
+
+        return tuple(filled(v) for v in self.args), {name: filled(v) for name, v in self.kwargs.items()}
 
 
 @contextmanager
@@ -127,21 +106,23 @@ def attention_of(protocol: Protocol | None) -> str | None:
     return "eager" if protocol.wants_attention else protocol.attn_implementation
 
 
-class _Taps:
+class Taps:
     """The model's own ``forward`` with its blocks tapped: embeddings, and how each block is called."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._decoder = model.get_decoder()
+        self._decoder = decoder_of(model)
         self._blocks = blocks_of(model)
+        self._driving = driving_of(model)
         self._seen: list[tuple[int, Tensor, Call]] = []
         self._cache = DynamicCache(config=text_config(model))
         self._taps = [self._make_tap(i) for i in range(len(self._blocks))]
 
-    def _make_tap(self, index: int) -> Callable[..., Tensor]:
+    def _make_tap(self, index: int) -> Callable[..., Any]:
         name = type(self._model).__name__
+        handed = tuple(_Handed(place) for place in range(self._driving.outputs - 1))
 
-        def tap(*args: Any, **kwargs: Any) -> Tensor:
+        def tap(*args: Any, **kwargs: Any) -> Any:
             states = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
             rest = () if not args else args[1:]
             if not isinstance(states, Tensor) or states.ndim != 3:
@@ -149,29 +130,40 @@ class _Taps:
                     f"{name}: block {index} is not called with hidden states [batch, token, feature]; "
                     "this architecture cannot be driven layer by layer."
                 )
-            if any(a is self._cache for a in rest) or kwargs.pop("past_key_values", None) is not self._cache:
-                raise UnsupportedModelError(f"{name}: block {index} is not handed the KV cache as past_key_values.")
+            call = Call(
+                tuple(_Stand.CACHE if value is self._cache else value for value in rest),
+                {key: _Stand.CACHE if value is self._cache else value for key, value in kwargs.items()},
+            )
+            if sum(value is _Stand.CACHE for value in (*call.args, *call.kwargs.values())) != 1:
+                raise UnsupportedModelError(
+                    f"{name}: block {index} is not handed the KV cache that the model was given."
+                )
             # A stub of one number per token moves the cache on, as the real keys and values would: masks and
             # positions of the next chunk depend on how much is cached.
             stub = states.new_zeros((1, 1, states.shape[1], 1))
             self._cache.update(stub, stub, index)
-            self._seen.append((index, states, Call(rest, kwargs)))
+            self._seen.append((index, states, call))
             # What the decoder does behind its last block is not looked at: one token of it will do.
-            return states if index + 1 < len(self._blocks) else states[:, :1]
+            short = self._driving.plain and index + 1 == len(self._blocks)
+            out = states[:, :1] if short else states
+            return (out, *handed) if self._driving.outputs else out
 
         return tap
 
-    def run(self, cache: DynamicCache, tokens: Tensor, first_position: int) -> tuple[Tensor, list[Call]]:
+    def run(self, cache: DynamicCache, tokens: Tensor, first_position: int | None) -> tuple[Tensor, list[Call]]:
         """Embeddings [text, token, feature], and the call of each block.
 
-        ``tokens`` are token ids [text, token], or what :func:`blank_embeddings` gives, where only the calls are wanted.
+        ``tokens`` are token ids [text, token], or embeddings in their place; without a first position the model counts
+        by itself.
         """
         name = type(self._model).__name__
         self._seen, self._cache = [], cache
         given = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
-        positions = torch.arange(first_position, first_position + tokens.shape[1], device=tokens.device)
+        if first_position is not None and self._driving.positions:
+            first = first_position + self._driving.origin
+            given["position_ids"] = torch.arange(first, first + tokens.shape[1], device=tokens.device)[None]
         with replaced_forwards(self._blocks, self._taps):
-            self._decoder(**given, position_ids=positions[None], past_key_values=cache, use_cache=True)
+            self._decoder(**given, past_key_values=cache, use_cache=True)
         seen, self._seen = self._seen, []
         if [index for index, _, _ in seen] != list(range(len(self._blocks))):
             raise UnsupportedModelError(
@@ -185,8 +177,15 @@ class _Taps:
         return seen[0][1], [call for _, _, call in seen]
 
 
-def blank_embeddings(like: Tensor, tokens: int) -> Tensor:
-    """Embeddings of that many tokens [text, token, feature] that take neither memory nor the embedding's weights."""
+def _blank(model: PreTrainedModel, like: Tensor, tokens: int) -> Tensor:
+    """What stands for the tokens of texts where only the calls are wanted, ``like`` other embeddings [text, ., .].
+
+    Embeddings [text, token, feature] that take neither memory nor the embedding's weights; or token ids, where a model
+    looks more up by them than embeddings.
+    """
+    driving = driving_of(model)
+    if not driving.plain:
+        return torch.full((like.shape[0], tokens), driving.token, dtype=torch.int64, device=like.device)
     return like.new_zeros(()).expand(like.shape[0], tokens, like.shape[-1])
 
 
@@ -208,12 +207,15 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
         How each block is called for it.
     """
     cache = DynamicCache(config=text_config(model))
-    taps = _Taps(model)
+    taps = Taps(model)
+    again = like is not None
     for chunk in lane.chunks:
         before = [] if chunk.kept else take_snapshot(cache)
         own = DynamicCache(config=text_config(model)) if chunk.alone else cache
-        tokens = lane.token_ids(chunk) if like is None else blank_embeddings(like, len(chunk))
-        states, called = taps.run(own, tokens, chunk.first_position)
+        plain = again and driving_of(model).plain
+        tokens = _blank(model, like, len(chunk)) if plain and like is not None else lane.token_ids(chunk)
+        with weights_of(model).embedding() if again and not plain else nullcontext():
+            states, called = taps.run(own, tokens, chunk.first_position)
         if not chunk.kept:
             if not chunk.alone:
                 restore_snapshot(cache, before)
@@ -258,13 +260,14 @@ def call_memory(calls: Sequence[Call]) -> int:
     return sum(found.values())
 
 
-def rotary_tables(model: PreTrainedModel, states: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Cosines and sines [position, feature] by which each block rotates keys of ``states`` at positions 0, 1, ...
+def rotary_tables(model: PreTrainedModel, like: Tensor, positions: int) -> list[tuple[Tensor, Tensor]]:
+    """Cosines and sines [position, feature] by which each block rotates keys at that many positions: 0, 1, ...
 
-    They are what the model itself hands to its blocks. Rotations can only be added up where they are rotations: the
-    layout of two halves, and no scaling.
+    They are what the model itself hands to its blocks, whose embeddings are ``like`` a tensor [1, 1, feature].
+    Rotations can only be added up where they are rotations: the layout of two halves, and no scaling.
     """
-    _, calls = _Taps(model).run(DynamicCache(config=text_config(model)), states, 0)
+    with nullcontext() if driving_of(model).plain else weights_of(model).embedding():
+        _, calls = Taps(model).run(DynamicCache(config=text_config(model)), _blank(model, like, positions), 0)
     tables = []
     for index, call in enumerate(calls):
         pair = call.kwargs.get("position_embeddings")
@@ -280,7 +283,9 @@ def rotary_tables(model: PreTrainedModel, states: Tensor) -> list[tuple[Tensor, 
         if not sound:
             raise UnsupportedModelError(
                 f"{type(model).__name__}: block {index} does not rotate its keys in the layout of two halves without "
-                "scaling, so cached keys cannot be moved to other positions (positions=cache)."
+                "scaling, so cached keys cannot be moved to other positions (positions=cache). Chunked inference is "
+                "possible with it: protocols that leave keys where they are work (append, and streaming with "
+                "positions=text)."
             )
         tables.append((cos, sin))
     return tables
@@ -296,13 +301,18 @@ def noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tenso
     attention = getattr(block, "self_attn", None)
     if not isinstance(attention, torch.nn.Module):
         raise UnsupportedModelError(
-            f"{type(block).__name__} has no module `self_attn` to read attention probabilities from."
+            f"{type(block).__name__} has no module `self_attn` to read attention probabilities from. Chunked inference "
+            "is possible with it: protocols that need none work (append, merge, quantized)."
         )
 
     def note(module: torch.nn.Module, args: Any, output: Any) -> None:
-        if not isinstance(output, tuple) or len(output) < 2 or not isinstance(output[1], Tensor):
-            raise UnsupportedModelError(f"{type(module).__name__} does not return attention probabilities.")
-        noted.append(output[1])
+        found = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if not isinstance(found, Tensor) or found.ndim != 4:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} does not return attention probabilities. Chunked inference is possible with "
+                "it: protocols that need none work (append, merge, quantized)."
+            )
+        noted.append(found)
 
     handle = attention.register_forward_hook(note)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,14 +20,9 @@ from drift.errors import ConfigError, UnsupportedModelError
 from drift.running.checks import check_chunks, check_planted, check_tokens
 from drift.running.descent.caches import TapeCache
 from drift.running.descent.carrying import CarriedStep, KeyRotation
-from drift.running.descent.taps import (
-    attention_as,
-    attention_of,
-    blocks_of,
-    check_supported,
-    noted_attention,
-    text_config,
-)
+from drift.running.descent.decoders import blocks_of, driving_of, takes, text_config
+from drift.running.descent.guard import admit, check_reading
+from drift.running.descent.taps import attention_as, attention_of, noted_attention
 from drift.running.folding.caches import FoldCache
 from drift.running.folding.meters import PeakMemory
 from drift.running.model.numerics import computing_rung, numerics
@@ -200,8 +194,7 @@ class Folded:
         self._rotated = 0
         self._attention: list[list[Tensor]] | None = None
         self._memory = PeakMemory(self.device)
-        takes = inspect.signature(model.forward).parameters
-        self._last_logits: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self._last_logits: dict[str, Any] = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
 
     @property
     def position(self) -> int:
@@ -334,11 +327,12 @@ class Folded:
     def _pass(self, chunk: Chunk, ids: Tensor, every: bool) -> Tensor:
         """One forward pass, and what the protocol does to the cache after it; logits [token, vocabulary]."""
         own = TapeCache(text_config(self.model)) if chunk.alone else self.cache
-        positions = torch.arange(chunk.first_position, chunk.first_position + len(chunk), device=self.device)
-        options = {} if every else self._last_logits
-        out = self.model(
-            input_ids=ids[None], position_ids=positions[None], past_key_values=own, use_cache=True, **options
-        )
+        driving = driving_of(self.model)
+        options: dict[str, Any] = {} if every else dict(self._last_logits)
+        if driving.positions:
+            first = chunk.first_position + driving.origin
+            options["position_ids"] = torch.arange(first, first + len(chunk), device=self.device)[None]
+        out = self.model(input_ids=ids[None], past_key_values=own, use_cache=True, **options)
         if isinstance(own, TapeCache):
             for index, (keys, values) in enumerate(own.appended):
                 self.cache.update(keys, values, index)
@@ -422,7 +416,7 @@ def fold(
     >>> folded = drift.fold(model, tokenizer(text, return_tensors="np").input_ids)  # doctest: +SKIP
     >>> folded.position, folded.seconds, folded.cache.bytes  # doctest: +SKIP
     """
-    check_supported(model)
+    admit(model)
     chunk_size = arguments.whole("chunk_size", chunk_size, 1, MOST_TOKENS)
     spare_slots = arguments.whole("spare_slots", spare_slots, 0, MOST_TOKENS)
     if bos_token_id is not None:
@@ -431,13 +425,13 @@ def fold(
     if on_step is not None:
         arguments.function("on_step", on_step)
     count = check_tokens(model, tokens).shape[1]
-    config = text_config(model)
-    bos = bos_token_id if bos_token_id is not None else getattr(config, "bos_token_id", None)
+    bos = bos_token_id if bos_token_id is not None else getattr(text_config(model), "bos_token_id", None)
     bound = parse(protocol).bind(lambda: bos)
     check_runnable(bound)
     chunks = bound.chunks(count, min(chunk_size, count))
     check_planted(bound, chunks)
-    check_chunks(config, [chunks], allow_beyond_context)
+    check_chunks(model, [chunks], allow_beyond_context)
+    check_reading(model, bound, chunks)
     slots = sum(len(chunk) for chunk in chunks) + spare_slots
     folded = Folded(model, bound, chunk_size, computing_rung(model, dtype), half_matmul, slots)
     folded.extend(tokens, on_step)

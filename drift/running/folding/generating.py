@@ -16,7 +16,8 @@ from drift import _arguments as arguments
 from drift._bounds import MOST_TOKENS
 from drift.errors import ConfigError
 from drift.running.checks import check_tokens
-from drift.running.descent.taps import check_supported, text_config
+from drift.running.descent.decoders import context_of
+from drift.running.descent.guard import admit
 from drift.running.folding.folded import CHUNK_SIZE, Folded, Reached, Step, check_runnable, fold
 from drift.running.folding.prompts import Prompt, template_of
 from drift.running.protocols import parse
@@ -192,7 +193,7 @@ def generate(
         arguments.text("question", question)
     if on_token is not None:
         arguments.function("on_token", on_token)
-    check_supported(model)
+    admit(model)
     if isinstance(text, Folded):
         if chunk_size is not None or protocol is not None:
             raise ConfigError("This text is folded already; its chunks and protocol cannot be chosen any more.")
@@ -234,7 +235,7 @@ def check_reach(model: PreTrainedModel, protocol: Protocol, text: Reached, size:
     ConfigError
         With what would do.
     """
-    context = getattr(text_config(model), "max_position_embeddings", None)
+    context = context_of(model)
     if context is None:
         return
     chunks, reached = list(text.following(protocol, question, size)), text

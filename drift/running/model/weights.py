@@ -360,11 +360,17 @@ class Streamed(Weights):
 
     @contextmanager
     def _there(self, names: Sequence[str]) -> Iterator[None]:
-        self._put(self._arrived(self._read(names)))
+        # What an outer context has put there stays there.
+        missing = [name for name in names if self._is_empty(name)]
+        self._put(self._arrived(self._read(missing)))
         try:
             yield
         finally:
-            self._drop(names)
+            self._drop(missing)
+
+    def _is_empty(self, name: str) -> bool:
+        module, key = self._slots[name][0]
+        return module._parameters[key] is self._empty[name]
 
     def _fill(self, index: int) -> None:
         """Have a block there, and the next one on its way."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from drift import _arguments as arguments
 from drift._bounds import MOST_TOKENS
 from drift.errors import ConfigError
-from drift.running.descent.taps import check_supported
+from drift.running.descent.guard import admit
 from drift.running.folding.folded import CHUNK_SIZE, Folded, Reached, check_runnable
 from drift.running.folding.generating import check_reach, end_tokens
 from drift.running.protocols import parse
@@ -263,7 +263,7 @@ def take_quiz(
     >>> taken = drift.take_quiz(model, tokenizer, "needle", 1024, protocols=["append", "isolated"])  # doctest: +SKIP
     >>> taken.summary("isolated")["exact"], taken.controls.found_without  # doctest: +SKIP
     """
-    check_supported(model)
+    admit(model)
     chunk_size = arguments.whole("chunk_size", chunk_size, 1, MOST_TOKENS)
     arguments.truth("controls", controls)
     if on_row is not None:

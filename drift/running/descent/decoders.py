@@ -1,0 +1,200 @@
+"""Where a model's decoder layers are, and how they are called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+
+from drift.errors import UnsupportedModelError
+
+__all__ = [
+    "TESTED",
+    "Driving",
+    "blocks_of",
+    "context_of",
+    "decoder_of",
+    "driving_of",
+    "keeps_more",
+    "structural_fault",
+    "takes",
+    "tested",
+    "text_config",
+]
+
+#: Model classes of transformers whose descent is held bit for bit against a plain loop by this project's own tests.
+TESTED = frozenset(
+    {
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "OlmoeForCausalLM",
+        "Phi3ForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
+    }
+)
+_TESTED_ATTENTION = ("eager", "sdpa")
+_KNOWN_CODE = ("torch.nn.modules.", "transformers.activations", "transformers.models.")
+
+
+@dataclass(frozen=True)
+class Driving:
+    """What was found out of how a model's blocks are called.
+
+    Attributes
+    ----------
+    plain : bool
+        Whether nothing need be known: embeddings may stand for token ids where only calls are wanted, what the decoder
+        does behind its last block takes one token as well as all, and blocks put out their states alone.
+    outputs : int
+        Length of the tuple that blocks put out; 0 where that is the states alone.
+    origin : int
+        Position id that the model itself gives the first token of a text.
+    positions : bool
+        Whether the model listens to the position ids that it is given.
+    token : int
+        A token id that stands for text and for nothing else.
+    outcome : str
+        How the descent was held against the model's own forward, as cells record it: ``tested`` (by this project's
+        tests), ``bitwise`` or ``floor`` (before the first descent of this very model; ``floor`` where kernels differ by
+        shape, and what they leave is no more than rounding).
+    dtype : torch.dtype or None
+        What the model computed in then.
+    """
+
+    plain: bool = True
+    outputs: int = 0
+    origin: int = 0
+    positions: bool = True
+    token: int = 0
+    outcome: str = "tested"
+    dtype: torch.dtype | None = None
+
+
+def driving_of(model: PreTrainedModel) -> Driving:
+    """What was found out of a model; of one that was never looked at, that nothing need be known."""
+    found = model.__dict__.get("_drift_driving")
+    return found if isinstance(found, Driving) and found.dtype is model.dtype else Driving()
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """Configuration of a model's text decoder."""
+    return model.config.get_text_config(decoder=True)
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many positions a model declares, counted from that of a text's first token; None where it does not say."""
+    context = getattr(text_config(model), "max_position_embeddings", None)
+    return None if context is None else int(context) - driving_of(model).origin
+
+
+def takes(module: nn.Module, argument: str) -> bool:
+    """Whether a module's forward has an argument of that name."""
+    return argument in inspect.signature(module.forward).parameters
+
+
+def tested(model: PreTrainedModel) -> bool:
+    """Whether a model is on the tested list, and all of it is the code that was tested."""
+    kind = type(model)
+    if kind.__name__ not in TESTED or not kind.__module__.startswith("transformers.models."):
+        return False
+    if text_config(model)._attn_implementation not in _TESTED_ATTENTION:
+        return False
+    return all(
+        type(module).__module__.startswith(_KNOWN_CODE) and "forward" not in module.__dict__
+        for module in model.modules()
+    )
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of a supported model, in the order in which they are called.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there are none to be found.
+    """
+    return _found(model)[1]
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The module that makes embeddings of token ids, calls the decoder layers and norms what the last one puts out.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there are no decoder layers to be found.
+    """
+    return _found(model)[0]
+
+
+def _found(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+    decoder = model.get_decoder()
+    blocks = getattr(decoder, "layers", None)
+    if isinstance(blocks, nn.ModuleList):
+        return decoder, blocks
+    name, count = type(model).__name__, getattr(text_config(model), "num_hidden_layers", None)
+    chains = list(_chains(model, count))
+    own = [chain for chain in chains if any(getattr(m, "config", None) is text_config(model) for m in chain[1:])]
+    if len(chains) > 1 and len(own) == 1:
+        chains = own
+    if not chains:
+        raise UnsupportedModelError(f"{name} has no list of {count} decoder layers that could be tapped.")
+    if len(chains) > 1:
+        raise UnsupportedModelError(
+            f"{name} has {len(chains)} lists of {count} layers each, and nothing says which of them are the decoder's."
+        )
+    *owners, blocks = chains[0]
+    assert isinstance(blocks, nn.ModuleList)
+    inner = (owner for owner in reversed(owners[1:]) if takes(owner, "past_key_values") and takes(owner, "input_ids"))
+    return next(inner, owners[-1]), blocks
+
+
+def _chains(model: nn.Module, count: int | None) -> Iterator[tuple[nn.Module, ...]]:
+    """The way from a model to each list of `count` modules: those least deep inside of it only."""
+    level: list[tuple[nn.Module, ...]] = [(model,)]
+    while level:
+        inside = [(*chain, child) for chain in level for child in chain[-1].children()]
+        lists = [chain for chain in inside if isinstance(chain[-1], nn.ModuleList) and len(chain[-1]) == count]
+        if lists:
+            yield from lists
+            return
+        level = [chain for chain in inside if not isinstance(chain[-1], nn.ModuleList)]
+
+
+def keeps_more(layer: object) -> bool:
+    """Whether a layer of a cache keeps anything beside keys and values, such as the keys of a sparse index."""
+    return type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def structural_fault(model: PreTrainedModel) -> str | None:
+    """What keeps a model from being driven layer by layer, as far as its structure tells; None if nothing does."""
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        return f"{name} is an encoder-decoder model; drift understands decoder-only models."
+    try:
+        decoder = decoder_of(model)
+    except UnsupportedModelError as error:
+        return str(error)
+    if not takes(decoder, "past_key_values"):
+        return f"{name} keeps no KV cache: no module around its layers takes past_key_values."
+    for index, layer in enumerate(DynamicCache(config=text_config(model)).layers):
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            return f"{name}: layer {index} carries recurrent state ({type(layer).__name__}), which drift does not."
+        if not isinstance(layer, DynamicLayer):
+            return (
+                f"{name}: layer {index} keeps no keys and values of its own ({type(layer).__name__}): it takes those "
+                "of another layer, or none."
+            )
+    if decoder is model:
+        return f"{name} has no decoder apart from its language-model head."
+    return None
