@@ -306,8 +306,8 @@ def table(rows: Sequence[Row], version: str) -> str:
         [
             "# Which models",
             "",
-            f"Every causal language model of transformers {version}, as a tiny model with random weights in fp32, "
-            f"{TOKENS} tokens in chunks of {CHUNK}:",
+            f"{len(rows)} of the {len(keys())} causal language models of transformers {version}, each as a tiny model "
+            f"with random weights in fp32, {TOKENS} tokens in chunks of {CHUNK}:",
             ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) + ".",
             "`make test-models` writes this table anew.",
             "",
@@ -348,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     rows = walk(asked.keys or keys(), asked.jobs, tell=tell)
     if asked.out:
-        asked.out.write_text(table(rows, transformers.__version__), encoding="utf-8")
+        asked.out.write_text(table(sorted(rows, key=lambda row: row.key), transformers.__version__), encoding="utf-8")
     return int(any(row.outcome in (WRONG, CRASHES) for row in rows))
 
 
