@@ -306,7 +306,7 @@ def table(rows: Sequence[Row], version: str) -> str:
         [
             "# Which models",
             "",
-            f"{len(rows)} of the {len(mapping())} causal language models of transformers {version}, each as a tiny model "
+            f"{len(rows)} of the {len(mapping())} causal language models of transformers {version}, each as a tiny one "
             f"with random weights in fp32, {TOKENS} tokens in chunks of {CHUNK}:",
             ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) + ".",
             "`make test-models` writes this table anew.",
