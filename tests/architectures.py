@@ -98,7 +98,7 @@ class Row:
         return cls(**{**told, "refuses": tuple(told["refuses"])})
 
 
-def keys() -> list[str]:
+def mapping() -> list[str]:
     """All architectures of the mapping, sorted."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -107,7 +107,7 @@ def keys() -> list[str]:
 
 def sample(every: int) -> list[str]:
     """The same part of the mapping every time: each `every`-th architecture."""
-    return keys()[::every]
+    return mapping()[::every]
 
 
 def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[str, Any]:
@@ -306,8 +306,8 @@ def table(rows: Sequence[Row], version: str) -> str:
         [
             "# Which models",
             "",
-            f"Every causal language model of transformers {version}, as a tiny model with random weights in fp32, "
-            f"{TOKENS} tokens in chunks of {CHUNK}:",
+            f"{len(rows)} of the {len(mapping())} causal language models of transformers {version}, each as a tiny one "
+            f"with random weights in fp32, {TOKENS} tokens in chunks of {CHUNK}:",
             ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) + ".",
             "`make test-models` writes this table anew.",
             "",
@@ -346,9 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def tell(row: Row) -> None:
         print(f"{row.key}: {row.outcome} {row.said or ' '.join(row.refuses)}"[:600], flush=True)
 
-    rows = walk(asked.keys or keys(), asked.jobs, tell=tell)
+    rows = walk(asked.keys or mapping(), asked.jobs, tell=tell)
     if asked.out:
-        asked.out.write_text(table(rows, transformers.__version__), encoding="utf-8")
+        asked.out.write_text(table(sorted(rows, key=lambda row: row.key), transformers.__version__), encoding="utf-8")
     return int(any(row.outcome in (WRONG, CRASHES) for row in rows))
 
 
