@@ -79,7 +79,7 @@ def test_a_pickle_is_read_and_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_values_are_those_that_were_written(protocol: int) -> None:
-    value = {"a": [1, -2, 3.5, None, True, False, "é", 2**80], "b": {"c": (1, (2, 3), ())}, 4: []}
+    value = {"a": [1, -2, 3.5, None, True, False, "é", 2**80], "b": {"c": (1, (2, 3), (), (1, 2, 3, 4, 5))}, 4: []}
     assert said(pickle.dumps(value, protocol=protocol)) == value
 
 

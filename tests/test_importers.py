@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,17 @@ def test_vllm_needs_its_layers(tmp_path: Path) -> None:
     assert set(found.places) == {Place("hidden", 4), Place("hidden", 8), Place("hidden", 12)}
     save_file({"hidden_states": torch.ones(2, 3, 4), "token_ids": torch.ones(2)}, path / "other.safetensors")
     assert "holds 2 files of tensors; vLLM writes one per request" in refusal(path, layers=(1, 2, 3))
+
+
+def test_vllms_tokens_are_held_against_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = vllm(lane(), tmp_path / "a"), vllm(lane(), tmp_path / "b")
+    held = load_file(two / "request.safetensors")
+    assert open_dump(one, layers=(0, 1, 2)).metadata == {
+        "tokens_sha256": hashlib.sha256(np.arange(TOKENS, dtype="<i8").tobytes()).hexdigest()
+    }
+    save_file(held | {"token_ids": held["token_ids"].flip(0)}, two / "request.safetensors")
+    main([str(one), str(two), "--layers", "1,2,3"])
+    assert "made from other tokens" in " ".join(capsys.readouterr().out.split())
 
 
 def test_gaps_between_steps_are_refused(tmp_path: Path) -> None:

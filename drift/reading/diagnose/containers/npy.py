@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tokenize
 import warnings
 from pathlib import Path
@@ -87,7 +88,7 @@ def stored(name: str, path: Path, stream: IO[bytes], size: int) -> Stored:
         If its numbers are of a format that is not read.
     """
     shape, by_columns, dtype = header(stream, size)
-    if dtype.byteorder == ">" or (dtype.byteorder == "=" and not np.little_endian):
+    if dtype.byteorder == ">" or (dtype.byteorder == "=" and sys.byteorder == "big"):
         raise OutsideError(f"{name or 'it'} holds {dtype.str}, numbers with their last byte first")
     strides = tuple(math.prod(shape[:axis]) for axis in range(len(shape))) if by_columns else ()
     return Stored(name, path, f"{_LETTERS[dtype.kind]}{8 * dtype.itemsize}", shape, stream.tell(), strides)

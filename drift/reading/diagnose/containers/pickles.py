@@ -67,6 +67,10 @@ class _Machine:
         items, self.stack = self.stack, self.below.pop()
         return items
 
+    def push(self, value: Any) -> None:
+        """Put a value on top."""
+        self.stack.append(value)
+
     def put(self, pairs: list[Any]) -> None:
         """Put keys and values into what lies on top."""
         top = self.stack[-1]
@@ -136,6 +140,10 @@ def _pop(machine: _Machine, argument: Any) -> None:
         machine.marked()
 
 
+def _drop(machine: _Machine, argument: Any) -> None:
+    machine.marked()
+
+
 def _set(machine: _Machine, argument: Any) -> None:
     value, key = machine.stack.pop(), machine.stack.pop()
     machine.put([key, value])
@@ -149,9 +157,9 @@ _CODES: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": lambda machine, argument: None,
     "FRAME": lambda machine, argument: None,
     "MARK": _mark,
-    "TUPLE": lambda machine, argument: machine.stack.append(tuple(machine.marked())),
-    "LIST": lambda machine, argument: machine.stack.append(machine.marked()),
-    "FROZENSET": lambda machine, argument: machine.stack.append(tuple(machine.marked())),
+    "TUPLE": lambda machine, argument: machine.push(tuple(machine.marked())),
+    "LIST": lambda machine, argument: machine.push(machine.marked()),
+    "FROZENSET": lambda machine, argument: machine.push(tuple(machine.marked())),
     "DICT": _dict,
     "APPEND": lambda machine, argument: machine.extend([machine.stack.pop()]),
     "APPENDS": lambda machine, argument: machine.extend(machine.marked()),
@@ -167,7 +175,7 @@ _CODES: dict[str, Callable[[_Machine, Any], None]] = {
     "BUILD": _built,
     "DUP": lambda machine, argument: machine.stack.append(machine.stack[-1]),
     "POP": _pop,
-    "POP_MARK": lambda machine, argument: machine.marked() and None,
+    "POP_MARK": _drop,
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _memoize),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _get),
 }

@@ -6,9 +6,12 @@ there is what goes into layer L (counted from 0), which is what L blocks gave.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
-from drift._bounds import MOST_BLOCKS
+from drift._bounds import MOST_BLOCKS, MOST_TOKENS
+from drift._outside import regular
+from drift._tensor_files import BYTES
 from drift.errors import DatasetError
 from drift.reading.diagnose.importers.base import Found, Importer, Options, Piece, Source
 from drift.reading.diagnose.stored import Place, Stored
@@ -47,8 +50,19 @@ def _read(source: Source, options: Options) -> Found:
         )
     if max(options.layers) > MOST_BLOCKS:
         raise DatasetError(f"{path}: {max(options.layers)} is beyond what a dump may hold ({MOST_BLOCKS:,} at most).")
+    tokens = held.tensors[_TOKENS]
+    said = {"tokens_sha256": _hashed(tokens)} if tokens.dtype == "I64" and tokens.shape == states.shape[:1] else {}
     pieces = [Piece(Place("hidden", layer), 0, states.axis(1, at, 0)) for at, layer in enumerate(options.layers)]
-    return Found(pieces, [], held.metadata, "what vLLM's hidden-states connector wrote.")
+    return Found(pieces, [], held.metadata | said, "what vLLM's hidden-states connector wrote.")
+
+
+def _hashed(tokens: Stored) -> str:
+    """What our own dumps say of their tokens, too."""
+    if tokens.shape[0] > MOST_TOKENS:
+        raise DatasetError(f"{tokens.path}: has {tokens.shape[0]:,} tokens; at most {MOST_TOKENS:,} are read.")
+    with regular(tokens.path) as (stream, _):
+        stream.seek(tokens.begin)
+        return hashlib.sha256(stream.read(tokens.shape[0] * BYTES[tokens.dtype])).hexdigest()
 
 
 VLLM = Importer("vllm", "vLLM's hidden-states connector", _knows, _read)
