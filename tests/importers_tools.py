@@ -221,7 +221,7 @@ FORMATS = (
     Written("transformerlens", transformerlens, _of(HIDDEN, KEYS, VALUES, ENDS)),
     Written("nnsight", nnsight, _of(HIDDEN, VALUES, ENDS), HEADED),
     Written("sglang", sglang, _of(HIDDEN, KEYS, VALUES, ENDS), HEADED),
-    Written("sglang", sglang_passes, _of(HIDDEN, ENDS)),
+    Written("sglang", sglang_passes, _of(HIDDEN, {"final"})),
     Written("vllm", vllm, _of(HIDDEN), ("--layers", ",".join(map(str, range(BLOCKS + 1)))), whole=True),
     Written("edge-llm", edge_llm, _of(KEYS, VALUES, CACHES, {"logits"})),
     Written("msprobe", msprobe, _of(HIDDEN, KEYS, VALUES, ENDS), HEADED),

@@ -87,7 +87,7 @@ def test_plain_values_are_those_that_were_written(protocol: int) -> None:
     "raw",
     [b"", b".", b"\x80\x02", b"t.", b"\x85.", b"a.", b"s.", b"R.", b"b.", b"h\x05.", b"u.", b"0.", b"2.", b"1.", b"Q.",
      b"}K\x01s.", b"cos\nsystem\n(S'x'\no.", b"(i__main__\nX\n.", b"\x82\x01.", b"Px\n.", b"L" + b"9" * 5000 + b"L\n.",
-     b"\x8e" + b"\xff" * 8, b"X\xff\xff\xff\x7fa", b"\xff"],
+     b"]X\x01\x00\x00\x00a\x93.", b"\x8e" + b"\xff" * 8, b"X\xff\xff\xff\x7fa", b"\xff"],
 )  # fmt: skip
 def test_what_is_no_pickle_of_tensors_is_refused(raw: bytes) -> None:
     with pytest.raises(OutsideError):

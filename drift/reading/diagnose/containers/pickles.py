@@ -114,6 +114,8 @@ def _mark(machine: _Machine, argument: Any) -> None:
 
 def _global(machine: _Machine, argument: Any) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
+    if not (isinstance(name, str) and isinstance(module, str)):
+        raise OutsideError("its pickle names something by what is no text")
     machine.stack.append(Name(f"{module} {name}"))
 
 

@@ -58,7 +58,7 @@ def _numbers(name: str, made: Made, where: Mapping[str, Member]) -> tuple[str, t
         raise OutsideError(f"{name[:80]!r} has no storage that is known")
     dtype = _STORAGES.get(key[1].text.split(" ")[-1], key[1].text)
     dtype = dtype or next((_DTYPES[one.text] for one in more if isinstance(one, Name) and one.text in _DTYPES), "U8")
-    member = where.get(str(key[2])[:40])
+    member = where.get(key[2]) if isinstance(key[2], str) else None
     if member is None or not member.plain:
         raise OutsideError(f"the numbers of {name[:80]!r} are not in it, or compressed")
     last = first[0] + sum((n - 1) * step for n, step in zip(size, steps, strict=True))

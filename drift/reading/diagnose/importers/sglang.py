@@ -41,6 +41,7 @@ _MODULE = re.compile(r"non_intrusive__(?:(?P<path>.*)\.)?(?P<side>inputs|output)
 _PASS = re.compile(r"Pass\d+\.pt")
 _NORM = re.compile(r"(?P<before>(?:.*\.)?layers\.\d+)\.input_layernorm|(?P<last>(?:.*\.)?norm)")
 _VALUE = "value"
+_LATE = ("lm_head", "logits_processor")  # written with the pass that follows, and of the last one not at all
 
 
 def _tags(path: Path) -> dict[str, str]:
@@ -105,10 +106,10 @@ def _hooked(source: Source, options: Options, found: Found) -> None:
         for name, stored in source.held(path).tensors.items():
             module, _, what = name.removesuffix("]").partition("[")
             norm = _NORM.fullmatch(module)
-            if norm is None or not what:
-                # What comes after the last norm is written with the pass that follows.
-                ended = step > 0 and module.endswith(("lm_head", "logits_processor"))
-                calls[step - ended].setdefault(module, Call()).outputs[what or "logits"] = stored
+            if module.endswith(_LATE):
+                found.ignored.append(name)
+            elif norm is None or not what:
+                calls[step].setdefault(module, Call()).outputs[what] = stored
             elif what == "1" and norm["before"]:
                 calls[step].setdefault(norm["before"], Call()).inputs[what] = stored
             else:
