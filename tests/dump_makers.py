@@ -1,4 +1,4 @@
-"""Makes the dumps in ``tests/dumps`` with the packages whose formats they are: ``dump_makers.py NAME FOLDER``.
+"""Makes the dumps in ``tests/dumps`` with the packages whose formats they are: ``dump_makers.py NAME ... FOLDER``.
 
 Each package in an environment of its own, with the torch of the project; docs/importers.md says which versions. What
 they hold is computed again in ``tests/test_importers_real.py``, by a plain loop of transformers.
@@ -192,6 +192,7 @@ MAKERS = {
 }
 
 if __name__ == "__main__":
-    target = Path(sys.argv[2])
-    target.mkdir(parents=True, exist_ok=True)
-    MAKERS[sys.argv[1]](target)
+    *names, target = sys.argv[1:]
+    Path(target).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        MAKERS[name](Path(target))

@@ -76,7 +76,7 @@ def transformers(tensors: Tensors, folder: Path) -> Path:
         given["model.layers.0_inputs_kwargs_attention_mask"] = torch.zeros(1, length(step), length(step))
         gave = {f"{path}_outputs": tensor for path, tensor in modules(step).items() if not path[-1].isdecimal()}
         for name, tensor in (given | gave).items():
-            save_file({"data": tensor[None].contiguous()}, place / f"LlamaForCausalLM.{name}.safetensors")
+            save_file({"data": tensor[None].clone()}, place / f"LlamaForCausalLM.{name}.safetensors")
     return folder
 
 
@@ -97,7 +97,7 @@ def transformerlens(tensors: Tensors, folder: Path) -> Path:
 def nnsight(tensors: Tensors, folder: Path) -> Path:
     folder.mkdir()
     held = {
-        f"step.{number}.model.{path}.output": tensor[None].contiguous()
+        f"step.{number}.model.{path}.output": tensor[None].clone()
         for number, step in enumerate(by_step(tensors))
         for path, tensor in modules(step).items()
     }
@@ -119,7 +119,7 @@ def edge_llm(tensors: Tensors, folder: Path) -> Path:
     held, steps = {}, by_step(tensors)
     for number, step in enumerate(steps):
         filled = sum(map(length, steps[: number + 1]))
-        held[f"round_{number}.logits"] = step["logits"][-1:].contiguous()
+        held[f"round_{number}.logits"] = step["logits"][-1:].clone()
         held[f"round_{number}.context_lengths"] = torch.tensor([filled], dtype=torch.int32)
         held[f"round_{number}.layer_9.recurrent_state"] = torch.zeros(1, 2, 2)
         for block in range(BLOCKS):
@@ -170,7 +170,7 @@ def sglang_passes(tensors: Tensors, folder: Path) -> Path:
         norms = {
             f"model.layers.{block}.input_layernorm": [
                 torch.ones(length(step), 32),
-                step[f"layer.{block}.hidden"].clone(),
+                step[f"layer.{block}.hidden"],
             ]
             for block in range(1, BLOCKS)
         }
