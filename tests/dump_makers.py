@@ -120,17 +120,19 @@ def nnsight(folder: Path) -> None:
     """A trace per chunk: the whole cache of the second as `.pt`, and both as safetensors with steps in the names."""
     from nnsight import NNsight
 
+    wanted = re.compile(r"(lm_head|model\.norm|embed_tokens|[kv]_proj|layers\.\d+)$")
     wrapped, cache, held = NNsight(tiny()), DynamicCache(), {}
     for step, chunk in enumerate(ids().split(CHUNK, dim=1)):
         with wrapped.trace(chunk, past_key_values=cache, use_cache=True) as tracer:
             seen = tracer.cache()
         for path in seen.keys():  # noqa: SIM118
             output = seen[path].output
-            if isinstance(output, torch.Tensor):
+            if isinstance(output, torch.Tensor) and wanted.search(path):
                 held[f"step.{step}.{path}.output"] = output.contiguous().clone()
     save_file(held, folder / "nnsight.safetensors")
+    some = [path for path in seen.keys() if wanted.search(path)]  # noqa: SIM118
     with wrapped.trace(ids()) as tracer:
-        seen = tracer.cache(modules=[path for path in seen.keys() if path.count(".") <= 3])  # noqa: SIM118
+        seen = tracer.cache(modules=some)
     torch.save(seen, folder / "nnsight.pt")
 
 
