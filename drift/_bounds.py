@@ -14,7 +14,9 @@ __all__ = [
     "MOST_CSV_BYTES",
     "MOST_DEPTH",
     "MOST_DIGITS",
+    "MOST_DIRECTORY_BYTES",
     "MOST_DOCUMENTS",
+    "MOST_DUMP_FILES",
     "MOST_FACTS",
     "MOST_FILE_BYTES",
     "MOST_GGUF_ITEMS",
@@ -25,6 +27,8 @@ __all__ = [
     "MOST_LOGPROB_BYTES",
     "MOST_OPTION",
     "MOST_PARAMETER_BYTES",
+    "MOST_PICKLE_BYTES",
+    "MOST_PICKLE_CODES",
     "MOST_SIZE",
     "MOST_STEPS",
     "MOST_TEXT_BYTES",
@@ -78,3 +82,11 @@ MOST_SIZE = 1 << 24
 """Any other size in a model's configuration: features, heads."""
 MOST_GGUF_ITEMS = 1 << 24
 """Entries of the metadata of a GGUF file, and of an array in it."""
+MOST_DUMP_FILES = 1 << 18
+"""Files in a folder of dumped tensors: some debuggers write one per tensor and step."""
+MOST_DIRECTORY_BYTES = 16 << 20
+"""Bytes of the table of contents of a zip archive (`.npz`, `.pt`): a hundred thousand arrays."""
+MOST_PICKLE_BYTES = 16 << 20
+"""Bytes of what a `.pt` file says of its tensors, their numbers not counted."""
+MOST_PICKLE_CODES = 1 << 20
+"""Instructions of it: some forty a tensor."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from drift._bounds import MOST_DIGITS
 from drift.boundary import command
+from drift.dataset.dumps import FORMS
 from drift.dataset.rungs import RUNGS, known_rung
 
 __all__ = ["main"]
@@ -35,6 +36,21 @@ def _heads(text: str) -> int:
     return int(text)
 
 
+def _layers(text: str) -> tuple[int, ...]:
+    numbers = text.split(",")
+    if not all(number.isdecimal() and len(number) <= MOST_DIGITS for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of layers, such as 1,2,3")
+    return tuple(map(int, numbers))
+
+
+def _forms(text: str) -> tuple[str, str]:
+    first, comma, second = text.partition(",")
+    for name in (first, second or first):
+        if name not in FORMS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no format of dumps; there are {', '.join(FORMS)}")
+    return first, second if comma else first
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m drift.diagnose",
@@ -43,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="verdicts and exit codes: 0 same_bits or rounding; 1 structural or narrower_storage; 2 bad input; "
         "3 undetermined.  tensors are named step.K.layer.L.hidden, step.K.block.B.key (.value, .cache_key, "
         ".cache_value), "
-        "step.K.final, step.K.logits: see docs/diagnose.md.  "
+        "step.K.final, step.K.logits: see docs/diagnose.md; dumps by other programs are recognised.  "
         "examples: python -m drift.diagnose full/ chunked/;  "
         "python -m drift.diagnose full-bf16/ chunked-bf16/ --other-precision full-fp32/ chunked-fp32/",
     )
@@ -56,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
                         f"numbers' format does not tell: {', '.join(RUNGS)}, or a number")  # fmt: skip
     parser.add_argument("--heads", type=_heads, metavar="N", help="heads of the cache, if keys and values are "
                         "stored as [token, head, feature] or [token, head * feature]")  # fmt: skip
+    parser.add_argument("--from", dest="forms", type=_forms, default=(None, None), metavar="NAME", help="the program "
+                        "that wrote the dumps, where the content does not tell; NAME,NAME if B's is another than "
+                        f"A's and C's: {', '.join(FORMS)}")  # fmt: skip
+    parser.add_argument("--layers", type=_layers, default=(), metavar="L,L,...", help="after how many blocks the "
+                        "hidden states were taken, where the files do not tell (vLLM's connector)")  # fmt: skip
     parser.add_argument("--other-precision", nargs=2, metavar=("A2", "B2"), help="the same two lanes at another "
                         "precision, best a finer one: rounding shrinks with the unit roundoff, a bug does "
                         "not")  # fmt: skip
@@ -71,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from drift.reading.diagnose.verdict import diagnose
 
     named = (args.a, args.b, *(args.other_precision or ()), *([] if args.floor is None else [args.floor]))
-    a, b, *rest = (open_dump(name, args.heads) for name in named)
+    forms = (*args.forms, *(args.forms if args.other_precision else ()), args.forms[0])
+    lanes = zip(named, forms, strict=False)
+    a, b, *rest = (open_dump(name, args.heads, form, args.layers) for name, form in lanes)
     found = diagnose(
         a,
         b,

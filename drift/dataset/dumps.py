@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from drift.errors import ConfigError
 
-__all__ = ["LOGITS", "check_logits"]
+__all__ = ["FORMS", "LOGITS", "check_logits"]
 
 #: Of which tokens the logits are written.
 LOGITS = ("all", "last", "none")
+#: Programs whose dumps are read, as they are asked for; `drift` is names of our own.
+FORMS = ("drift", "transformers", "transformerlens", "nnsight", "sglang", "vllm", "edge-llm", "msprobe")
 
 
 def check_logits(logits: str) -> None:

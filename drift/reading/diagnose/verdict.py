@@ -16,6 +16,7 @@ from drift.reading.diagnose.precision import with_other_precision
 from drift.reading.diagnose.reach import Shortfall, absent, shortfalls
 from drift.reading.diagnose.storage import CacheFault, cache_faults, narrowings
 from drift.reading.diagnose.tensors import Dump, Place
+from drift.reading.diagnose.unplaced import left_out
 
 __all__ = ["diagnose"]
 
@@ -158,8 +159,7 @@ def _notes(found: Comparison) -> list[str]:
             f"A has {found.a.tokens} tokens and B has {found.b.tokens}: the first {found.tokens} were compared."
         )
     for lane, dump in (("A", found.a), ("B", found.b)):
-        if dump.ignored:
-            notes.append(f"{lane} holds {len(dump.ignored)} tensors of other names, for example {dump.ignored[0]!r}.")
+        notes += left_out(lane, dump)
     sources = {"tokens_sha256": "other tokens", "model": "another model"}
     for key, what in sources.items():
         values = found.a.metadata.get(key), found.b.metadata.get(key)
