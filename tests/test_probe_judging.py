@@ -148,6 +148,19 @@ def test_texts_may_part_at_a_near_tie_only(margin: float, verdict: Verdict, why:
     assert 0.003 < pair.moved < 0.02
 
 
+def test_texts_of_a_server_without_numbers_may_part_at_once() -> None:
+    def worded(of: AskedLane, *parting: int) -> AskedLane:
+        answers = [replace(one, tokens=tuple(f"w{t}" for t in one.tokens)) for one in of.answers]
+        for at in parting:
+            answers[at] = replace(answers[at], tokens=("x", *answers[at].tokens[1:]))
+        return replace(of, answers=tuple(answers))
+
+    lanes = worded(lane("cold", Kind.COLD, 0.0)), worded(warm(1e-3), 0), worded(batch(1e-3), 1), worded(repeat(0.0))
+    found = judge(Probe("", "", "", "", lanes))
+    assert [len(pair.partings) for pair in found.pairs] == [1, 1, 0]
+    assert found.pairs[0].positions == (PROMPTS - 1) * TOKENS
+
+
 def test_what_may_come_from_the_cache_is_a_lane_of_the_cache() -> None:
     unsure = lane("repeat", Kind.REPEAT, 0.1, 3, anew=False, cached=None)
     found = judged(lane("warm", Kind.CACHE, 0.1, 1, anew=False, cached=None), unsure)

@@ -18,11 +18,11 @@ import numpy as np
 
 from drift.dataset.probes import Answer, AskedLane, Kind, Probe, View
 from drift.reading.logits.comparing import compare_lanes
-from drift.reading.logits.deciding import TAIL
+from drift.reading.logits.deciding import LEAST_POSITIONS, TAIL
 from drift.reading.logits.importers.base import logprob_sequence
 from drift.reading.logits.lanes import Lane
 from drift.reading.logits.model import LogitComparison, Reason, Verdict
-from drift.reading.probing.model import CACHED, FLIP, KERNELS, Found, Pair, Parting, Why
+from drift.reading.probing.model import CACHED, FLIP, KERNELS, SHARE, Found, Pair, Parting, Why
 
 __all__ = ["judge"]
 
@@ -48,11 +48,13 @@ def judge(probe: Probe) -> Found:
 def _lane(asked: AskedLane, lengths: Sequence[int] | None = None) -> Lane:
     """A lane as it is compared: of each answer so many positions."""
     ends = [len(one.tokens) for one in asked.answers] if lengths is None else lengths
-    found = tuple(
-        logprob_sequence(list(one.tokens[:end]), list(one.logprobs[:end]), list(one.tops[:end]) or None)
-        for one, end in zip(asked.answers, ends, strict=True)
-    )
-    return Lane(asked.name, _FORM, found)
+    numbered = all(isinstance(token, int) for one in asked.answers for token in one.tokens)
+    found = []
+    for one, end in zip(asked.answers, ends, strict=True):
+        made = logprob_sequence(None, list(one.logprobs[:end]), list(one.tops[:end]) or None)
+        # Nothing at all has no type of its own, and is none of another text.
+        found.append(replace(made, tokens=np.array(one.tokens[:end], dtype=np.int64 if numbered else object)))
+    return Lane(asked.name, _FORM, tuple(found))
 
 
 def _compared(a: Lane, b: Lane, floor: Sequence[Lane] = ()) -> LogitComparison | None:
@@ -111,11 +113,11 @@ class _Held:
         return math.nan if self.found.excess is None else self.found.excess.low
 
     @property
-    def order(self) -> tuple[bool, bool, float]:
-        """What tells more, and accuses less, comes first."""
-        over = self.found.excess
+    def order(self) -> tuple[bool, bool, bool, float]:
+        """What excuses comes first, then what tells more, then what accuses less."""
+        over, verdict = self.found.excess, self.found.verdict
         ratio = over.ratio if over is not None and math.isfinite(over.ratio) else math.inf
-        return not self.tells, self.found.verdict is Verdict.BEYOND, ratio
+        return verdict is not Verdict.WITHIN, not self.tells, verdict is Verdict.BEYOND, ratio
 
 
 class _View:
@@ -195,12 +197,17 @@ class _View:
         own = [one for one in candidates if _kind(lane) is Kind.BATCH and one.kind is Kind.BATCH]
         cross = [one for one in candidates if one not in own]
         groups = [[one] for one in candidates] + ([cross] if len(cross) > 1 else [])
-        found = [(group, self._against_cold(lane, group)) for group in groups]
+        found = [(group, self._against_cold(lane, group)) for group in groups if self._measures(group, lane)]
         return [
             _Held(" and ".join(one.name for one in group), one, group[0] in own)
             for group, one in found
             if one is not None
         ]
+
+    def _measures(self, group: Sequence[AskedLane], lane: AskedLane) -> bool:
+        """Whether floors have enough positions for a lane: the furthest of a few is not the furthest of many."""
+        known = sum(int(one.given.sum()) for of in group for one in self._floor(of).sequences if one.given is not None)
+        return known >= max(LEAST_POSITIONS, SHARE * sum(self._lengths(lane)))
 
     def _moved(self, lane: AskedLane) -> float:
         """The furthest that a lane moves a log-probability, or the margin of the likeliest token."""

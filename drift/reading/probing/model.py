@@ -11,11 +11,13 @@ import numpy as np
 from drift.dataset.probes import Kind, Probe, View
 from drift.reading.logits.model import LogitComparison, Verdict
 
-__all__ = ["CACHED", "FLIP", "KERNELS", "Found", "Pair", "Parting", "Why"]
+__all__ = ["CACHED", "FLIP", "KERNELS", "SHARE", "Found", "Pair", "Parting", "Why"]
 
 #: A batch runs other kernels than a single request, whose rounding neither repeats nor a cache show: so many times as
 #: far as these it may be before it is called beyond.
 KERNELS = 10.0
+#: Floors must differ from the cold lane at so large a share of the positions that are judged, at least.
+SHARE = 0.25
 #: A lane was computed anew where at most so large a share of its prompts came from a cache.
 CACHED = 0.5
 #: Texts may part where the margin is at most so many times what the floor moves: both tokens move.
