@@ -80,9 +80,11 @@ def test_vllm_of_before_numbers_were_told_has_the_prompts_token_first() -> None:
 
 def test_sglang_tells_numbers_beside_texts() -> None:
     logprobs = {
-        "tokens": ["a", "b", " c"], "token_logprobs": [None, -1.0, -0.5], "top_logprobs": [None, {"b": -1.0}, {" c": -0.5}],
+        "tokens": ["a", "b", " c"],
+        "token_logprobs": [None, -1.0, -0.5],
+        "top_logprobs": [None, {"b": -1.0}, {" c": -0.5}],
         "text_offset": [],
-    }  # fmt: skip
+    }
     echoed = {"choices": [{"logprobs": logprobs, "prompt_token_ids": [4, 5], "token_ids": [6]}]}
     answer = read(echoed, View.PROMPT, Engine.SGLANG)
     assert (answer.tokens, answer.logprobs, answer.names) == ((4, 5, 6), (None, -1.0, -0.5), ("a", "b", " c"))
@@ -99,8 +101,16 @@ def test_a_prompt_of_other_tokens_is_refused(ids: list[int]) -> None:
         read({"choices": [choice | {"prompt_token_ids": ids}]}, View.PROMPT)
 
 
-@pytest.mark.parametrize(("owner", "engine"), [("vllm", Engine.VLLM), ("sglang", Engine.SGLANG), ("llamacpp", Engine.LLAMA_CPP),
-                                               ("openai", Engine.OTHER), (None, Engine.OTHER)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("owner", "engine"),
+    [
+        ("vllm", Engine.VLLM),
+        ("sglang", Engine.SGLANG),
+        ("llamacpp", Engine.LLAMA_CPP),
+        ("openai", Engine.OTHER),
+        (None, Engine.OTHER),
+    ],
+)
 def test_what_a_server_calls_itself_says_what_it_is(owner: str | None, engine: Engine) -> None:
     found = {"object": "list", "data": [{"id": "m", "owned_by": owner, "max_model_len": 4096}]}
     server = recognise(cast(Client, Saying(found)), "")

@@ -90,7 +90,7 @@ class Client:
         self._limits = limits
         self._end = time.monotonic() + limits.total
         self._lock = threading.Lock()
-        self._live: set[HTTPConnection] = set()
+        self._live: list[list[socket.socket]] = []
         self._closed = False
         self.requests = 0
 
@@ -107,8 +107,8 @@ class Client:
         with self._lock:
             self._closed = True
             live = list(self._live)
-        for connection in live:
-            _end(connection)
+        for line in live:
+            _end(line)
 
     def get(self, path: str) -> dict[str, Any]:
         """Ask for an object; errors as :meth:`post`."""
@@ -143,34 +143,41 @@ class Client:
         """Send a request; its status, and at most so many bytes as an answer may have."""
         left = self._admitted()
         connection = self._connection(left)
+        line: list[socket.socket] = []  # http.client forgets its socket when the answer begins
         ended = threading.Event()
 
         def end() -> None:
             ended.set()
-            _end(connection)
+            _end(line)
 
         watch = threading.Timer(left, end)
         watch.daemon = True
         watch.start()
         try:
-            with self._lock:
-                self._live.add(connection)
             connection.connect()
-            if connection.sock is not None:
-                connection.sock.settimeout(left)
+            connection.sock.settimeout(left)
+            line.append(connection.sock)
+            self._begun(line)
             connection.request(method, self._path + path, payload, self._headers(payload))
             return self._read(connection.getresponse())
         except (OSError, HTTPException, ValueError) as error:
             if self._closed:
                 raise self._refused("was not waited for any longer.") from error
             if ended.is_set() or isinstance(error, TimeoutError):
-                raise self._too_slow(left if connection.sock is not None else min(left, _CONNECTING)) from error
+                raise self._too_slow(left if line else min(left, _CONNECTING)) from error
             raise self._refused(_reason(error)) from error
         finally:
             watch.cancel()
             with self._lock:
-                self._live.discard(connection)
+                self._live = [one for one in self._live if one is not line]
             connection.close()
+
+    def _begun(self, line: list[socket.socket]) -> None:
+        """Take note of what is under way."""
+        with self._lock:
+            if self._closed:
+                raise self._refused("is not asked any more.")
+            self._live.append(line)
 
     def _admitted(self) -> float:
         """Seconds that the next request may take."""
@@ -261,10 +268,9 @@ def _netloc(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _end(connection: HTTPConnection) -> None:
-    """End a connection that another thread waits for: closing it would not wake that thread."""
-    stream = connection.sock
-    if stream is not None:
+def _end(line: list[socket.socket]) -> None:
+    """End what another thread waits for: closing a socket would not wake that thread."""
+    for stream in line:
         with suppress(OSError):
             stream.shutdown(socket.SHUT_RDWR)
 
