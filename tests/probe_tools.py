@@ -156,6 +156,7 @@ def serving(behaviour: Behaviour | None, handler: type[BaseHTTPRequestHandler] =
     """Serve for a while: the endpoint."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    server.handle_error = lambda *about: None  # type: ignore[method-assign]  # of clients who went away
     server.behaviour = behaviour  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()

@@ -65,7 +65,8 @@ def raw(talk: Callable[[socket.socket], None]) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     finally:
-        listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         for connection in held:
             connection.close()

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from drift.dataset.probes import Answer, AskedLane, Kind, Probe, View
-from drift.reading.logits.comparing import compare_lanes
+from drift.reading.logits.comparing import decide_lanes
 from drift.reading.logits.deciding import LEAST_POSITIONS, TAIL
 from drift.reading.logits.importers.base import logprob_sequence
 from drift.reading.logits.lanes import Lane
-from drift.reading.logits.model import LogitComparison, Reason, Verdict
+from drift.reading.logits.model import Decision, Reason, Verdict
 from drift.reading.probing.model import CACHED, FLIP, KERNELS, SHARE, Found, Pair, Parting, Why
 
 __all__ = ["judge"]
@@ -57,11 +57,11 @@ def _lane(asked: AskedLane, lengths: Sequence[int] | None = None) -> Lane:
     return Lane(asked.name, _FORM, tuple(found))
 
 
-def _compared(a: Lane, b: Lane, floor: Sequence[Lane] = ()) -> LogitComparison | None:
+def _compared(a: Lane, b: Lane, floor: Sequence[Lane] = ()) -> Decision | None:
     """Compare; None where they have no token in common."""
     if not any(one.given is not None and one.given.any() for one in b.sequences):
         return None
-    return compare_lanes(a, b, floor)
+    return decide_lanes(a, b, floor)
 
 
 def _common(a: Answer, b: Answer) -> int:
@@ -99,7 +99,7 @@ class _Held:
     """A lane held against one candidate for a floor, or against all that vary something else together."""
 
     floor: str
-    found: LogitComparison
+    found: Decision
     own: bool  # of the lane's own kind
 
     @property
@@ -142,7 +142,7 @@ class _View:
     def _lengths(self, lane: AskedLane) -> list[int]:
         return [_common(a, b) for a, b in zip(self.cold.answers, lane.answers, strict=True)]
 
-    def _against_cold(self, lane: AskedLane, floor: Sequence[AskedLane] = ()) -> LogitComparison | None:
+    def _against_cold(self, lane: AskedLane, floor: Sequence[AskedLane] = ()) -> Decision | None:
         lengths = self._lengths(lane)
         return _compared(_lane(self.cold, lengths), _lane(lane, lengths), [*map(self._floor, floor)])
 
@@ -242,7 +242,7 @@ class _View:
         return [Pair(self.cold.view, model.name, Kind.MODEL, found.verdict, reason, name, found)]
 
 
-def _furthest(found: LogitComparison) -> float:
+def _furthest(found: Decision) -> float:
     sizes = np.concatenate([np.abs(found.pairs.change), found.pairs.margin_change])
     return float(sizes[np.isfinite(sizes)].max(initial=0.0))
 

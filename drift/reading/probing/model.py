@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from drift.dataset.probes import Kind, Probe, View
-from drift.reading.logits.model import LogitComparison, Verdict
+from drift.reading.logits.model import Decision, Verdict
 
 __all__ = ["CACHED", "FLIP", "KERNELS", "SHARE", "Found", "Pair", "Parting", "Why"]
 
@@ -72,7 +72,7 @@ class Pair:
     why : Why
     floor : str
         Name of the lane that it was held against; empty where there was none.
-    comparison : LogitComparison or None
+    comparison : Decision or None
         Over the tokens that both have in common; None where there are none.
     partings : tuple of Parting
     moved : float
@@ -87,7 +87,7 @@ class Pair:
     verdict: Verdict
     why: Why
     floor: str = ""
-    comparison: LogitComparison | None = None
+    comparison: Decision | None = None
     partings: tuple[Parting, ...] = ()
     moved: float = math.nan
     cached: float | None = None

@@ -181,7 +181,8 @@ def ask(client: Client, server: Server, plan: Plan, report: Callable[[str], None
     started = time.monotonic()
     asker, anew = _Asker(client, server, plan, report), server.can_compute_anew
     # What cannot work is found out with one request.
-    asker.one(plan.prompts[0].whole, View.GENERATED, asker.fresh(), tokens=1) if anew else None
+    if anew:
+        asker.one(plan.prompts[0].whole, View.GENERATED, asker.fresh(), tokens=1)
     views = [View.GENERATED, View.PROMPT] if asker.gives_prompts() else [View.GENERATED]
     lanes: list[AskedLane] = []
     for view in views:

@@ -159,7 +159,11 @@ class Client:
             line.append(connection.sock)
             self._begun(line)
             connection.request(method, self._path + path, payload, self._headers(payload))
-            return self._read(connection.getresponse())
+            with connection.getresponse() as response:
+                found = self._read(response)
+            if ended.is_set():  # what was cut off may look whole
+                raise TimeoutError
+            return found
         except (OSError, HTTPException, ValueError) as error:
             if self._closed:
                 raise self._refused("was not waited for any longer.") from error
