@@ -7,6 +7,7 @@ memory. Each bound lies far beyond what was ever measured with drift, and far wi
 from __future__ import annotations
 
 __all__ = [
+    "MOST_ANSWER_BYTES",
     "MOST_BLOCKS",
     "MOST_CELLS",
     "MOST_CELL_BYTES",
@@ -19,6 +20,7 @@ __all__ = [
     "MOST_DUMP_FILES",
     "MOST_FACTS",
     "MOST_FILE_BYTES",
+    "MOST_GENERATED",
     "MOST_GGUF_ITEMS",
     "MOST_HEADER_BYTES",
     "MOST_JSON_BYTES",
@@ -29,6 +31,9 @@ __all__ = [
     "MOST_PARAMETER_BYTES",
     "MOST_PICKLE_BYTES",
     "MOST_PICKLE_CODES",
+    "MOST_PROMPT",
+    "MOST_PROMPTS",
+    "MOST_REPEATS",
     "MOST_SIZE",
     "MOST_STEPS",
     "MOST_TEXT_BYTES",
@@ -52,6 +57,16 @@ MOST_CSV_BYTES = 256 << 20
 """Bytes of a table of curves."""
 MOST_LOGPROB_BYTES = 256 << 20
 """Bytes of a file of log-probabilities (JSON)."""
+MOST_ANSWER_BYTES = 32 << 20
+"""Bytes of one answer of a server."""
+MOST_PROMPTS = 64
+"""Prompts that a server is asked, and of which so many at a time."""
+MOST_REPEATS = 16
+"""How often a server is asked the same."""
+MOST_GENERATED = 1024
+"""Tokens that a server is asked to generate for a prompt."""
+MOST_PROMPT = 1 << 20
+"""Characters of a prompt."""
 MOST_TEXT_BYTES = 1 << 30
 """Bytes of a text to take tokens from."""
 MOST_FILE_BYTES = 4 << 30

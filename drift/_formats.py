@@ -17,6 +17,7 @@ __all__ = ["faults"]
 _FEW = 3  # faults that are told
 _LONGEST = 60  # characters of a value that are shown
 _MOST_BYTES = 1 << 62
+_MOST_NAME = 4096  # characters of the name of a served model
 
 
 def _plain_name(name: str) -> str:
@@ -286,6 +287,56 @@ class OpenAiRecord(_Base):
     """A response of any server that speaks OpenAI's protocol."""
 
     choices: list[_OpenAiChoice]
+
+
+# ---------------------------------------------------------------- servers
+class _ServedModel(_Base):
+    id: Annotated[str, Field(max_length=_MOST_NAME)]
+    owned_by: str | None = None
+
+
+class ServedModels(_Base):
+    """What a server says of its models."""
+
+    data: list[_ServedModel]
+
+
+class _ServedTop(_Base):
+    id: _Token | None = None
+    token: str
+    logprob: float
+
+
+class _ServedToken(_ServedTop):
+    top_logprobs: list[_ServedTop] | None = None
+
+
+class _ServedLogprobs(_Base):
+    content: list[_ServedToken] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: _Logprobs | None = None
+    top_logprobs: _Tops | None = None
+
+
+class _ServedChoice(_VllmPrompt):
+    logprobs: _ServedLogprobs | None = None
+    token_ids: list[_Token] | None = None
+
+
+class _Cached(_Base):
+    cached_tokens: Count | None = None
+
+
+class _Usage(_Base):
+    prompt_tokens: Count | None = None
+    prompt_tokens_details: _Cached | None = None
+
+
+class ServedCompletion(_Base):
+    """A server's answer to a prompt."""
+
+    choices: Annotated[list[_ServedChoice], Field(min_length=1)]
+    usage: _Usage | None = None
 
 
 # ---------------------------------------------------------------- faults in words

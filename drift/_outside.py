@@ -58,6 +58,8 @@ class Form(Enum):
     VLLM = "VllmRecord"
     SGLANG = "SglangRecord"
     OPENAI = "OpenAiRecord"
+    SERVED_MODELS = "ServedModels"
+    COMPLETION = "ServedCompletion"
 
 
 # Possessive: what was taken is never given back, which costs memory for every escape.

@@ -15,6 +15,7 @@ __all__ = [
     "CorpusError",
     "DatasetError",
     "DriftError",
+    "EndpointError",
     "Fault",
     "PrecisionError",
     "ProtocolError",
@@ -120,6 +121,22 @@ class PrecisionError(DriftError):
 
 class ReportError(DriftError):
     """A notebook that cannot be run or rendered as asked."""
+
+
+class EndpointError(DriftError):
+    """A server that cannot be asked, or does not answer as it should.
+
+    Parameters
+    ----------
+    message : str
+        The whole story.
+    status : int, optional
+        The HTTP status, where there was one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class UnsupportedModelError(DriftError):

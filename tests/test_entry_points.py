@@ -23,7 +23,7 @@ def test_console_scripts_lead_to_functions() -> None:
     project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
     scripts = project["project"]["scripts"]
     names = ("sweep", "report", "checkpoints", "plateau", "claims", "ladder", "thin", "capture", "diagnose", "generate",
-             "verify", "logits")  # fmt: skip
+             "verify", "logits", "probe")  # fmt: skip
     assert set(scripts) == {f"drift-{name}" for name in names}
     for target in scripts.values():
         module, _, function = target.partition(":")

@@ -22,6 +22,7 @@ DOORS = (
     "ladder",
     "logits",
     "plateau",
+    "probe",
     "report",
     "sweep",
     "thin",

@@ -13,11 +13,11 @@ from drift.errors import ArgumentError, DatasetError
 from drift.reading.logits.deciding import decide, excess, growth, near_ties
 from drift.reading.logits.importers.arrays import sequences
 from drift.reading.logits.lanes import Lane, Sequence
-from drift.reading.logits.model import LogitComparison, Units
+from drift.reading.logits.model import Decision, LogitComparison, Units
 from drift.reading.logits.numbers import numbers
-from drift.reading.logits.pairing import pairs
+from drift.reading.logits.pairing import Pairs, pairs
 
-__all__ = ["compare_lanes", "compare_logits", "compare_logprobs"]
+__all__ = ["compare_lanes", "compare_logits", "compare_logprobs", "decide_lanes"]
 
 _ARRAY = "array"
 #: Rounding takes a log-probability above 0 by less than this; of text, some token's negative one is larger.
@@ -55,11 +55,21 @@ def compare_lanes(
     asked = _units(units)
     if clip is not None and not (0 < clip[0] < clip[1] < float("inf")):
         raise ArgumentError(f"clip is {clip}; two ratios above 0 are wanted, the lower one first (0.8, 1.2)")
-    for lane in (a, b, *floor):
-        _log_probabilities(lane)
     # A number near the largest that there is has no square; it is shown as none.
     with np.errstate(over="ignore", invalid="ignore"):
         return _compared(a, b, floor, asked, clip)
+
+
+def decide_lanes(a: Lane, b: Lane, floor: Several[Lane] = ()) -> Decision:
+    """Decide on two lanes as :func:`compare_lanes` does, without the numbers that people are shown.
+
+    Raises
+    ------
+    DatasetError
+        If the lanes do not fit each other; the message says where.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _decided(a, b, floor)[0]
 
 
 def _log_probabilities(lane: Lane) -> None:
@@ -78,19 +88,15 @@ def _log_probabilities(lane: Lane) -> None:
 def _compared(
     a: Lane, b: Lane, floor: Several[Lane], asked: Units, clip: tuple[float, float] | None
 ) -> LogitComparison:
-    found = pairs(a, b)
-    if not found.whole and np.isnan(found.change).all() and not (found.bad_a | found.bad_b).any():
-        raise DatasetError(f"{a.name} and {b.name} have no log-probability at the same position.")
-    floors = [pairs(a, one) for one in floor]
-    over = excess(found, floors) if floors else None
-    verdict, reason = decide(found, floors, over)
+    decision, floors = _decided(a, b, floor)
+    found = decision.pairs
     grown, of = growth(found, floors)
     return LogitComparison(
-        verdict=verdict,
-        reason=reason,
+        verdict=decision.verdict,
+        reason=decision.reason,
         pairs=found,
         numbers=numbers(found, floors, asked, clip),
-        excess=over,
+        excess=decision.excess,
         near_ties=near_ties(found, floors),
         growth=grown,
         growth_of=of,
@@ -100,6 +106,19 @@ def _compared(
         forms=tuple(one.form for one in (a, b, *floor)),
         notes=tuple(f"{one.name}: {note}" for one in (a, b, *floor) for note in one.notes),
     )
+
+
+def _decided(a: Lane, b: Lane, floor: Several[Lane]) -> tuple[Decision, list[Pairs]]:
+    """Decide, and hand on the repeats position by position."""
+    for lane in (a, b, *floor):
+        _log_probabilities(lane)
+    found = pairs(a, b)
+    if not found.whole and np.isnan(found.change).all() and not (found.bad_a | found.bad_b).any():
+        raise DatasetError(f"{a.name} and {b.name} have no log-probability at the same position.")
+    floors = [pairs(a, one) for one in floor]
+    over = excess(found, floors) if floors else None
+    verdict, reason = decide(found, floors, over)
+    return Decision(verdict, reason, found, over), floors
 
 
 def _units(units: Units | str) -> Units:

@@ -17,6 +17,7 @@ from drift.reading.quantities import Of
 __all__ = [
     "BAND",
     "KIND_OF",
+    "Decision",
     "Excess",
     "LogitComparison",
     "Number",
@@ -166,6 +167,26 @@ KIND_OF: Mapping[str, tuple[str, str]] = {
     "flip": ("likeliest tokens differ", "1"),
     "margin": ("margin of A's likeliest token", "nat"),
 }
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict on two lanes, and what it rests on.
+
+    Attributes
+    ----------
+    verdict : Verdict
+    reason : Reason
+    pairs : Pairs
+        Everything by position.
+    excess : Excess or None
+        None without a floor.
+    """
+
+    verdict: Verdict
+    reason: Reason
+    pairs: Pairs
+    excess: Excess | None
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 from drift.reading.logits.deciding import LEAST_POSITIONS, NEAR
-from drift.reading.logits.model import BAND, LogitComparison, Quantity, Reason, Units, Verdict
+from drift.reading.logits.model import BAND, Excess, LogitComparison, Quantity, Reason, Units, Verdict
 from drift.reading.statistics.intervals import LEVEL_ALPHA
 from drift.reading.statistics.windows import DOCUMENTS
 from drift.reading.wording.numbers import count, coverage, number
 
-__all__ = ["LLAMA", "SECTIONS", "headline", "next_steps", "notes", "why", "written"]
+__all__ = ["LLAMA", "SECTIONS", "due", "enough", "headline", "next_steps", "notes", "why", "written"]
 
 _Q = Quantity
 _HEADLINES = {
@@ -110,21 +110,29 @@ def _undecided(found: LogitComparison) -> Iterator[str]:
     elif found.reason is Reason.FLOOR_ZERO:
         yield "The repeats are the same bits as A and measure no floor: vary what you accept (batch, chunk, kernel)."
     elif found.reason is Reason.TOO_FEW:
-        yield (
-            f"At least {LEAST_POSITIONS} positions and {DOCUMENTS} sequences, or parts of sequences, that differ are "
-            "needed."
-        )
+        yield enough()
     elif found.reason is Reason.NONFINITE:
         yield "The repeats have NaN or infinities where A has none, too, or the other way round: mend these first."
     elif found.reason is Reason.CUT:
         yield "What both lanes have agrees; nothing is said of what one of them lacks."
     elif over is not None:
-        due = (
-            f" About {over.needed:.0f} such {'parts' if over.parts else 'sequences'} would decide."
-            if math.isfinite(over.needed)
-            else ""
-        )
-        yield f"The interval lies on both sides of {over.factor:.3g}.{due}"
+        yield due(over)
+
+
+def enough() -> str:
+    """Say how much is needed for an interval."""
+    return (
+        f"At least {LEAST_POSITIONS} positions and {DOCUMENTS} sequences, or parts of sequences, that differ are "
+        "needed."
+    )
+
+
+def due(over: Excess) -> str:
+    """Say that an interval does not decide, and how many sequences would."""
+    more = ""
+    if math.isfinite(over.needed):
+        more = f" About {over.needed:.0f} such {'parts' if over.parts else 'sequences'} would decide."
+    return f"The interval lies on both sides of {over.factor:.3g}.{more}"
 
 
 def next_steps(found: LogitComparison) -> Iterator[str]:
