@@ -17,11 +17,12 @@ from drift._bounds import MOST_TOKENS
 from drift.errors import ConfigError
 from drift.running.checks import check_tokens
 from drift.running.descent.taps import check_supported, text_config
-from drift.running.folding.folded import CHUNK_SIZE, Folded, Reached, Step, check_runnable, fold
+from drift.running.folding.folded import CHUNK_SIZE, Folded, Reached, Step, fold
 from drift.running.folding.prompts import Prompt, template_of
 from drift.running.protocols import parse
 from drift.running.protocols.base import Protocol
 from drift.running.protocols.decode import Decode
+from drift.running.protocols.runnable import check_runnable
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
