@@ -147,13 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--chunk-size {args.chunk_size}: it must be at least 1 (for one pass: --protocol full).")
     text = _read(args.prompt_file)
     from drift.running.checkpoints import loading, shapes
-    from drift.running.folding import folded, generating, meters, sizing
+    from drift.running.folding import generating, meters, sizing
     from drift.running.protocols import parse
+    from drift.running.protocols.runnable import check_runnable
     from drift.running.sweep.memory import ITEM_BYTES, free
 
     # What is wrong with the words of the command is said before gigabytes are read.
     reading = parse(args.protocol)
-    folded.check_runnable(reading)
+    check_runnable(reading)
     progress, kept = _Progress(sys.stderr), args.weights
     with (
         meters.memory_of_the_device(),

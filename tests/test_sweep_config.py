@@ -22,7 +22,7 @@ no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="this machine has a G
 
 
 def test_the_presets_load_and_describe_themselves() -> None:
-    assert list(presets()) == ["quick", "default", "readings", "deep", "paper"]
+    assert list(presets()) == ["quick", "default", "retrieval", "readings", "deep", "retrieval-deep", "paper"]
     assert all(presets().values())
     default = load_config()
     assert default.name == "default"
@@ -46,8 +46,18 @@ def test_the_presets_load_and_describe_themselves() -> None:
     )
     paper = load_config("paper")
     assert {m for g in paper.grids for m in g.model} == {
-        "meta-llama/Llama-3.1-8B", "Qwen/Qwen2.5-7B", "google/gemma-2-9b", "allenai/OLMoE-1B-7B-0924",
+        "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B", "google/gemma-2-9b",
+        "allenai/OLMoE-1B-7B-0924",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["retrieval-deep", "paper"])
+def test_as_many_numbers_are_hidden_as_were_published(preset: str) -> None:
+    grids = [grid for grid in load_config(preset).grids if grid.task == ["needle"] and "append" in grid.protocol]
+    trials = {tokens: grid.documents[0] for grid in grids for tokens in grid.tokens}
+    assert sum(trials.values()) >= 152
+    assert 508 <= max(-(-max(grid.tokens) // min(grid.chunk_size)) for grid in grids) <= 512
+    assert all("streaming(window=1024)" in grid.protocol for grid in grids if len(grid.protocol) > 1)
 
 
 def test_axes_at_the_top_level_hold_for_grids_that_do_not_name_them() -> None:
@@ -124,7 +134,15 @@ def test_every_problem_is_told_at_once(here: Path, say: Said) -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["quikc"], ["'quikc'", "preset", "quick, default, readings, deep, paper", "did you mean 'quick'"]),
+        (
+            ["quikc"],
+            [
+                "'quikc'",
+                "preset",
+                "quick, default, retrieval, readings, deep, retrieval-deep, paper",
+                "did you mean 'quick'",
+            ],
+        ),
         (["none.yaml"], ["none.yaml", "no such file", "quick"]),
         (["."], ["a folder"]),
         (["binary.yaml"], ["binary.yaml", "not a text file"]),

@@ -323,3 +323,23 @@ def test_an_engine_of_ones_own(bench: tuple[Path, Path], tmp_path: Path) -> None
     summary = run(bench[0], tmp_path / "out", engine=mine)
     assert (summary.done, len(summary.files)) == (4, 4)
     assert same(tmp_path / "out", bench[1])
+
+
+def test_groups_of_a_task_are_computed_like_others(cluster: tuple[str, Path], tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "tiny")
+    config = write_config(
+        tmp_path / "asking.yaml",
+        model=str(tmp_path / "tiny"),
+        device="cpu",
+        dtype=["bf16", "fp32"],
+        task="needle",
+        chunk_size=[48, 96],
+        tokens=640,
+        documents=2,
+        allow_beyond_context=True,
+    )
+    assert run(config, tmp_path / "here").done == 4
+    address, _ = cluster
+    summary = run(config, tmp_path / "there", engine="dask", scheduler=address)
+    assert (summary.done, summary.failed) == (4, 0), summary.failures
+    assert same(tmp_path / "there", tmp_path / "here")

@@ -29,25 +29,62 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    folder = tmp_path_factory.mktemp("kill")
-    tiny_checkpoint(folder / "tiny")
-    text_file(folder / "text.txt")
-    config = write_config(
-        folder / "kill.yaml",
-        model=str(folder / "tiny"),
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("kill")
+    tiny_checkpoint(made / "tiny")
+    text_file(made / "text.txt")
+    return made
+
+
+@pytest.fixture(scope="module")
+def processes(folder: Path) -> Iterator[Zygote]:
+    with zygote(folder) as made:
+        yield made
+
+
+def benched(processes: Zygote, folder: Path, name: str, **axes: object) -> Bench:
+    config = write_config(folder / f"{name}.yaml", model=str(folder / "tiny"), device="cpu", **axes)
+    started = time.monotonic()
+    finished = processes.run(str(config), "--out", str(folder / name))
+    assert finished.returncode == 0, finished.stderr
+    return Bench(processes, config, folder / name, time.monotonic() - started)
+
+
+@pytest.fixture(scope="module")
+def bench(processes: Zygote, folder: Path) -> Bench:
+    return benched(
+        processes,
+        folder,
+        "undisturbed",
         dtype=["bf16", "fp32", "fp64"],
         chunk_size=[8, 16],
         protocol=["append", "reprime"],
         tokens=32,
         corpus=str(folder / "text.txt"),
-        device="cpu",
     )
-    with zygote(folder) as processes:
-        started = time.monotonic()
-        finished = processes.run(str(config), "--out", str(folder / "undisturbed"))
-        assert finished.returncode == 0, finished.stderr
-        yield Bench(processes, config, folder / "undisturbed", time.monotonic() - started)
+
+
+@pytest.fixture(scope="module")
+def asking(processes: Zygote, folder: Path) -> Bench:
+    """The same of cells that ask a task."""
+    return benched(
+        processes,
+        folder,
+        "asked",
+        dtype=["bf16", "fp32"],
+        task="needle",
+        chunk_size=[48, 96],
+        protocol=["append", "isolated"],
+        tokens=640,
+        documents=2,
+        allow_beyond_context=True,
+    )
+
+
+@pytest.fixture(params=["bench", "asking"])
+def either(request: pytest.FixtureRequest) -> Bench:
+    found: Bench = request.getfixturevalue(request.param)
+    return found
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> bool:
@@ -68,7 +105,8 @@ def sound(folder: Path) -> set[str]:
     return names
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_data(bench: Bench, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_data(either: Bench, tmp_path: Path) -> None:
+    bench = either
     draw = random.Random(7)
     out = tmp_path / "out"
     before: dict[str, tuple[int, int]] = {}
@@ -118,10 +156,11 @@ def test_the_comparison_would_notice(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_interrupted_it_says_so_and_resumes(bench: Bench, tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupted_it_says_so_and_resumes(either: Bench, tmp_path: Path, number: signal.Signals) -> None:
+    bench = either
     out = tmp_path / "out"
     started = bench.processes.start(str(bench.config), "--out", str(out), "--json")
-    assert until(lambda: bool(list(out.glob("*.nc"))))
+    assert until(lambda: bool(list(out.glob("*.nc"))), max(30, bench.seconds))
     started.signal(number)
     assert started.wait() == 130
     assert "Traceback" not in started.stderr

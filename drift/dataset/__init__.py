@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from drift.dataset.building import build
     from drift.dataset.choosing import DISTURBED, ONE_STEP, folds, is_fold, keep, left_out
-    from drift.dataset.comparing import VOLATILE_ATTRS, same_data
+    from drift.dataset.comparing import VOLATILE_ATTRS, VOLATILE_VARIABLES, same_data
     from drift.dataset.contract import (
         QUANTILES,
         REFERENCES,
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from drift.dataset.opening import open_sweep
     from drift.dataset.rungs import RUNGS, Rung, rung
     from drift.dataset.sweep import Sweep
+    from drift.dataset.task_building import build_task
+    from drift.dataset.task_contract import TASK_SCALARS, TASK_SCHEMA_VERSION, TASK_VARIABLES, is_task
     from drift.dataset.thinning import thin, thin_sweep
     from drift.dataset.validating import validate
 
 _HOMES = {
     "building": ("build",),
-    "comparing": ("VOLATILE_ATTRS", "same_data"),
+    "comparing": ("VOLATILE_ATTRS", "VOLATILE_VARIABLES", "same_data"),
     "contract": (
         "QUANTILES", "REFERENCES", "REQUIRED_ATTRS", "SCALARS", "SCHEMA_VERSION", "VARIABLES", "Variable",
     ),
@@ -45,6 +47,8 @@ _HOMES = {
     "opening": ("open_sweep",),
     "rungs": ("RUNGS", "Rung", "rung"),
     "sweep": ("Sweep",),
+    "task_building": ("build_task",),
+    "task_contract": ("TASK_SCALARS", "TASK_SCHEMA_VERSION", "TASK_VARIABLES", "is_task"),
     "thinning": ("thin", "thin_sweep"),
     "validating": ("validate",),
 }  # fmt: skip
@@ -59,20 +63,26 @@ __all__ = [
     "RUNGS",
     "SCALARS",
     "SCHEMA_VERSION",
+    "TASK_SCALARS",
+    "TASK_SCHEMA_VERSION",
+    "TASK_VARIABLES",
     "TEMPORARY_SUFFIX",
     "VARIABLES",
     "VOLATILE_ATTRS",
+    "VOLATILE_VARIABLES",
     "Label",
     "Rung",
     "Sweep",
     "Variable",
     "build",
+    "build_task",
     "canonical_json",
     "content_hash",
     "curve",
     "floor_curves",
     "folds",
     "is_fold",
+    "is_task",
     "keep",
     "left_out",
     "open_sweep",

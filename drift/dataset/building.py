@@ -25,7 +25,7 @@ from drift.dataset.hashing import canonical_json
 from drift.dataset.validating import validate
 from drift.errors import DatasetError
 
-__all__ = ["build"]
+__all__ = ["build", "cast", "encoded"]
 
 
 # ---------------------------------------------------------------------------------------------- build
@@ -40,6 +40,17 @@ def _encode(value: object) -> str | int | float:
     if isinstance(value, Path):
         return str(value)
     return canonical_json(value)
+
+
+def encoded(attrs: Mapping[str, object], title: str, schema_version: str) -> dict[str, str | int | float]:
+    """Attributes as netCDF keeps them, with what every cell has filled in where it is absent."""
+    made = {name: _encode(value) for name, value in attrs.items()}
+    made.setdefault("Conventions", "CF-1.11")
+    made.setdefault("title", title)
+    made.setdefault("schema_version", schema_version)
+    if "config_sha256" not in made and isinstance(made.get("config_json"), str):
+        made["config_sha256"] = hashlib.sha256(str(made["config_json"]).encode()).hexdigest()
+    return made
 
 
 def _sizes(variables: Mapping[str, np.ndarray], schema: int) -> dict[str, int]:
@@ -63,16 +74,23 @@ def _sizes(variables: Mapping[str, np.ndarray], schema: int) -> dict[str, int]:
     return sizes
 
 
-def _cast(name: str, values: object, dtype: np.dtype[Any]) -> np.ndarray:
+def cast(name: str, values: object, dtype: np.dtype[Any]) -> np.ndarray:
+    """An array of a dtype.
+
+    Raises
+    ------
+    DatasetError
+        If the values of `name` cannot be stored so.
+    """
     array = np.asarray(values)
     try:
         with np.errstate(invalid="ignore"):
-            cast = array.astype(dtype, order="C")  # the bytes on disk must not depend on strides
+            made = array.astype(dtype, order="C")  # the bytes on disk must not depend on strides
     except (TypeError, ValueError) as error:
         raise DatasetError(f"build: {name} cannot be stored as {dtype}: {error}") from error
-    if dtype.kind == "i" and array.dtype.kind != "i" and not np.array_equal(cast, array):
+    if dtype.kind == "i" and array.dtype.kind != "i" and not np.array_equal(made, array):
         raise DatasetError(f"build: {name} holds values that are not whole numbers")
-    return cast
+    return made
 
 
 def build(
@@ -133,31 +151,21 @@ def build(
     for name, c in COORDINATES.items():
         if c.optional and name not in values:
             continue
-        array = np.asarray(values[name], dtype=str) if c.kind == "U" else _cast(name, values[name], DTYPES[c.kind])
+        array = np.asarray(values[name], dtype=str) if c.kind == "U" else cast(name, values[name], DTYPES[c.kind])
         if array.ndim != len(c.dims):
             raise DatasetError(f"build: coordinate {name} has shape {array.shape}, but its axes are {c.dims}")
         meta = {"long_name": c.long_name} | ({"units": c.units} if c.units else {})
         coords[name] = xr.Variable(c.dims, array, meta)
     data = {
         name: xr.Variable(
-            v.dims, _cast(name, variables[name], np.dtype(v.dtype)), {"long_name": v.long_name, "units": v.units}
+            v.dims, cast(name, variables[name], np.dtype(v.dtype)), {"long_name": v.long_name, "units": v.units}
         )
         for name, v in VARIABLES.items()
         if name in variables
     }
-    encoded = {name: _encode(value) for name, value in attrs.items()}
-    encoded.setdefault("Conventions", "CF-1.11")
-    encoded.setdefault(
-        "title",
-        "Drift of the folded pass against full attention: {model}, {dtype}, {protocol}, chunk {chunk_size}".format(
-            **scalars
-        ),
-    )
-    encoded.setdefault("schema_version", SCHEMA_VERSION)
-    if "config_sha256" not in encoded and isinstance(encoded.get("config_json"), str):
-        encoded["config_sha256"] = hashlib.sha256(str(encoded["config_json"]).encode()).hexdigest()
+    title = "Drift of the folded pass against full attention: {model}, {dtype}, {protocol}, chunk {chunk_size}"
     try:
-        ds = xr.Dataset(data, coords, encoded)
+        ds = xr.Dataset(data, coords, encoded(attrs, title.format(**scalars), SCHEMA_VERSION))
     except ValueError as error:
         raise DatasetError(f"build: {error}") from error
     validate(ds)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-__all__ = ["VOLATILE_ATTRS", "same_data", "unequal"]
+from drift.dataset.contract import VARIABLES
+from drift.dataset.task_contract import TASK_VARIABLES
+
+__all__ = ["VOLATILE_ATTRS", "VOLATILE_VARIABLES", "same_data", "unequal"]
 
 #: Attributes that may differ between two runs of the same cell: when it was, and how a protocol is worded.
 VOLATILE_ATTRS = ("created_at", "elapsed_s", "protocol_summary")
+#: Variables whose values may differ between two runs of the same cell: what was timed.
+VOLATILE_VARIABLES = tuple(name for table in (VARIABLES, TASK_VARIABLES) for name, row in table.items() if row.volatile)
 
 
 def same_data(a: xr.Dataset, b: xr.Dataset) -> list[str]:
-    """Compare two cells bit for bit (any NaN equals any NaN), volatile attributes aside.
+    """Compare two cells bit for bit (any NaN equals any NaN), volatile attributes and values aside.
 
     Returns
     -------
@@ -29,7 +34,7 @@ def same_data(a: xr.Dataset, b: xr.Dataset) -> list[str]:
             differences.append(f"{name}: {dict(x.sizes)} against {dict(y.sizes)}")
         elif x.dtype.kind != y.dtype.kind or (x.dtype.kind != "U" and x.dtype != y.dtype):
             differences.append(f"{name}: {x.dtype} against {y.dtype}")
-        else:
+        elif name not in VOLATILE_VARIABLES:
             other = unequal(x.values, y.values)
             if other.any():
                 differences.append(f"{name}: {int(other.sum())} of {other.size} values differ")

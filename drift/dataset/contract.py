@@ -44,6 +44,7 @@ __all__ = [
     "SCALARS",
     "SCHEMA_VERSION",
     "VARIABLES",
+    "Coordinate",
     "Variable",
     "layer_kinds",
     "required",
@@ -108,6 +109,8 @@ class Variable:
         Whether it is 0 where the two passes agree and grows as they part: what is judged as a curve.
     since : int
         The schema version that asks for it first. A new row has a new one: it is optional in every older cell.
+    volatile : bool
+        Whether it differs from one run to the next: what was timed, or depends on what else the machine did.
     """
 
     dims: tuple[str, ...]
@@ -119,6 +122,7 @@ class Variable:
     optional: bool = False
     distance: bool = True
     since: int = 1
+    volatile: bool = False
 
 
 _DLS = ("document", "layer", "step")
@@ -235,33 +239,45 @@ def required(schema: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Coordinate:
+class Coordinate:
+    """One row of the table of coordinates.
+
+    Attributes
+    ----------
+    dims : tuple of str
+    kind : str
+        ``U`` text, ``i`` int64, ``f`` float64.
+    units : str or None
+    long_name : str
+    optional : bool
+    """
+
     dims: tuple[str, ...]
-    kind: str  # "U" text, "i" int64, "f" float64
+    kind: str
     units: str | None
     long_name: str
     optional: bool = False
 
 
-COORDINATES: dict[str, _Coordinate] = {
-    "model": _Coordinate((), "U", None, "checkpoint"),
-    "family": _Coordinate((), "U", None, "model family"),
-    "dtype": _Coordinate((), "U", None, "rung of the precision ladder"),
-    "unit_roundoff": _Coordinate((), "f", "1", "unit roundoff of the rung"),
-    "chunk_size": _Coordinate((), "i", "token", "tokens per chunk"),
-    "protocol": _Coordinate((), "U", None, "reading of the fold"),
-    "reference": _Coordinate((), "U", None, "what the fold is compared with"),
-    "attn_implementation": _Coordinate((), "U", None, "attention implementation"),
-    "device": _Coordinate((), "U", None, "device"),
-    "document": _Coordinate(("document",), "i", "1", "document"),
-    "step": _Coordinate(("step",), "i", "1", "chain step (chunk number)"),
-    "token_start": _Coordinate(("step",), "i", "token", "first token of the chunk"),
-    "token_stop": _Coordinate(("step",), "i", "token", "one past the last token of the chunk"),
-    "layer": _Coordinate(("layer",), "i", "1", "layer (0 = embeddings, last = after the final norm)"),
-    "layer_kind": _Coordinate(("layer",), "U", None, "what the layer is"),
-    "block": _Coordinate(("block",), "i", "1", "transformer block"),
-    "quantile": _Coordinate(("quantile",), "f", "1", "quantile over the chunk's tokens"),
-    "draw": _Coordinate(("draw",), "i", "1", "seed of the draw of the rounding floor", optional=True),
+COORDINATES: dict[str, Coordinate] = {
+    "model": Coordinate((), "U", None, "checkpoint"),
+    "family": Coordinate((), "U", None, "model family"),
+    "dtype": Coordinate((), "U", None, "rung of the precision ladder"),
+    "unit_roundoff": Coordinate((), "f", "1", "unit roundoff of the rung"),
+    "chunk_size": Coordinate((), "i", "token", "tokens per chunk"),
+    "protocol": Coordinate((), "U", None, "reading of the fold"),
+    "reference": Coordinate((), "U", None, "what the fold is compared with"),
+    "attn_implementation": Coordinate((), "U", None, "attention implementation"),
+    "device": Coordinate((), "U", None, "device"),
+    "document": Coordinate(("document",), "i", "1", "document"),
+    "step": Coordinate(("step",), "i", "1", "chain step (chunk number)"),
+    "token_start": Coordinate(("step",), "i", "token", "first token of the chunk"),
+    "token_stop": Coordinate(("step",), "i", "token", "one past the last token of the chunk"),
+    "layer": Coordinate(("layer",), "i", "1", "layer (0 = embeddings, last = after the final norm)"),
+    "layer_kind": Coordinate(("layer",), "U", None, "what the layer is"),
+    "block": Coordinate(("block",), "i", "1", "transformer block"),
+    "quantile": Coordinate(("quantile",), "f", "1", "quantile over the chunk's tokens"),
+    "draw": Coordinate(("draw",), "i", "1", "seed of the draw of the rounding floor", optional=True),
 }
 #: Scalar coordinates: the axes by which the cells of a sweep are told apart.
 SCALARS = tuple(name for name, c in COORDINATES.items() if not c.dims)

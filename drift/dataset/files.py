@@ -15,6 +15,7 @@ import xarray as xr
 from drift._bounds import MOST_CELL_BYTES, MOST_FILE_BYTES
 from drift._outside import OutsideError, read_bytes
 from drift.dataset.contract import COORDINATES, SCHEMA_VERSION, VARIABLES, schema_of
+from drift.dataset.task_contract import TASK_COORDINATES, TASK_SCHEMA_VERSION, TASK_VARIABLES, is_task
 from drift.dataset.validating import validate
 from drift.errors import DatasetError, Fault
 from drift.paths import outside_path
@@ -27,6 +28,7 @@ _AGAIN = (
     "Copy it again from where it was sound; or rename it, so that it does not end in .nc, and run the sweep again, "
     "which computes the cell anew."
 )
+_CHARACTER = np.dtype("U1").itemsize
 _OTHER = "Name the folder of a sweep, or one of its cells"
 _UPGRADE = "Upgrade drift, or read it with the drift that wrote it."
 
@@ -74,8 +76,9 @@ def write(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
 def _clean(ds: xr.Dataset) -> xr.Dataset:
     """Copy `ds` in the contract's order and without encodings, so that equal datasets give equal bytes."""
     clean = ds.drop_encoding()[_names(ds)]
-    clean = clean.assign_coords({name: clean.coords[name] for name in COORDINATES if name in clean.coords})
-    others = sorted(str(name) for name in clean.coords if name not in COORDINATES)  # which only a newer contract knows
+    coordinates = TASK_COORDINATES if is_task(ds.variables) else COORDINATES
+    clean = clean.assign_coords({name: clean.coords[name] for name in coordinates if name in clean.coords})
+    others = sorted(str(name) for name in clean.coords if name not in coordinates)  # which only a newer contract knows
     if others:
         clean = clean.drop_vars(others).assign_coords({name: clean.coords[name] for name in others})
     clean.attrs = dict(sorted(ds.attrs.items()))
@@ -86,7 +89,8 @@ def _clean(ds: xr.Dataset) -> xr.Dataset:
 
 def _names(ds: xr.Dataset) -> list[str]:
     """Variables of a cell in the contract's order, those that only a newer contract knows last."""
-    return [n for n in VARIABLES if n in ds.data_vars] + sorted(str(n) for n in ds.data_vars if n not in VARIABLES)
+    known = TASK_VARIABLES if is_task(ds.variables) else VARIABLES
+    return [n for n in known if n in ds.data_vars] + sorted(str(n) for n in ds.data_vars if n not in known)
 
 
 def _encoding(ds: xr.Dataset) -> dict[str, dict[str, object]]:
@@ -95,7 +99,7 @@ def _encoding(ds: xr.Dataset) -> dict[str, dict[str, object]]:
         array = ds[name]
         if array.dtype.kind == "f":
             encoding[name] = {"_FillValue": None}  # NaN is a value here, not a hole
-        if name in ds.data_vars and array.size:
+        if name in ds.data_vars and array.size and array.dtype.kind != "U":
             # fletcher32: a flipped bit on the disk is refused instead of plotted
             encoding.setdefault(name, {}).update(zlib=True, complevel=4, shuffle=True, fletcher32=True)
     return encoding
@@ -123,7 +127,8 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
     try:
         validate(ds, source=str(source))
     except DatasetError as error:
-        remedy = _UPGRADE if (schema_of(ds.attrs) or 0) > int(SCHEMA_VERSION) else _AGAIN
+        known = int(TASK_SCHEMA_VERSION if is_task(ds.variables) else SCHEMA_VERSION)
+        remedy = _UPGRADE if (schema_of(ds.attrs) or 0) > known else _AGAIN
         raise DatasetError(f"{error}. {remedy}", fault=error.fault, problem=error.problem) from None
     ds.encoding["source"] = str(source)
     return ds
@@ -200,9 +205,11 @@ def _parse(payload: bytes) -> xr.Dataset:
                 dims = tuple(names[_address(h5py.h5r.dereference(link[0], file.id))] for link in links)
             variables[name] = xr.Variable(dims, _text_array(item), meta)
         attrs = _own(file)
-    coords = [name for name in COORDINATES if name in variables]
-    coords += sorted(name for name, v in variables.items() if v.dims == (name,) and name not in COORDINATES)
-    data = [name for name in VARIABLES if name in variables] + [n for n in variables if n not in {*VARIABLES, *coords}]
+    task = is_task(variables)
+    coordinates, known = (TASK_COORDINATES, TASK_VARIABLES) if task else (COORDINATES, VARIABLES)
+    coords = [name for name in coordinates if name in variables]
+    coords += sorted(name for name, v in variables.items() if v.dims == (name,) and name not in coordinates)
+    data = [name for name in known if name in variables] + [n for n in variables if n not in {*known, *coords}]
     return xr.Dataset({n: variables[n] for n in data}, {n: variables[n] for n in coords}, attrs)
 
 
@@ -249,5 +256,9 @@ def _text(value: object) -> object:
 
 def _text_array(item: h5py.Dataset) -> np.ndarray:
     if h5py.check_string_dtype(item.dtype):
-        return np.asarray(item.asstr()[()], dtype=str)  # netCDF text has no fixed width
+        texts = np.asarray(item.asstr()[()], dtype=object)  # netCDF text has no fixed width
+        widest = max(map(len, texts.ravel().tolist()), default=0)
+        if widest * texts.size * _CHARACTER > MOST_CELL_BYTES:
+            raise ValueError(f"its texts would take more than {MOST_CELL_BYTES:,} bytes of memory")
+        return texts.astype(str)
     return np.asarray(item[()])

@@ -41,7 +41,7 @@ def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
     """
     root = outside_path(folder, DatasetError)
     if root.is_file():
-        return Sweep([read(root)], folder=root.parent)
+        return Sweep.of([read(root)], folder=root.parent)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder. Run `python -m drift.sweep` to make one, or check the spelling.")
     plan, problems = _plan(root / PLAN)
@@ -66,9 +66,8 @@ def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
     # What failed here may have been computed elsewhere and copied in since.
     read_now = {p.name for p in wanted} - {Path(p).name for p in problems}
     failures = [f for f in failures if str(f.get("file", "")) not in read_now]
-    return Sweep(
-        [ds for ds in cells if "control" not in ds.attrs],
-        controls=[ds for ds in cells if "control" in ds.attrs],
+    return Sweep.of(
+        cells,
         plan=plan.record | {"cells": plan.cells} if plan.record or plan.cells else {},
         failures=failures,
         problems=problems,

@@ -15,9 +15,10 @@ from drift import _arguments as arguments
 from drift._accessors import sweep_accessor
 from drift.dataset.contract import SCALARS, SCHEMA_VERSION, VARIABLES, required, schema_of
 from drift.dataset.rungs import rung_name
+from drift.dataset.task_contract import TASK_SCALARS, is_task
 from drift.errors import DatasetError
 
-__all__ = ["Controls", "Sweep", "scalar"]
+__all__ = ["Controls", "Sweep", "Tasks", "scalar"]
 
 _SCHEMA = int(SCHEMA_VERSION)
 
@@ -46,6 +47,32 @@ class Controls(Sequence[xr.Dataset]):
         return f"<{len(self)} control cells>"
 
 
+class Tasks(Controls):
+    """Task cells, sorted as other cells are, and then by task and length."""
+
+    def __init__(self, cells: Iterable[xr.Dataset] = ()) -> None:
+        self._cells = tuple(
+            sorted(cells, key=lambda ds: (scalar(ds, "model"), scalar(ds, "task"), scalar(ds, "tokens"), _order(ds)))
+        )
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} task cells>"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per cell: its scalar coordinates, its size and its file."""
+        rows = [
+            {
+                **{name: scalar(ds, name) for name in TASK_SCALARS},
+                "documents": ds.sizes["document"],
+                "questions": ds.sizes["question"],
+                "path": ds.encoding.get("source", ""),
+            }
+            for ds in self
+        ]
+        return pd.DataFrame(rows, columns=[*TASK_SCALARS, "documents", "questions", "path"])
+
+
 class Sweep:
     """The cells of a sweep, to select from.
 
@@ -64,6 +91,8 @@ class Sweep:
     folder : pathlib.Path or None
     controls : Controls
         Cells that test the instrument, not the fold (they have the attribute ``control``); no part of `cells`.
+    tasks : Tasks
+        Cells that ask a task instead of measuring drift (:mod:`drift.dataset.task_contract`); no part of `cells`.
     """
 
     def __init__(
@@ -71,6 +100,7 @@ class Sweep:
         cells: Sequence[xr.Dataset],
         *,
         controls: Sequence[xr.Dataset] = (),
+        tasks: Sequence[xr.Dataset] = (),
         plan: Mapping[str, Any] | None = None,
         failures: Sequence[Mapping[str, Any]] = (),
         problems: Mapping[str, str] | None = None,
@@ -79,11 +109,31 @@ class Sweep:
     ) -> None:
         self.cells = sorted(cells, key=_order)
         self.controls = Controls(controls)
+        self.tasks = Tasks(tasks)
         self.plan = dict(plan or {})
         self.failures = [dict(f) for f in failures]
         self.problems = dict(problems or {})
         self.left_out = list(left_out)
         self.folder = folder
+
+    @classmethod
+    def of(cls, cells: Iterable[xr.Dataset], **told: Any) -> Sweep:
+        """Make a sweep of cells of every kind.
+
+        Parameters
+        ----------
+        cells : iterable of xarray.Dataset
+        **told
+            What else the sweep is told, as for the class.
+        """
+        listed = list(cells)
+        others = [ds for ds in listed if not is_task(ds.variables)]
+        return cls(
+            [ds for ds in others if "control" not in ds.attrs],
+            controls=[ds for ds in others if "control" in ds.attrs],
+            tasks=[ds for ds in listed if is_task(ds.variables)],
+            **told,
+        )
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -93,6 +143,7 @@ class Sweep:
 
     def __repr__(self) -> str:
         where = f" in {self.folder}" if self.folder else ""
+        where += f" and {len(self.tasks)} task cells" if self.tasks else ""
         axes = ", ".join(f"{n} {self.values(n)}" for n in ("model", "dtype", "protocol", "chunk_size"))
         return f"<Sweep of {len(self)} cells{where}: {axes}; {len(self.problems)} unreadable files>"
 

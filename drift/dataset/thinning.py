@@ -19,6 +19,7 @@ from drift.dataset.contract import VARIABLES
 from drift.dataset.files import write
 from drift.dataset.hashing import canonical_json
 from drift.dataset.opening import open_sweep
+from drift.dataset.task_contract import is_task
 from drift.dataset.validating import validate
 from drift.errors import ConfigError, DatasetError
 from drift.paths import outside_path
@@ -80,6 +81,8 @@ def thin(ds: xr.Dataset, layers: int = LAYERS, bits: int = BITS) -> xr.Dataset:
     _check(layers, bits)
     name = str(ds.encoding.get("source", "dataset"))
     validate(ds, source=name)
+    if is_task(ds.variables):
+        raise DatasetError(f"{name}: asks a task, and has neither layers nor steps to leave out. Copy it as it is.")
     record = _record(ds)
     have, of = len(record["layers"]), record["layers_of"]
     if bits > record["bits"] or min(layers, of) > have:
@@ -166,6 +169,8 @@ def thin_sweep(
 ) -> tuple[int, int]:
     """Write a sweep's cells anew, thinned, under the same file names; ``sweep.json`` is copied as it is.
 
+    So are task cells: what they hold is small.
+
     Parameters
     ----------
     source : path
@@ -205,7 +210,7 @@ def thin_sweep(
             f"{root}: {len(sweep.problems)} files of the sweep are unusable, and would be missing from {target}. The "
             f"first: {next(iter(sweep.problems.values()))}"
         )
-    if not len(sweep):
+    if not len(sweep) and not sweep.tasks:
         raise DatasetError(f"{root}: holds no cell. Run `python -m drift.sweep` first.")
     for file in sweep.left_out:
         report(f"{file}: not in sweep.json, left out")
@@ -217,6 +222,10 @@ def thin_sweep(
             path = Path(ds.encoding["source"])
             small = write(thin(ds, layers, bits), temporary / path.name)
             before, after = before + path.stat().st_size, after + small.stat().st_size
+        for ds in sweep.tasks:
+            path = Path(ds.encoding["source"])
+            write(ds, temporary / path.name)
+            before, after = before + path.stat().st_size, after + (temporary / path.name).stat().st_size
         if (root / "sweep.json").is_file():
             write_whole(temporary / "sweep.json", (root / "sweep.json").read_bytes())
         if out.exists():
@@ -231,8 +240,9 @@ def thin_sweep(
                 "place is writable and its disk not full, or choose another."
             ) from error
         raise
+    count = len(sweep) + len(sweep.controls) + len(sweep.tasks)
     report(
-        f"{target}: {len(sweep) + len(sweep.controls)} cells, {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB "
+        f"{target}: {count} cells, {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB "
         f"after; at most {layers} layers, {bits} significant bits"
     )
     return before, after

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
 
 from drift._outside import Form, OutsideError, parse_json
-from drift.dataset.attributes import FORMS
 from drift.dataset.contract import (
     COORDINATES,
-    DTYPES,
     QUANTILES,
     REQUIRED_ATTRS,
     SCALARS,
@@ -22,6 +19,9 @@ from drift.dataset.contract import (
     required,
     schema_of,
 )
+from drift.dataset.faults import attr_faults, bound_faults, coordinate_faults, hash_faults, variable_faults
+from drift.dataset.task_contract import TASK_ATTRS, TASK_SCHEMA_VERSION, is_task
+from drift.dataset.task_faults import task_faults
 from drift.errors import DatasetError, Fault
 
 __all__ = ["validate"]
@@ -50,94 +50,25 @@ def validate(ds: xr.Dataset, source: str = "dataset") -> None:
     if schema is None:
         problem = f"schema_version {ds.attrs['schema_version']!r} is not a whole number of at least 1"
         raise DatasetError(f"{source}: {problem}", fault=Fault.CONTRACT, problem=problem)
-    newer = schema > int(SCHEMA_VERSION)
-    misnamed = [*_hash_faults(ds)]
-    faults = [*_attr_faults(ds), *misnamed]
-    structure = [*_coordinate_faults(ds, newer), *_variable_faults(ds, schema)]
-    faults += structure
-    if not structure:  # values only make sense on sound axes
-        faults += _axis_faults(ds)
-        faults += _value_faults(ds)
+    task = is_task(ds.variables)
+    known = TASK_SCHEMA_VERSION if task else SCHEMA_VERSION
+    newer = schema > int(known)
+    misnamed = [*hash_faults(ds)]
+    faults = [*attr_faults(ds, TASK_ATTRS if task else REQUIRED_ATTRS), *misnamed]
+    faults += task_faults(ds, newer) if task else _faults(ds, schema, newer)
     if faults:
         problem = f"breaks the data contract: {'; '.join(faults)}"
         if newer:
-            problem += f" (it was written under schema version {schema}; this drift knows {SCHEMA_VERSION})"
+            problem += f" (it was written under schema version {schema}; this drift knows {known})"
         kind = Fault.CONFIG if misnamed else Fault.CONTRACT
         raise DatasetError(f"{source}: {problem}", fault=kind, problem=problem)
 
 
-def _attr_faults(ds: xr.Dataset) -> Iterator[str]:
-    missing = [name for name in REQUIRED_ATTRS if name not in ds.attrs]
-    if missing:
-        yield f"missing attributes: {', '.join(missing)}"
-    for name, value in ds.attrs.items():
-        if isinstance(value, bool | np.bool_) or not isinstance(value, str | int | float | np.integer | np.floating):
-            yield f"attribute {name} is a {type(value).__name__}, not text or a number"
-        elif str(name).endswith("_json"):
-            try:
-                parse_json(str(value), FORMS.get(str(name), Form.ANYTHING))
-            except OutsideError as error:
-                yield f"attribute {name} is {error}"
-    for name in ("git_dirty", "threads", "seed", "bos_token_id", "logit_stride"):
-        if name in ds.attrs and not isinstance(ds.attrs[name], int | np.integer):
-            yield f"attribute {name} is not a whole number"
-
-
-def _hash_faults(ds: xr.Dataset) -> Iterator[str]:
-    if {"config_json", "config_sha256"} <= ds.attrs.keys():
-        digest = hashlib.sha256(str(ds.attrs["config_json"]).encode()).hexdigest()
-        if digest != ds.attrs["config_sha256"]:
-            yield "config_sha256 is not the sha256 of config_json"
-
-
-def _coordinate_faults(ds: xr.Dataset, newer: bool) -> Iterator[str]:
-    missing = [
-        name
-        for name, c in COORDINATES.items()
-        if name not in ds.coords and (not c.optional or set(c.dims) <= set(ds.dims))
-    ]
-    if missing:
-        yield f"missing coordinates: {', '.join(missing)}"
-    unknown = [str(name) for name in ds.coords if name not in COORDINATES]
-    if newer:  # what a new variable lies on is let pass; what tells cells apart is not
-        unknown = [name for name in unknown if not ds[name].dims]
-    if unknown:
-        yield f"unknown coordinates: {', '.join(unknown)}"
-    for name, c in COORDINATES.items():
-        if name not in ds.coords:
-            continue
-        array = ds[name]
-        if array.dims != c.dims:
-            yield f"coordinate {name} is on {array.dims}, not {c.dims}"
-        if c.kind == "U" and array.dtype.kind != "U":
-            yield f"coordinate {name} is {array.dtype}, not text"
-        if c.kind in DTYPES and array.dtype != DTYPES[c.kind]:
-            yield f"coordinate {name} is {array.dtype}, not {DTYPES[c.kind]}"
-        if array.attrs.get("units") != c.units:
-            yield f"coordinate {name} has units {array.attrs.get('units')!r}, not {c.units!r}"
-        if not array.attrs.get("long_name"):
-            yield f"coordinate {name} has no long_name"
-
-
-def _variable_faults(ds: xr.Dataset, schema: int) -> Iterator[str]:
-    missing = [name for name in required(schema) if name not in ds.data_vars]
-    if missing:
-        yield f"missing variables: {', '.join(missing)}"
-    unknown = [str(name) for name in ds.data_vars if name not in VARIABLES]
-    if unknown and schema <= int(SCHEMA_VERSION):
-        yield f"unknown variables: {', '.join(unknown)}"
-    for name, v in VARIABLES.items():
-        if name not in ds.data_vars:
-            continue
-        array = ds[name]
-        if array.dims != v.dims:
-            yield f"{name} is on {array.dims}, not {v.dims}"
-        if array.dtype != np.dtype(v.dtype):
-            yield f"{name} is {array.dtype}, not {v.dtype}"
-        if array.attrs.get("units") != v.units:
-            yield f"{name} has units {array.attrs.get('units')!r}, not {v.units!r}"
-        if not array.attrs.get("long_name"):
-            yield f"{name} has no long_name"
+def _faults(ds: xr.Dataset, schema: int, newer: bool) -> list[str]:
+    """What is wrong with axes and numbers of a cell that measures drift."""
+    faults = [*coordinate_faults(ds, COORDINATES, newer), *variable_faults(ds, VARIABLES, required(schema), newer)]
+    # Values only make sense on sound axes.
+    return faults or [*_axis_faults(ds), *_value_faults(ds)]
 
 
 def _axis_faults(ds: xr.Dataset) -> Iterator[str]:
@@ -196,16 +127,7 @@ def _kept_layers(thinned_json: object) -> list[int] | None:
 
 
 def _value_faults(ds: xr.Dataset) -> Iterator[str]:
-    for name, v in VARIABLES.items():
-        if name not in ds.data_vars:
-            continue
-        values = ds[name].values
-        if v.lower is not None and (values < v.lower).any():
-            yield f"{name} has {int((values < v.lower).sum())} values below {v.lower:g} (lowest {values.min():g})"
-        if v.upper is not None and (values > v.upper).any():
-            yield f"{name} has {int((values > v.upper).sum())} values above {v.upper:g}"
-        if "quantile" in v.dims and (values[..., 1:] < values[..., :-1]).any():
-            yield f"{name} falls along quantile"
+    yield from bound_faults(ds, VARIABLES)
     if (ds["target_count"].values > ds["logit_count"].values).any():
         yield "target_count exceeds logit_count"
     length = ds["token_stop"].values - ds["token_start"].values

@@ -29,7 +29,7 @@ from drift.running.model.numerics import computing_rung, numerics
 from drift.running.model.weights import weights_of
 from drift.running.protocols import parse
 from drift.running.protocols.base import Chunk, Protocol
-from drift.running.protocols.decode import Decode
+from drift.running.protocols.runnable import check_runnable
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from drift.dataset.rungs import Rung
     from drift.running.folding.prompts import Prompt
 
-__all__ = ["CHUNK_SIZE", "SPARE_SLOTS", "Folded", "Reached", "Step", "check_runnable", "fold"]
+__all__ = ["CHUNK_SIZE", "SPARE_SLOTS", "Folded", "Reached", "Step", "fold"]
 
 #: Tokens per chunk where nobody says otherwise: the published fold's.
 CHUNK_SIZE = 256
@@ -110,37 +110,6 @@ class Reached:
             chunks.append(protocol.following(start, stop, reached.step, reached.seen, reached.slots))
             reached = reached.after(protocol, chunks[-1])
         return tuple(chunks)
-
-
-def check_runnable(protocol: Protocol) -> None:
-    """Refuse a protocol that no engine could run: what it needs is only there when passes are compared.
-
-    Raises
-    ------
-    ConfigError
-        With the reason, and what to name instead.
-    """
-    label = protocol.label
-    if isinstance(protocol, Decode):
-        raise ConfigError(
-            f"{label} compares tokens that full attention generates. To fold a text and generate from it, name the "
-            f"protocol whose cache is generated from: {protocol.protocol.label}."
-        )
-    if protocol.takes_full_cache:
-        raise ConfigError(
-            f"{label} continues every chunk from full attention's own keys and values, which only a pass beside it "
-            "has: it can be measured (drift.trace), not run."
-        )
-    if protocol.texts_at_once > 1 or protocol.embedding_noise is not None:
-        raise ConfigError(
-            f"{label} disturbs full attention to see what that changes (other texts in the batch, or noise on the "
-            "embeddings): it can be measured (drift.trace), and there is nothing to run but full."
-        )
-    if not protocol.measures_what_it_carries:
-        raise ConfigError(
-            f"{label} computes every chunk twice and carries on what it does not measure: its cache is that of "
-            f"{protocol.name}, which can be run."
-        )
 
 
 class Folded:
@@ -406,8 +375,8 @@ def fold(
     Raises
     ------
     ConfigError
-        If tokens, chunk size and protocol do not fit together, the protocol cannot be run (:func:`check_runnable`), or
-        the text exceeds the model's context.
+        If tokens, chunk size and protocol do not fit together, the protocol cannot be run (see
+        :func:`drift.running.protocols.runnable.check_runnable`), or the text exceeds the model's context.
     PrecisionError, UnsupportedModelError
         As for :func:`drift.trace`.
 

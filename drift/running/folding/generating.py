@@ -18,11 +18,12 @@ from drift.errors import ConfigError
 from drift.running.checks import check_tokens
 from drift.running.descent.decoders import context_of
 from drift.running.descent.guard import admit
-from drift.running.folding.folded import CHUNK_SIZE, Folded, Reached, Step, check_runnable, fold
+from drift.running.folding.folded import CHUNK_SIZE, Folded, Reached, Step, fold
 from drift.running.folding.prompts import Prompt, template_of
 from drift.running.protocols import parse
 from drift.running.protocols.base import Protocol
 from drift.running.protocols.decode import Decode
+from drift.running.protocols.runnable import check_runnable
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -47,6 +47,10 @@ class Cell:
         ``auto``, ``resident`` or ``streamed``: where the weights may lie. The numbers are the same.
     only : tuple of int
         The documents to compute, all by default. What is computed of them is the same.
+    task : str
+        Canonical label of the task that is asked; empty for a cell that measures drift. Then `corpus` is the haystack.
+    questions : int
+        Most questions of a text of a task.
     """
 
     model: str
@@ -72,6 +76,8 @@ class Cell:
     beyond_context: bool = field(default=False, compare=False)
     kept: str = field(default="auto", compare=False)
     only: tuple[int, ...] = field(default=(), compare=False)
+    task: str = ""
+    questions: int = 0
 
     @property
     def axes(self) -> dict[str, str | int]:
@@ -79,7 +85,7 @@ class Cell:
         compared = ("dtype", "chunk_size", "protocol", "reference")
         texts = ("documents", "tokens", "corpus")
         names = (*compared, *texts, "attn_implementation", "device")
-        options = ("logit_stride", "half_matmul", "seed")
+        options = ("task", "questions", "half_matmul", "seed") if self.task else ("logit_stride", "half_matmul", "seed")
         return {"model": self.label, **{name: getattr(self, name) for name in (*names, *options)}}
 
     @cached_property
@@ -109,12 +115,18 @@ class Cell:
         label = re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.") or "model"
         reference = "" if self.reference == "full" else f"_{self.reference}"
         words = f"{label}_{self.dtype}_{protocol}{reference}_c{self.chunk_size}"
+        if self.task:
+            asked = re.sub(r"[^A-Za-z0-9]+", "-", self.task).strip("-")
+            words = f"{label}_{self.dtype}_{asked}_{protocol}_c{self.chunk_size}_t{self.tokens}"
         return f"{words[:_MOST_WORDS]}_{self.hash[:16]}.nc"  # the hash tells apart what is cut
 
     @property
     def descent(self) -> tuple[object, ...]:
-        """Cells with the same value share one descent."""
+        """Cells with the same value share one descent, or the same questions."""
         text = (self.documents, self.tokens, self.corpus, self.seed)
+        if self.task:
+            # Neither the size of chunks nor the protocol changes what full attention answers.
+            return (*self.weights, *text, self.half_matmul, self.task, self.questions)
         return (*self.weights, *text, self.logit_stride, self.half_matmul, self.floor_draws)
 
     @property
@@ -124,4 +136,5 @@ class Cell:
 
     def __str__(self) -> str:
         against = "" if self.reference == "full" else f" against {self.reference}"
-        return f"{self.label} {self.dtype} {self.protocol}{against} chunk {self.chunk_size}"
+        words = f"{self.label} {self.dtype} {self.protocol}{against} chunk {self.chunk_size}"
+        return f"{words}, {self.task} in {self.tokens} tokens" if self.task else words

@@ -41,6 +41,10 @@ FINDINGS: dict[str, str] = {
 }
 _HASH = re.compile(r"_([0-9a-f]{16})\.nc$")
 _FEW = 5  # broken entries of a plan that are told one by one
+#: What a configuration and the coordinates of a cell both say; the last two are those of task cells.
+_AXES = (
+    "model", "dtype", "chunk_size", "protocol", "reference", "attn_implementation", "device", "task", "tokens",
+)  # fmt: skip
 _PARALLEL_FROM = 200  # below, starting processes takes longer than they save
 
 
@@ -231,7 +235,7 @@ def _look(root: Path, file: str) -> _Cell:
         return _Cell(file, (error.fault or Fault.DAMAGED).value, error.problem)
     record = attribute(ds.attrs, "config_json")
     recorded = str(ds.attrs["config_sha256"])
-    axes = ("model", "dtype", "chunk_size", "protocol", "reference", "attn_implementation", "device")
+    axes = [name for name in _AXES if name in ds.coords]
     # The most common value of an axis is left out of the record.
     told = {"reference": "full"} | record
     wrong = [
@@ -239,6 +243,8 @@ def _look(root: Path, file: str) -> _Cell:
         for name in axes
         if name in told and told[name] != ds[name].values.item()
     ]
+    if ("task" in record) != dataset.is_task(ds.variables):
+        wrong.append("it asks a task" if "task" not in record else "it asks no task")
     if "documents" in record and record["documents"] != ds.sizes["document"]:
         wrong.append(f"{ds.sizes['document']} documents (configuration: {record['documents']})")
     problem = f"its contents are of another cell: {', '.join(wrong)}" if wrong else ""
@@ -255,9 +261,9 @@ def _look(root: Path, file: str) -> _Cell:
 
 
 def _content(ds: Any) -> str:
-    """A hash of the numbers."""
+    """A hash of the numbers, of those that were timed not."""
     total = hashlib.sha256()
-    for name in sorted(map(str, ds.data_vars)):
+    for name in sorted({*map(str, ds.data_vars)} - {*dataset.VOLATILE_VARIABLES}):
         total.update(f"{name}{ds[name].dims}{ds[name].shape}".encode() + ds[name].values.tobytes())
     return total.hexdigest()
 

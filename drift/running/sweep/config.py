@@ -33,8 +33,21 @@ from drift.paths import outside_path
 from drift.running.protocols.full import FLOOR_DRAWS
 from drift.running.sweep.yaml_files import read_yaml
 
-__all__ = ["AXES", "DEFAULTS", "OPTIONS", "Config", "Grid", "closest", "load_config", "preset_path", "presets"]
+__all__ = [
+    "AXES",
+    "DEFAULTS",
+    "NO_TASK",
+    "OPTIONS",
+    "Config",
+    "Grid",
+    "closest",
+    "load_config",
+    "preset_path",
+    "presets",
+]
 
+#: What the axis `task` holds where none is asked, and drift is measured.
+NO_TASK = "none"
 #: Each draw of the rounding floor is a whole pass, kept in memory beside the others.
 MOST_DRAWS = 32
 AXES: dict[str, str] = {
@@ -43,6 +56,7 @@ AXES: dict[str, str] = {
     "chunk_size": "tokens per chunk of the fold",
     "protocol": "how the fold carries its cache on",
     "reference": "what the fold is compared with: full, gold, fold64, previous, unperturbed",
+    "task": "what is asked of the fold: none (drift is measured), needle, tracking, hops, cascade, state",
     "documents": "how many disjoint texts (replicates)",
     "tokens": "length of each text",
     "corpus": "where the text comes from: pydoc, stdlib, random, repeat, file:PATH, hub:DATASET",
@@ -50,6 +64,7 @@ AXES: dict[str, str] = {
     "device": "auto, cpu or cuda",
 }
 OPTIONS: dict[str, str] = {
+    "questions": "most questions of a text of a task",
     "logit_stride": "compare the logits of every n-th token only (1 = all)",
     "floor_draws": f"draws of the rounding floor: passes of full attention, disturbed (0 to {MOST_DRAWS}; 0 = none)",
     "allow_beyond_context": "true: texts may be longer than the model was trained for",
@@ -62,11 +77,13 @@ DEFAULTS: dict[str, Any] = {
     "chunk_size": [64],
     "protocol": ["append"],
     "reference": ["full"],
+    "task": [NO_TASK],
     "documents": [1],
     "tokens": [1024],
     "corpus": ["pydoc"],
     "attn_implementation": ["sdpa"],
     "device": ["auto"],
+    "questions": 1,
     "logit_stride": 1,
     "floor_draws": FLOOR_DRAWS,
     "allow_beyond_context": False,
@@ -74,7 +91,8 @@ DEFAULTS: dict[str, Any] = {
     "half_matmul": "auto",
     "weights": "auto",
 }
-_INTEGERS = ("chunk_size", "documents", "tokens", "logit_stride", "floor_draws", "seed")
+_INTEGERS = ("chunk_size", "documents", "tokens", "questions", "logit_stride", "floor_draws", "seed")
+_HEAVIER = ("quick", "default", "retrieval", "readings", "deep", "retrieval-deep", "paper")
 _PRESETS = Path(__file__).resolve().parent / "presets"
 Attention = Literal["sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -102,11 +120,13 @@ class _Axes(BaseModel):
     chunk_size: _Values[_Count] | None = None
     protocol: _Values[_Text] | None = None
     reference: _Values[_Text] | None = None
+    task: _Values[_Text] | None = None
     documents: _Values[Annotated[_StrictInt, Field(ge=1, le=MOST_DOCUMENTS)]] | None = None
     tokens: _Values[_Count] | None = None
     corpus: _Values[_Text] | None = None
     attn_implementation: _Values[Attention] | None = None
     device: _Values[Device] | None = None
+    questions: Annotated[_StrictInt, Field(ge=1, le=MOST_DOCUMENTS)] | None = None
     logit_stride: _Count | None = None
     floor_draws: Annotated[_StrictInt, Field(ge=0, le=MOST_DRAWS)] | None = None
     allow_beyond_context: StrictBool | None = None
@@ -134,11 +154,13 @@ class Grid(BaseModel):
     chunk_size: list[int]
     protocol: list[str]
     reference: list[str]
+    task: list[str]
     documents: list[int]
     tokens: list[int]
     corpus: list[str]
     attn_implementation: list[str]
     device: list[str]
+    questions: int
     logit_stride: int
     floor_draws: int
     allow_beyond_context: bool
@@ -180,7 +202,7 @@ def presets() -> dict[str, str]:
     dict of str to str
         Name to one-line description, ``quick`` first, the heaviest last.
     """
-    order = {name: rank for rank, name in enumerate(("quick", "default", "readings", "deep", "paper"))}
+    order = {name: rank for rank, name in enumerate(_HEAVIER)}
     paths = sorted(_PRESETS.glob("*.yaml"), key=lambda path: (order.get(path.stem, 99), path.stem))
     return {path.stem: " ".join(str(_read(path, path.name).get("description", "")).split()) for path in paths}
 

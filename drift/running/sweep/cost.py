@@ -16,7 +16,17 @@ from typing import Any
 
 from drift.running.sweep.memory import ITEM_BYTES, Footprint, Sized, footprint
 
-__all__ = ["Cost", "cell_bytes", "cores", "correction", "group_cost", "show_bytes", "show_seconds"]
+__all__ = [
+    "Cost",
+    "cell_bytes",
+    "cores",
+    "correction",
+    "group_cost",
+    "show_bytes",
+    "show_seconds",
+    "task_bytes",
+    "task_cost",
+]
 
 # Operations per second: per core on a CPU, per device on a GPU.
 _THROUGHPUT = {
@@ -35,6 +45,7 @@ _THROUGHPUT = {
 _BANDWIDTH = {"cpu": 4.5e9, "cuda": 1.5e12}  # bytes of weights and cache per second; per core on a CPU
 _CALL_SECONDS = {"cpu": 6e-4, "cuda": 4e-4}  # one layer called for one chunk, whatever its size
 _LOGIT_SECONDS = {"cpu": 1.6e-8, "cuda": 4e-11}  # one entry of the vocabulary compared for one token; per core
+_ANSWER_TOKENS = 24  # passes of an answer: of the question, teacher forcing twice, and of every generated token
 _LOAD_BYTES_PER_SECOND = 0.5e9
 _LOAD_SECONDS = 2.0
 
@@ -54,6 +65,42 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         return os.cpu_count() or 1
+
+
+class _Pace:
+    """How long a model takes on this machine."""
+
+    def __init__(self, shape: Sized, dtype: str, device: str, half_matmul: str) -> None:
+        usable = cores() if device == "cpu" else 1
+        item = ITEM_BYTES[dtype]
+        self._shape, self._device = shape, device
+        self._embedding = shape.vocab_size * shape.hidden_size
+        self._in_blocks = max(shape.parameters - self._embedding * (1 if shape.tied else 2), 1)
+        each = _THROUGHPUT.get((device, dtype, half_matmul), _THROUGHPUT[(device, dtype, "native")])
+        self._throughput = each * usable
+        self._bandwidth = _BANDWIDTH[device] * usable
+        # Products of 16-bit numbers widened to float32 read float32 weights.
+        self._weight_item = 4 if half_matmul == "float32" else item
+        # Per call the cache is joined (read and written once), and its heads are repeated for the queries.
+        self._cached = 2 * shape.head_dim * item * 2 * (shape.kv_heads + shape.heads)
+
+    def lane(self, tokens: int, size: int, logits: int) -> float:
+        """Seconds of a text of `tokens` tokens in chunks of `size`, with the logits of `logits` tokens."""
+        shape, chunks = self._shape, -(-tokens // size)
+        operations = 2.0 * self._in_blocks / shape.layers * tokens / chunks
+        operations += 2.0 * shape.heads * shape.head_dim * float(tokens) ** 2 / chunks
+        cached = tokens / 2 * self._cached if chunks > 1 else 0.0
+        call = max(operations / self._throughput, self._reading(cached)) + _CALL_SECONDS[self._device]
+        return shape.layers * chunks * call + 2.0 * self._embedding * logits / self._throughput
+
+    def token(self, behind: int) -> float:
+        """Seconds of generating a token behind `behind` others."""
+        cached, outputs = behind * self._cached, self._embedding * self._weight_item / self._bandwidth
+        return self._shape.layers * (self._reading(cached) + _CALL_SECONDS[self._device]) + outputs
+
+    def _reading(self, cached: float) -> float:
+        """Seconds of reading a block's weights, and bytes of its cache."""
+        return (self._in_blocks / self._shape.layers * self._weight_item + cached) / self._bandwidth
 
 
 def group_cost(
@@ -90,27 +137,11 @@ def group_cost(
     Cost
     """
     usable = cores() if device == "cpu" else 1
-    embedding = shape.vocab_size * shape.hidden_size
-    in_blocks = max(shape.parameters - embedding * (1 if shape.tied else 2), 1)
     compared = -(-tokens // logit_stride)
-    item = ITEM_BYTES[dtype]
-    throughput = _THROUGHPUT.get((device, dtype, half_matmul), _THROUGHPUT[(device, dtype, "native")]) * usable
-    bandwidth = _BANDWIDTH[device] * usable
-    # Products of 16-bit numbers widened to float32 read float32 weights.
-    weight_bytes = in_blocks / shape.layers * (4 if half_matmul == "float32" else item)
-    # Per call the cache is joined (read and written once), and its heads are repeated for the queries.
-    cached_bytes = tokens / 2 * 2 * shape.head_dim * item * 2 * (shape.kv_heads + shape.heads)
-
-    def lane(size: int) -> float:
-        chunks = -(-tokens // size)
-        operations = 2.0 * in_blocks / shape.layers * tokens / chunks
-        operations += 2.0 * shape.heads * shape.head_dim * float(tokens) ** 2 / chunks
-        reading = (weight_bytes + (cached_bytes if chunks > 1 else 0.0)) / bandwidth
-        call = max(operations / throughput, reading) + _CALL_SECONDS[device]
-        return shape.layers * chunks * call + 2.0 * embedding * compared / throughput
-
+    pace = _Pace(shape, dtype, device, half_matmul)
     logits = float(compared) * shape.vocab_size * len(folds)
-    seconds = documents * (lane(tokens) + sum(lane(size) for size in folds) + logits * _LOGIT_SECONDS[device] / usable)
+    lanes = sum(pace.lane(tokens, size, compared) for size in (tokens, *folds))
+    seconds = documents * (lanes + logits * _LOGIT_SECONDS[device] / usable)
     way = way or footprint(
         shape, dtype=dtype, device=device, half_matmul=half_matmul, attn_implementation="sdpa", tokens=tokens,
         folds=folds, logit_stride=logit_stride,
@@ -120,6 +151,42 @@ def group_cost(
     if way.weights == "streamed":
         seconds = max(seconds, documents * load)
     return Cost(seconds=seconds, load_seconds=_LOAD_SECONDS + load, memory_bytes=way.bytes)
+
+
+def task_cost(
+    shape: Sized,
+    *,
+    dtype: str,
+    device: str,
+    half_matmul: str,
+    documents: int,
+    questions: int,
+    tokens: int,
+    folds: Sequence[int],
+    way: Footprint,
+) -> Cost:
+    """Estimate the asking of a task; what texts share is not taken off.
+
+    Parameters
+    ----------
+    shape, dtype, device, half_matmul, folds, way
+        As for :func:`group_cost`.
+    documents, questions, tokens : int
+        Number of texts, of questions of each, and tokens of a prompt.
+    """
+    pace = _Pace(shape, dtype, device, half_matmul)
+    each = questions * _ANSWER_TOKENS * pace.token(tokens)
+    # Full attention takes the first text once more, and one without facts with the questions of all texts.
+    full = (documents + 2) * pace.lane(tokens, tokens, 1) + (2 * documents + 1) * each
+    seconds = full + sum(documents * (pace.lane(tokens, size, -(-tokens // size)) + each) for size in folds)
+    load = 2.0 * shape.parameters / _LOAD_BYTES_PER_SECOND
+    return Cost(seconds=seconds, load_seconds=_LOAD_SECONDS + load, memory_bytes=way.bytes)
+
+
+def task_bytes(*, documents: int, questions: int, tokens: int, chunk_size: int) -> float:
+    """Estimate the size of a task cell's file on disk, in bytes: some thirty numbers and three texts of a question."""
+    steps = -(-tokens // chunk_size)
+    return 120_000 + 8.0 * documents * (60 * questions + 3 * steps)
 
 
 def cell_bytes(shape: Sized, *, documents: int, tokens: int, chunk_size: int) -> float:

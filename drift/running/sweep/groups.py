@@ -9,8 +9,8 @@ from typing import Any
 from drift.errors import CheckpointError
 from drift.running.checkpoints import shapes
 from drift.running.sweep.cells import Cell
-from drift.running.sweep.cost import Cost, group_cost
-from drift.running.sweep.memory import Footprint, choose, footprint
+from drift.running.sweep.cost import Cost, group_cost, task_cost
+from drift.running.sweep.memory import Footprint, Sized, choose, footprint, task_footprint
 
 __all__ = ["Group", "shape_of"]
 
@@ -35,6 +35,8 @@ class Group:
         if all(c.control for c in self.cells):
             folds = "controls"
         size = f"{cell.documents} x {cell.tokens} tokens of {cell.corpus}"
+        if cell.task:
+            size = f"{cell.task} in {cell.documents} x {cell.tokens} tokens"
         return f"{self.subject}, {size}: {folds}"
 
     def way(self, budget: float | None = None) -> tuple[Footprint, bool] | None:
@@ -46,12 +48,15 @@ class Group:
         shape = shape_of(cell.model, cell.checkpoint)
         if shape is None:
             return None
+        asked = next((c.kept for c in self.cells if c.kept != "auto"), "auto")
+        if cell.task:
+            return self._way_of_asking(shape, asked, budget)
         given: dict[str, Any] = {
             "device": cell.device,
             "attn_implementation": cell.attn_implementation,
             "tokens": cell.tokens,
             "logit_stride": cell.logit_stride,
-            "weights": next((c.kept for c in self.cells if c.kept != "auto"), "auto"),
+            "weights": asked,
         }
         narrow, wide = self._folds()
         own: dict[str, Any] = {"dtype": cell.dtype, "half_matmul": cell.half_matmul, "folds": narrow}
@@ -59,17 +64,30 @@ class Group:
             return choose(shape, budget=budget, **given, **own)
         # The same model stands beside itself in float64, and is kept in the same way.
         for kept in ("resident", "streamed") if given["weights"] == "auto" else (given["weights"],):
-            asked = given | {"weights": kept}
+            wanted = given | {"weights": kept}
 
-            def beside(way: Footprint, asked: dict[str, Any] = asked) -> float:
-                run = asked | {"keeps_calls": way.keeps_calls, "logit_rows": way.logit_rows}
+            def beside(way: Footprint, wanted: dict[str, Any] = wanted) -> float:
+                run = wanted | {"keeps_calls": way.keeps_calls, "logit_rows": way.logit_rows}
                 extra = footprint(shape, dtype="fp64", half_matmul="native", folds=wide, **run)
                 return extra.bytes - extra.parts["runtime"]
 
-            way, fits = choose(shape, budget=budget, beside=beside, **asked, **own)
+            way, fits = choose(shape, budget=budget, beside=beside, **wanted, **own)
             if fits:
                 break
         return replace(way, parts=way.parts | {"runtime": way.parts["runtime"] + beside(way)}), fits
+
+    def _way_of_asking(self, shape: Sized, asked: str, budget: float | None) -> tuple[Footprint, bool]:
+        """How to ask a task: with all weights in memory, if that fits, or read block by block."""
+        cell = self.cells[0]
+        ways = [
+            task_footprint(
+                shape, dtype=cell.dtype, device=cell.device, half_matmul=cell.half_matmul,
+                attn_implementation=cell.attn_implementation, tokens=cell.tokens, weights=kept,
+            )
+            for kept in (("resident", "streamed") if asked == "auto" else (asked,))
+        ]  # fmt: skip
+        fitting = [way for way in ways if budget is None or way.bytes <= budget]
+        return (fitting[0], True) if fitting else (min(ways, key=lambda way: way.bytes), False)
 
     def _folds(self) -> tuple[list[int], list[int]]:
         """Chunk sizes of the folds on the cells' own rung, draws of the floor among them, and of those in float64."""
@@ -86,6 +104,11 @@ class Group:
         if found is None:
             return None
         shape = shape_of(cell.model, cell.checkpoint)
+        if cell.task:
+            return task_cost(
+                shape, dtype=cell.dtype, device=cell.device, half_matmul=cell.half_matmul, documents=cell.documents,
+                questions=cell.questions, tokens=cell.tokens, folds=[c.chunk_size for c in self.cells], way=found[0],
+            )  # fmt: skip
         given: dict[str, Any] = {
             "device": cell.device,
             "documents": cell.documents,

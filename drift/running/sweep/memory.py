@@ -13,7 +13,7 @@ import ctypes
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,7 @@ __all__ = [
     "give_back",
     "parse_size",
     "resident_bytes",
+    "task_footprint",
 ]
 
 ITEM_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}
@@ -145,6 +146,34 @@ def footprint(
             "logits": (0.0 if descent.streamed else held) + descent.logits(logit_rows),
         },
     )
+
+
+def task_footprint(
+    shape: Sized,
+    *,
+    dtype: str,
+    device: str,
+    half_matmul: str,
+    attn_implementation: str,
+    tokens: int,
+    weights: str = "resident",
+) -> Footprint:
+    """Work out the peak memory of asking a task: whole forward passes, one lane after the other.
+
+    Parameters
+    ----------
+    shape, dtype, device, half_matmul, attn_implementation, weights
+        As for :func:`footprint`.
+    tokens : int
+        Length of a prompt.
+    """
+    way = footprint(
+        shape, dtype=dtype, device=device, half_matmul=half_matmul, attn_implementation=attn_implementation,
+        tokens=tokens, folds=(), logit_stride=tokens, weights=weights, keeps_calls=False, logit_rows=1,
+    )  # fmt: skip
+    # Beside the cache of a text stands that of what it shares with the next one, where a branch moved away from it.
+    caches = 2 * shape.layers * 2.0 * tokens * shape.kv_heads * shape.head_dim * ITEM_BYTES[dtype]
+    return replace(way, parts=way.parts | {"states": way.parts["states"] + caches, "comparing": 0.0})
 
 
 @dataclass(frozen=True)

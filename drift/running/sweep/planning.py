@@ -16,7 +16,7 @@ from drift.errors import ConfigError
 from drift.paths import outside_path
 from drift.running.sweep.cells import Cell
 from drift.running.sweep.config import AXES, Config, load_config
-from drift.running.sweep.cost import cell_bytes, correction
+from drift.running.sweep.cost import cell_bytes, correction, task_bytes
 from drift.running.sweep.gpus import cuda_problem
 from drift.running.sweep.groups import Group, shape_of
 from drift.running.sweep.memory import free, resident_bytes
@@ -79,12 +79,7 @@ class Plan:
                 total["seconds"] += cost.load_seconds
                 weights = first.weights
             total["memory_bytes"] = max(total["memory_bytes"], cost.memory_bytes)
-            total["disk_bytes"] += sum(
-                cell_bytes(
-                    shape_of(c.model, c.checkpoint), documents=c.documents, tokens=c.tokens, chunk_size=c.chunk_size
-                )
-                for c in group.cells
-            )
+            total["disk_bytes"] += sum(_bytes_of(cell) for cell in group.cells)
         return total
 
 
@@ -144,6 +139,16 @@ def plan(
     folder.check()
     made = Plan(config, folder, _in_order(cells.values()), Survey(), memory)
     return made.surveyed() if look else made
+
+
+def _bytes_of(cell: Cell) -> float:
+    """Estimate of a cell's bytes on disk."""
+    text = {"documents": cell.documents, "tokens": cell.tokens, "chunk_size": cell.chunk_size}
+    return (
+        task_bytes(questions=cell.questions, **text)
+        if cell.task
+        else cell_bytes(shape_of(cell.model, cell.checkpoint), **text)
+    )
 
 
 def _check_count(config: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from drift.running.sweep.config import NO_TASK
 from drift.running.sweep.cost import show_bytes, show_seconds
 from drift.running.sweep.planning import Plan
 from drift.running.sweep.selecting import select
@@ -50,10 +51,11 @@ def preview_json(todo: Plan, only: Sequence[str]) -> dict[str, Any]:
 def preview_words(preview: dict[str, Any]) -> list[str]:
     """A dry run in words."""
     columns = ["state", "model", "dtype", "protocol", "reference", "chunk_size", "documents", "tokens"]
+    columns += ["task"] * any("task" in cell for cell in preview["plan"])
     columns += ["corpus", "device"]
     heads = {"chunk_size": "chunk", "documents": "docs"}
     rows = [[heads.get(name, name) for name in columns]]
-    rows += [[str(cell[name]) for name in columns] for cell in preview["plan"] if not cell["control"]]
+    rows += [[str(cell.get(name, NO_TASK)) for name in columns] for cell in preview["plan"] if not cell["control"]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     counts, estimate = preview["cells"], preview["estimate"]

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from drift import dataset
-from drift._outside import Form, OutsideError, parse_json
+from drift._outside import Form, OutsideError, parse_json, shaped
 from drift._version import NUMERICS_VERSION
 from drift.dataset.plans import PLAN, read_plan
 from drift.errors import CheckpointError, ConfigError, CorpusError, DatasetError, Obstacle, UnverifiableError
@@ -203,7 +203,11 @@ def _request(path: Path, here: _Here) -> Request:
     except DatasetError as error:
         return Request(path.name, obstacle=Obstacle.UNSOUND, why=error.problem)
     try:
-        record = parse_json(str(attrs["config_json"]), Form.SWEEP_CELL)
+        said = parse_json(str(attrs["config_json"]), Form.OBJECT)
+        if "task" in said:
+            why = "it asks a task: what is compared here is drift. Run its sweep again into another folder, and compare"
+            return Request(path.name, obstacle=Obstacle.SETTINGS, why=why)
+        record = shaped(said, Form.SWEEP_CELL)
         versions = tuple(sorted(record["versions"].items()))
         label, weights, text = record["model"], record["checkpoint_sha256"], record["corpus_sha256"]
         numerics, threads = record["versions"]["numerics"], int(attrs["threads"])

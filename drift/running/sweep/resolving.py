@@ -18,11 +18,15 @@ from drift.running import corpus, protocols
 from drift.running.checkpoints import identity as checkpoints_identity
 from drift.running.checkpoints import resolving
 from drift.running.model import numerics
+from drift.running.protocols.runnable import check_runnable
 from drift.running.sweep import control_cells
 from drift.running.sweep.cells import Cell
-from drift.running.sweep.config import Config, Grid
+from drift.running.sweep.config import NO_TASK, Config, Grid
 from drift.running.sweep.gpus import cuda_problem
 from drift.running.sweep.groups import shape_of
+from drift.running.sweep.task_cells import task_cells
+from drift.running.tasks import haystacks, kinds
+from drift.running.tasks.base import Task
 
 __all__ = ["Problems", "resolve_grid"]
 
@@ -89,6 +93,7 @@ def resolve_grid(grid: Grid, config: Config, problems: Problems, dry_run: bool) 
         for name in grid.reference
         if problems.attempt(grid.origin("reference", name), lambda r=reading, n=name: r.check_reference(n) or True)  # type: ignore[misc]
     ]
+    tasks = _tasks(grid, readings, problems)
     devices = _devices(grid, problems, dry_run)
     rungs = _rungs(grid, devices, problems)
     _check_sizes(grid, models, readings, problems)
@@ -123,9 +128,11 @@ def resolve_grid(grid: Grid, config: Config, problems: Problems, dry_run: bool) 
                 beyond_context=grid.allow_beyond_context,
                 kept=grid.weights,
             )
-            yield cell
-            if grid.controls:
-                yield from _controls(cell, rungs[dtype].unit_roundoff)
+            yield from task_cells(cell, tasks, grid.questions)
+            if NO_TASK in grid.task:
+                yield cell
+                if grid.controls:
+                    yield from _controls(cell, rungs[dtype].unit_roundoff)
 
 
 def _each(grid: Grid, axis: str, problems: Problems, resolve: Callable[[str], _T]) -> dict[str, _T]:
@@ -136,6 +143,30 @@ def _each(grid: Grid, axis: str, problems: Problems, resolve: Callable[[str], _T
         if value is not None:
             found[name] = value
     return found
+
+
+def _tasks(grid: Grid, readings: Mapping[str, Any], problems: Problems) -> dict[Task, str]:
+    """The tasks that were named, and what identifies their haystacks; a problem for what cannot be asked."""
+    asked = [name for name in grid.task if name != NO_TASK]
+    tasks: dict[Task, str] = {}
+    for name in asked:
+        task = problems.attempt(grid.origin("task", name), partial(kinds.parse, name))
+        if task is None:
+            continue
+        text = problems.attempt(grid.origin("task", name), partial(haystacks.identity, task.haystack))
+        if text is not None:
+            tasks[task] = text
+    if asked:
+        for label, reading in readings.items():
+            problems.attempt(grid.origin("protocol", label), partial(check_runnable, reading))
+        for other in grid.reference:
+            if other != "full":
+                problems.add(
+                    grid.origin("reference", other),
+                    f"the answers of a task are held against full attention alone, not {other!r}; put what is compared "
+                    "with it into a grid of its own",
+                )
+    return tasks
 
 
 def _known(model: str) -> tuple[Any, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from drift.errors import ConfigError
 from drift.running.sweep.cells import Cell
-from drift.running.sweep.config import AXES, closest, parse_pair
+from drift.running.sweep.config import AXES, NO_TASK, closest, parse_pair
 from drift.running.sweep.planning import Plan
 
 if TYPE_CHECKING:
@@ -44,4 +44,6 @@ def select(todo: Plan, only: Sequence[str] = ()) -> tuple[Cell, ...]:
 
 def _names(cell: Cell, axis: str) -> tuple[str, ...]:
     """What a value may be called: a model by its name or its label."""
+    if axis == "task":
+        return (cell.task or NO_TASK,)
     return (cell.label, cell.model) if axis == "model" else (str(getattr(cell, axis)),)

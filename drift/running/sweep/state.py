@@ -19,6 +19,7 @@ from drift import dataset
 from drift._outside import OutsideError
 from drift.dataset.contract import SCHEMA_VERSION
 from drift.dataset.plans import PLAN, PlanFile, read_plan
+from drift.dataset.task_contract import TASK_SCHEMA_VERSION, is_task
 from drift.errors import ConfigError, DatasetError
 from drift.writing import TEMPORARY_SUFFIX, open_lock, own, owner, subfolder, write_whole
 
@@ -160,8 +161,9 @@ class Folder:
         if actual != expected:
             return f"{file}: holds another cell ({actual[:16]}) than its name says"
         schema = str(cell.attrs["schema_version"])
-        if schema != SCHEMA_VERSION:
-            return f"{file}: was written under schema version {schema}, the plan asks for version {SCHEMA_VERSION}"
+        asked = TASK_SCHEMA_VERSION if is_task(cell.variables) else SCHEMA_VERSION
+        if schema != asked:
+            return f"{file}: was written under schema version {schema}, the plan asks for version {asked}"
         return ""
 
     def _record(self, found: Survey) -> PlanFile:

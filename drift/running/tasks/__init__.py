@@ -17,6 +17,8 @@ the number of chunks between fact and question is a coordinate of the answer. Se
     texts that begin alike are folded once, as far as they do.
 ``answering``
     one question in one lane: what is generated, and how likely the right answer is.
+``examining``
+    a quiz put to one lane after the other.
 ``taking``
     :func:`~drift.running.tasks.taking.take_quiz`: all questions in all lanes, with controls.
 """

@@ -107,7 +107,7 @@ def _nonfinite(scores: Tensor) -> int:
 
 def answer_to(
     prefill: Folded, asked: Asked, other: Sequence[int], new: int, ends: frozenset[int], tokenizer: Any
-) -> Answer:
+) -> tuple[Answer, Tensor]:
     """Ask in a branch of a folded text.
 
     Parameters
@@ -122,6 +122,12 @@ def answer_to(
     ends : frozenset of int
         Tokens that end an answer.
     tokenizer : PreTrainedTokenizerBase
+
+    Returns
+    -------
+    Answer
+    Tensor
+        [vocabulary]: scores by which the right answer's first token that is more than a space is chosen.
     """
     branch = prefill.branch()
     branch.feed(asked.tokens)
@@ -135,7 +141,7 @@ def answer_to(
     text = str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     answers = asked.question.answers
     rank, margin = _standing(right[asked.first].double(), asked.answer[asked.first])
-    return Answer(
+    answer = Answer(
         text,
         tuple(tokens),
         Stop.END if tokens[-1] in ends else Stop.LENGTH,
@@ -147,3 +153,4 @@ def answer_to(
         others,
         nonfinite,
     )
+    return answer, right[asked.first].clone()

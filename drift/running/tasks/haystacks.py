@@ -16,13 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from drift.dataset.hashing import content_hash
 from drift.running import corpus
 from drift.running.tasks.words import Draw
 
-__all__ = ["NOISE", "between", "needle", "needle_value", "pieces"]
+__all__ = ["NOISE", "between", "identity", "needle", "needle_value", "pieces"]
 
 #: RULER's line of noise.
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+_MADE = ("noise", "needles")
 _NUMBER_DIGITS = 7
 _MOST_WORDS = 40  # of a piece of a corpus
 # A word with the spaces in front of it and the line breaks behind: where tokenizers cut, too.
@@ -40,6 +42,20 @@ def needle_value(draw: Draw, kind: str) -> str:
     if kind == "uuid":
         return draw.uuid()
     return draw.key() if kind == "word" else draw.number(_NUMBER_DIGITS)
+
+
+def identity(haystack: str) -> str:
+    """What tells a haystack from every other: sha256 of the text of a corpus, or of the name of one that is made.
+
+    Raises
+    ------
+    CorpusError
+        If there is no such corpus, or it has no text.
+    """
+    if haystack in _MADE:
+        return content_hash({"haystack": haystack})
+    corpus.text(haystack)  # a corpus that is generated token by token has an identity, and no text
+    return corpus.identity(haystack)
 
 
 def pieces(haystack: str, draw: Draw) -> Iterator[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import cycle, islice
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -16,21 +14,16 @@ from drift import _arguments as arguments
 from drift._bounds import MOST_TOKENS
 from drift.errors import ConfigError
 from drift.running.descent.guard import admit
-from drift.running.folding.folded import CHUNK_SIZE, Folded, Reached, check_runnable
-from drift.running.folding.generating import check_reach, end_tokens
+from drift.running.folding.folded import CHUNK_SIZE
 from drift.running.protocols import parse
 from drift.running.protocols.base import Protocol
-from drift.running.tasks.answering import Answer, answer_to
+from drift.running.tasks.answering import Answer
 from drift.running.tasks.base import Task
-from drift.running.tasks.prefills import prefills
-from drift.running.tasks.quizzes import Asked, Document, Place, Quiz, quiz
+from drift.running.tasks.examining import FULL, SPARE_TOKENS, Examiner
+from drift.running.tasks.quizzes import Document, Place, Quiz, quiz
 from drift.running.tasks.scoring import first_difference
 
 __all__ = ["FULL", "SPARE_TOKENS", "Controls", "Row", "Taken", "take_quiz"]
-
-FULL = "full"
-#: Tokens that an answer may be longer than the longest right one, where nobody says otherwise.
-SPARE_TOKENS = 16
 
 
 def _number(value: float) -> float | None:
@@ -274,15 +267,14 @@ def take_quiz(
     bos = getattr(tokenizer, "bos_token_id", None)
     asked = [protocols] if isinstance(protocols, str | Protocol) else protocols
     bound = dict.fromkeys(parse(protocol).bind(lambda: bos) for protocol in asked)
-    new = max(len(asked.answer) for asked in made.without.questions) + SPARE_TOKENS
     if max_new_tokens is not None:
-        new = arguments.whole("max_new_tokens", max_new_tokens, 1, MOST_TOKENS)
+        max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1, MOST_TOKENS)
     options = {"dtype": dtype, "half_matmul": half_matmul, "allow_beyond_context": allow_beyond_context}
-    asking = _Asking(model, tokenizer, made, chunk_size, new, options)
+    examiner = Examiner(model, tokenizer, made, max_new_tokens, **options)
     lanes = [protocol for protocol in bound if protocol.label != FULL]
     for protocol in [parse(FULL), *lanes]:
-        asking.check(protocol)
-    return asking.taken(lanes, controls, on_row)
+        examiner.check(protocol, chunk_size)
+    return _taken(examiner, chunk_size, lanes, controls, on_row)
 
 
 def _made(
@@ -299,103 +291,42 @@ def _made(
     return quiz(tokenizer, task, tokens, documents=documents, questions=questions, seed=seed, chat=chat)
 
 
-class _Asking:
-    """A quiz and a model that takes it."""
-
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, made: Quiz, chunk_size: int, new: int, options: dict[str, Any]
-    ) -> None:
-        self.model, self.tokenizer, self.quiz, self.chunk_size, self.new = model, tokenizer, made, chunk_size, new
-        self.options = options
-        self.ends = end_tokens(model, tokenizer)
-        self.questions = max(len(asked.tokens) for asked in made.without.questions)
-        self.others = _others(made)
-        self.switches: dict[str, Any] = {}
-
-    def check(self, protocol: Protocol) -> None:
-        """Refuse what a lane cannot do, before anything is computed."""
-        check_runnable(protocol)
-        longest = max(len(text.tokens) for text in (*self.quiz.documents, self.quiz.without))
-        size = self._size(protocol)
-        if not self.options["allow_beyond_context"]:
-            reached = Reached.through(protocol, longest, size)
-            check_reach(self.model, protocol, reached, size, self.questions, self.new)
-        if self.quiz.task.apart and protocol.label != FULL:
-            for document in self.quiz.documents:
-                for question in range(len(document.questions)):
-                    self._check_apart(document.distances(question, self.chunk_size))
-
-    def _check_apart(self, distances: Sequence[int]) -> None:
-        if len(set(distances)) < len(distances):
-            raise ConfigError(
-                f"Task {self.quiz.task.label}: chunks of {self.chunk_size} tokens hold several of the facts that must "
-                f"lie in different ones, in texts of {self.quiz.length}. Take smaller chunks, or longer texts."
-            )
-
-    def taken(self, lanes: Sequence[Protocol], controls: bool, on_row: Callable[[Row], None] | None) -> Taken:
-        """Ask everything."""
-        documents, rows = self.quiz.documents, list[Row]()
-        full: list[list[Answer]] = []
-        for protocol in [parse(FULL), *lanes]:
-            for at, answers in enumerate(self._lane(protocol, documents)):
-                if protocol.label == FULL:
-                    full.append(answers)
-                for question, answer in enumerate(answers):
-                    rows.append(self._row(at, question, protocol.label, answer, full[at][question]))
-                    if on_row is not None:
-                        on_row(rows[-1])
-        found = self._controls(full[0]) if controls else None
-        return Taken(self.quiz, self.chunk_size, tuple(rows), found, self.switches)
-
-    def _controls(self, first: list[Answer]) -> Controls:
-        (without,) = self._lane(parse(FULL), [self.quiz.without])
-        (again,) = self._lane(parse(FULL), self.quiz.documents[:1])
-        return Controls(tuple(without), tuple(again), again == first)
-
-    def _size(self, protocol: Protocol) -> int:
-        """Tokens per chunk: full attention takes the question in one pass, too, whatever the chunks of the folds."""
-        return self.quiz.length if protocol.label == FULL else self.chunk_size
-
-    def _lane(self, protocol: Protocol, documents: Sequence[Document]) -> Iterator[list[Answer]]:
-        """Answers to all questions, text by text."""
-        behind = self.questions + self.new + max(map(len, self.others.values()))
-        texts = [document.tokens for document in documents]
-        folds = prefills(self.model, texts, self._size(protocol), protocol, behind, **self.options)
-        for document in documents:
-            ask = partial(self._ask, document)
-            yield ask(next(folds))  # by no name here: the next text writes where this one was
-
-    def _ask(self, document: Document, prefill: Folded) -> list[Answer]:
-        self.switches = prefill.switches
-        return [
-            answer_to(prefill, asked, self.others[asked], self.new, self.ends, self.tokenizer)
-            for asked in document.questions
-        ]
-
-    def _row(self, at: int, question: int, label: str, answer: Answer, full: Answer) -> Row:
-        document = self.quiz.documents[at]
-        return Row(
-            at,
-            question,
-            label,
-            len(document.tokens),
-            document.needed(question),
-            document.distances(question, self.chunk_size),
-            answer,
-            first_difference(answer.tokens, full.tokens),
-        )
+def _taken(
+    examiner: Examiner,
+    chunk_size: int,
+    lanes: Sequence[Protocol],
+    controls: bool,
+    on_row: Callable[[Row], None] | None,
+) -> Taken:
+    """Ask everything."""
+    documents, rows = examiner.quiz.documents, list[Row]()
+    full: list[tuple[Answer, ...]] = []
+    switches: dict[str, Any] = {}
+    for protocol in [parse(FULL), *lanes]:
+        for at, examined in enumerate(examiner.lane(protocol, chunk_size, documents)):
+            switches = examined.switches
+            if protocol.label == FULL:
+                full.append(examined.answers)
+            for question, answer in enumerate(examined.answers):
+                rows.append(_row(documents[at], at, question, protocol.label, answer, full[at][question], chunk_size))
+                if on_row is not None:
+                    on_row(rows[-1])
+    found = None
+    if controls:
+        (without,) = examiner.lane(parse(FULL), chunk_size, [examiner.quiz.without])
+        (again,) = examiner.lane(parse(FULL), chunk_size, documents[:1])
+        found = Controls(without.answers, again.answers, again.answers == full[0])
+    return Taken(examiner.quiz, chunk_size, tuple(rows), found, switches)
 
 
-def _others(made: Quiz) -> dict[Asked, tuple[int, ...]]:
-    """A wrong answer to every question, in tokens: another text's; of the only text, another question's, or made up."""
-    wrong, count = dict[Asked, tuple[int, ...]](), len(made.documents)
-    for at, document in enumerate(made.documents):
-        following = [made.documents[(at + step) % count] for step in range(1, count)]
-        for asked in document.questions:
-            question = asked.question
-            made_up = " " + question.joint.join(islice(cycle(question.others), len(question.answers)))
-            candidates = (other.answer for text in (*following, document) for other in text.questions)
-            wrong[asked] = next(
-                (answer for answer in candidates if answer != asked.answer), tuple(made.prompt.written(made_up))
-            )
-    return wrong
+def _row(document: Document, at: int, question: int, label: str, answer: Answer, full: Answer, chunk_size: int) -> Row:
+    return Row(
+        at,
+        question,
+        label,
+        len(document.tokens),
+        document.needed(question),
+        document.distances(question, chunk_size),
+        answer,
+        first_difference(answer.tokens, full.tokens),
+    )

@@ -14,10 +14,10 @@ from drift._outside import OutsideError, read_bytes
 from drift._version import NUMERICS_VERSION
 from drift.dataset.contract import SCHEMA_VERSION
 from drift.errors import DriftError
-from drift.running import corpus
 from drift.running.checkpoints import fetching, identity
 from drift.running.sweep.outcome import Outcome
 from drift.running.sweep.state import Folder
+from drift.running.sweep.task_cells import TASK_VERSIONS, text_identity
 
 if TYPE_CHECKING:
     from drift.running.sweep.cells import Cell
@@ -60,7 +60,7 @@ def difference(cell: Cell) -> str:
     from importlib.metadata import version
 
     where = f"the worker on {os.uname().nodename if hasattr(os, 'uname') else 'another machine'}"
-    own = {"numerics": NUMERICS_VERSION, "schema": SCHEMA_VERSION}
+    own = {"numerics": NUMERICS_VERSION, "schema": SCHEMA_VERSION, **TASK_VERSIONS}
     for name, planned in cell.versions:
         actual = own.get(name) or version(name)
         if actual != planned:
@@ -71,7 +71,7 @@ def difference(cell: Cell) -> str:
         fetching.fetch(cell.model, lambda message: None)
         if identity.identity(cell.model) != cell.checkpoint:
             return f"{where} has other weights, tokenizer or configuration under the name {cell.model} than the plan"
-        if corpus.identity(cell.corpus, cell.seed) != cell.text:
+        if text_identity(cell) != cell.text:
             return (
                 f"{where} has another text under the name {cell.corpus} than the plan: use file:PATH on a shared folder"
             )
