@@ -22,6 +22,8 @@ __all__ = [
     "decoder_of",
     "driving_of",
     "keeps_more",
+    "remember",
+    "remembered",
     "structural_fault",
     "takes",
     "tested",
@@ -42,6 +44,7 @@ TESTED = frozenset(
         "Qwen3MoeForCausalLM",
     }
 )
+_DRIVING = "_drift_driving"  # in the model's own dictionary: it goes where the model goes
 _TESTED_ATTENTION = ("eager", "sdpa")
 _KNOWN_CODE = ("torch.nn.modules.", "transformers.activations", "transformers.models.")
 
@@ -82,8 +85,21 @@ class Driving:
 
 def driving_of(model: PreTrainedModel) -> Driving:
     """What was found out of a model; of one that was never looked at, that nothing need be known."""
-    found = model.__dict__.get("_drift_driving")
-    return found if isinstance(found, Driving) and found.dtype is model.dtype else Driving()
+    found = remembered(model)
+    return found if found is not None and found.dtype is model.dtype else Driving()
+
+
+def remembered(model: PreTrainedModel) -> Driving | None:
+    """What was found out of a model in whatever precision it was in then; None where it was never looked at."""
+    found = model.__dict__.get(_DRIVING)
+    return found if isinstance(found, Driving) else None
+
+
+def remember(model: PreTrainedModel, driving: Driving | None) -> None:
+    """Keep with a model what was found out of it; None forgets it."""
+    model.__dict__.pop(_DRIVING, None)
+    if driving is not None:
+        model.__dict__[_DRIVING] = driving
 
 
 def text_config(model: PreTrainedModel) -> Any:

@@ -23,6 +23,8 @@ from drift.running.descent.decoders import (
     decoder_of,
     driving_of,
     keeps_more,
+    remember,
+    remembered,
     structural_fault,
     takes,
     tested,
@@ -97,7 +99,7 @@ def admit(model: object) -> None:
     assert isinstance(model, PreTrainedModel)
     if driving_of(model).dtype is None and not tested(model):
         with _computing(model):
-            model.__dict__["_drift_driving"] = _looked_at(model)
+            remember(model, _looked_at(model))
 
 
 def check_reading(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[Chunk]) -> None:
@@ -230,7 +232,7 @@ def _looked_at(model: PreTrainedModel) -> Driving:
     """Hold the descent of a model against its own forward, and return what was found out of it."""
     name = type(model).__name__
     verdict = Verdict(Chunked.UNTRIED)
-    before = model.__dict__.get("_drift_driving")
+    before = remembered(model)
     try:
         ids = trial_text(model)
         chunks = [parse(reading).chunks(len(ids), size) for reading, size in _readings(len(ids))]
@@ -243,8 +245,9 @@ def _looked_at(model: PreTrainedModel) -> Driving:
             raise UnsupportedModelError(f"{name}: its blocks put out different numbers of things ({sorted(outputs)}).")
         positions = takes(model, "position_ids") and takes(decoder_of(model), "position_ids")
         driving = Driving(False, outputs.pop(), 0, positions, int(ids[0]), "bitwise", model.dtype)
-        model.__dict__["_drift_driving"] = driving
-        driving = model.__dict__["_drift_driving"] = replace(driving, origin=_origin(model, ids))
+        remember(model, driving)
+        driving = replace(driving, origin=_origin(model, ids))
+        remember(model, driving)
         return _borne_out(model, ids, chunks, [whole, folded], driving)
     except Exception as error:  # whatever the code of some architecture raises is a reason not to take it on
         if verdict.chunked is Chunked.UNTRIED:
@@ -256,9 +259,7 @@ def _looked_at(model: PreTrainedModel) -> Driving:
         )
         raise _refused(fault, verdict) from error
     finally:
-        model.__dict__.pop("_drift_driving", None)
-        if before is not None:
-            model.__dict__["_drift_driving"] = before
+        remember(model, before)
 
 
 def _readings(tokens: int) -> list[tuple[str, int]]:
