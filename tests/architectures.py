@@ -51,7 +51,7 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "moe_num_shared_experts", "num_shared_experts"), 1),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "index_head_dim"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "rotary_dim"), 8),
-    **dict.fromkeys(("index_n_heads", "index_heads"), 2), "index_topk": 32, "head_dim": 16, "global_head_dim": 16,
+    **dict.fromkeys(("index_n_heads", "index_heads"), 2), "index_topk": 64, "head_dim": 16, "global_head_dim": 16,
     "qk_head_dim": 24, "first_k_dense_replace": 1, "sliding_window": 16, "query_pre_attn_scalar": 16,
     "attention_chunk_size": 32, "num_kv_shared_layers": 0, "laurel_rank": 8,
     # convolutions and recurrences
