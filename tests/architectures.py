@@ -122,6 +122,8 @@ def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[st
     said = full.to_dict()
     names = {*said, *(getattr(full, "attribute_map", None) or {})}
     sizes = {name: value for name, value in TINY.items() if name in names and (unset or said.get(name, 0) is not None)}
+    if "kv_lora_rank" in sizes and "num_key_value_heads" in sizes:  # latents are no keys that heads could share
+        sizes["num_key_value_heads"] = _HEADS
     depth = getattr(full, "num_hidden_layers", None)
     for name, value in said.items():
         if lists and isinstance(value, list) and value and len(value) == depth:
@@ -343,12 +345,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     import transformers
 
+    done: list[Row] = []
+
     def tell(row: Row) -> None:
         print(f"{row.key}: {row.outcome} {row.said or ' '.join(row.refuses)}"[:600], flush=True)
+        done.append(row)
+        if asked.out:  # anew after each: what was walked is not lost
+            page = table(sorted(done, key=lambda each: each.key), transformers.__version__)
+            asked.out.write_text(page, encoding="utf-8")
 
     rows = walk(asked.keys or mapping(), asked.jobs, tell=tell)
-    if asked.out:
-        asked.out.write_text(table(sorted(rows, key=lambda row: row.key), transformers.__version__), encoding="utf-8")
     return int(any(row.outcome in (WRONG, CRASHES) for row in rows))
 
 
