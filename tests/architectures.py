@@ -51,7 +51,7 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "moe_num_shared_experts", "num_shared_experts"), 1),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "index_head_dim"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "rotary_dim"), 8),
-    **dict.fromkeys(("index_n_heads", "index_heads"), 2), "index_topk": 32, "head_dim": 16, "global_head_dim": 16,
+    **dict.fromkeys(("index_n_heads", "index_heads"), 2), "index_topk": 64, "head_dim": 16, "global_head_dim": 16,
     "qk_head_dim": 24, "first_k_dense_replace": 1, "sliding_window": 16, "query_pre_attn_scalar": 16,
     "attention_chunk_size": 32, "num_kv_shared_layers": 0, "laurel_rank": 8,
     # convolutions and recurrences
@@ -122,6 +122,8 @@ def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[st
     said = full.to_dict()
     names = {*said, *(getattr(full, "attribute_map", None) or {})}
     sizes = {name: value for name, value in TINY.items() if name in names and (unset or said.get(name, 0) is not None)}
+    if "kv_lora_rank" in sizes and "num_key_value_heads" in sizes:  # latents are no keys that heads could share
+        sizes["num_key_value_heads"] = _HEADS
     depth = getattr(full, "num_hidden_layers", None)
     for name, value in said.items():
         if lists and isinstance(value, list) and value and len(value) == depth:
@@ -343,12 +345,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     import transformers
 
+    done: list[Row] = []
+
     def tell(row: Row) -> None:
         print(f"{row.key}: {row.outcome} {row.said or ' '.join(row.refuses)}"[:600], flush=True)
+        done.append(row)
+        if asked.out:  # anew after each: what was walked is not lost
+            page = table(sorted(done, key=lambda each: each.key), transformers.__version__)
+            asked.out.write_text(page, encoding="utf-8")
 
     rows = walk(asked.keys or mapping(), asked.jobs, tell=tell)
-    if asked.out:
-        asked.out.write_text(table(sorted(rows, key=lambda row: row.key), transformers.__version__), encoding="utf-8")
     return int(any(row.outcome in (WRONG, CRASHES) for row in rows))
 
 
