@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", default="", metavar="NAME", help="a model of the server (default: the only one it has)")
     add("--api-key-env", default="", metavar="NAME", help="variable of the environment that holds the API key "
         "(default: none is sent)")  # fmt: skip
-    add("--prompts", type=_between(1, MOST_PROMPTS), default=12, metavar="N", help="prompts (default: %(default)s)")
+    add("--prompts", type=_between(1, MOST_PROMPTS), default=16, metavar="N", help="prompts (default: %(default)s)")
     add("--characters", type=_between(64, MOST_PROMPT), default=1200, metavar="N", help="of a prompt "
         "(default: %(default)s)")  # fmt: skip
     add("--tokens", type=_between(1, MOST_GENERATED), default=32, metavar="N", help="generated per prompt "

@@ -124,8 +124,8 @@ def _no_floor(pair: Pair) -> Iterator[str]:
         return
     yield (
         f"{_VARIES[pair.kind]} differs, and no lane of another kind tells how far rounding moves: they are the same "
-        "bits as the cold one, or beyond the floor, or may come from the cache as well. --against MODEL would decide: "
-        "whether it is further from the model than the cold lane."
+        "bits as the cold one but for a few tokens, or beyond the floor, or may come from the cache as well. --against "
+        "MODEL would decide: whether it is further from the model than the cold lane."
     )
 
 
