@@ -67,7 +67,7 @@ _MOST_WEIGHTS = 100_000_000
 OWN: dict[str, dict[str, Any]] = {
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0}},
     "dots3_note": {"num_key_value_heads": _HEADS},
     "dots3_note_text": {"num_key_value_heads": _HEADS},
     "gemma4_text": {"hidden_size_per_layer_input": 8},
@@ -124,6 +124,8 @@ def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[st
     sizes = {name: value for name, value in TINY.items() if name in names and (unset or said.get(name, 0) is not None)}
     if "kv_lora_rank" in sizes and "num_key_value_heads" in sizes:  # latents are no keys that heads could share
         sizes["num_key_value_heads"] = _HEADS
+    if "qk_rope_head_dim" in sizes and "head_dim" in sizes:  # there, it is the part of a head that is rotated
+        sizes["head_dim"] = sizes["qk_rope_head_dim"]
     depth = getattr(full, "num_hidden_layers", None)
     for name, value in said.items():
         if lists and isinstance(value, list) and value and len(value) == depth:
@@ -245,6 +247,11 @@ def look(key: str, readings: Sequence[str] = READINGS) -> Row:
     except Exception:
         short = np.arange(3, 40)
     ids = short[np.random.default_rng(1).integers(0, len(short), size=TOKENS)]
+    try:
+        model(torch.from_numpy(ids)[None])
+    except Exception as error:
+        row.outcome, row.said = UNBUILT, f"its own forward fails: {type(error).__name__}: {error}"[:300]
+        return row
     try:
         drift.trace(model, ids, CHUNK, floor_draws=0)
         wrong = _bitwise(model, torch.from_numpy(ids))

@@ -10,6 +10,8 @@ of a plain ``model(chunk, past_key_values=cache)`` loop over the same chunks.
 
 ``lanes``
     what descends, within which limits, and who is told of it.
+``decoders``
+    where a model's blocks are, and what was found out of how they are called.
 ``taps``
     the model's own forward with its layers tapped: how each block is called.
 ``caches``
@@ -22,4 +24,8 @@ of a plain ``model(chunk, past_key_values=cache)`` loop over the same chunks.
     the final norm and the logits, in pieces.
 ``descending``
     all of them together: :func:`~drift.running.descent.descending.descend`.
+``trials``
+    a short text through a model's own forward, whole and in chunks.
+``guard``
+    which models and readings are taken on: none that its own forward does not bear out.
 """
