@@ -12,6 +12,7 @@ VENV ?= .venv
 PRESET ?= default
 TORCH_INDEX ?=
 SWEEP ?= data/sweeps/default
+RETRIEVAL ?= data/sweeps/retrieval
 REPORT ?= reports/local/default
 EVIDENCE := data/evidence/deep
 
@@ -29,11 +30,11 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make report               three checkpoints, the default sweep, the report (in $(REPORT))"
+	@echo "make report               three checkpoints, the sweeps default and retrieval, the report (in $(REPORT))"
 	@echo "make test                 linter, types, tests"
 	@echo "make test-cpus            the numerical tests under every instruction set that this CPU has"
 	@echo "make lab                  JupyterLab on notebooks/"
-	@echo "make sweep PRESET=quick   one sweep (presets: quick, default, deep, paper)"
+	@echo "make sweep PRESET=quick   one sweep (presets: quick, default, retrieval, deep, paper)"
 	@echo "make fuzz                 100,000 inputs that nobody meant, over every format that comes from outside"
 	@echo "make mutants              would the tests notice? a sample of mutants of the numerical files, by mutmut"
 	@echo "make lint | format        ruff, mypy, import-linter | ruff, rewriting files"
@@ -66,7 +67,8 @@ report: PREFETCH := --all
 report: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch --all
 	@$(PY) -m drift.sweep default --jobs auto --out $(SWEEP)
-	@$(PY) -m drift.report $(SWEEP) --evidence $(EVIDENCE) --out $(REPORT)
+	@$(PY) -m drift.sweep retrieval --out $(RETRIEVAL)
+	@$(PY) -m drift.report $(SWEEP) --evidence $(EVIDENCE) --evidence $(RETRIEVAL) --out $(REPORT)
 	@$(PY) -m drift.verify $(EVIDENCE) --sample 2 || test $$? -eq 3
 	@echo "drift: the report lies in $(abspath $(REPORT)):"
 	@ls -1 $(abspath $(REPORT))/*.html

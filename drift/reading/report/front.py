@@ -82,10 +82,13 @@ def write_front(
 
 
 def _figure(exhibits: Sequence[Exhibit]) -> Figure | None:
-    """Draw the figure that decides, of the first reading that has a floor; where none has, drift along the chain."""
+    """Draw the figure that decides, of the first reading that has a floor; where none has, drift along the chain.
+
+    Of a sweep that only asks tasks, what was found again.
+    """
     for name in READINGS:
         one = deepest_with_floor(exhibits, name)
         if one is not None:
             return figures.drift_and_floor(one.folds, MEASURE, protocol=name)
     own = exhibits[0].folds
-    return figures.drift_per_step(own, MEASURE) if len(own) else None
+    return figures.drift_per_step(own, MEASURE) if len(own) else figures.found_by_depth(exhibits[0].sweep.tasks)

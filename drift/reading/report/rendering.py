@@ -48,6 +48,8 @@ __all__ = ["render"]
 
 #: The page that holds a sweep against the published claims: of evidence, the only one.
 _CLAIMS = "claims"
+#: The same of a sweep that asks tasks.
+_RETRIEVAL = "retrieval"
 #: Folders whose code makes the pages: a change of any file there makes a page stale.
 _CODE = ("dataset", "reading")
 _MADE_OF = (".py", ".css", ".j2")
@@ -156,12 +158,15 @@ def render(
         If a notebook stopped with an error (the others are rendered all the same).
     """
     sweep = _open(source := outside_path(folder, ReportError))
+    if tuple(notebooks) == DEFAULT_NOTEBOOKS and sweep.tasks:
+        notebooks = [*(DEFAULT_NOTEBOOKS if len(sweep) else ()), _RETRIEVAL]
     checked = controls.evaluate(sweep)
     _warn(sweep, checked, report)
     jobs = _jobs(notebooks, parameters or {}, source)
     beside = _evidence(evidence, jobs)
     jobs += [
-        _Job(one.page.removesuffix(".html"), find_notebook(_CLAIMS), Path(one.folder), {}, one.name) for one in beside
+        _Job(one.page.removesuffix(".html"), find_notebook(_about(one.sweep)), Path(one.folder), {}, one.name)
+        for one in beside
     ]
     target = _target(out, source)
     inputs, made_of = _inputs(sweep, source, jobs), target / INPUTS
@@ -170,7 +175,7 @@ def render(
         report(f"report: {index.resolve()} (current; --force renders it again)")
         return index
     title = f"Drift report: {sweep.plan.get('name') or source.resolve().name}"
-    exhibits = [Exhibit(sweep, f"{_CLAIMS}.html", "", str(source)), *beside]
+    exhibits = [Exhibit(sweep, f"{_about(sweep)}.html", "", str(source)), *beside]
     banners = {one.name: _banner(one.sweep, parameters or {}) for one in exhibits}
     with _all_or_none(target), making_room(target) as room:
         executed, failed = _execute(jobs, room, target, report)
@@ -200,12 +205,17 @@ def _evidence(folders: Sequence[str | os.PathLike[str]], jobs: Sequence[_Job]) -
     for folder in (outside_path(folder, ReportError, said="--evidence") for folder in folders):
         sweep = _open(folder)
         name = str((sweep.plan or {}).get("name") or folder.resolve().name)
-        page = file_stem(f"{_CLAIMS}-{name}")
+        page = file_stem(f"{_about(sweep)}-{name}")
         if page in names:
             raise ReportError(f"{folder}: a second sweep of the name {name!r} would overwrite the page of the first")
         names.add(page)
         found.append(Exhibit(sweep, f"{page}.html", name, str(folder)))
     return found
+
+
+def _about(sweep: Sweep) -> str:
+    """The page that holds a sweep against the published claims."""
+    return _CLAIMS if len(sweep) else _RETRIEVAL
 
 
 def _target(out: str | os.PathLike[str] | None, source: Path) -> Path:
@@ -242,7 +252,7 @@ def _stale(target: Path, jobs: Sequence[_Job]) -> list[Path]:
 def _open(source: Path) -> Sweep:
     """Open a sweep that has something to show."""
     sweep = open_sweep(source)
-    if not len(sweep):
+    if not len(sweep) and not sweep.tasks:
         why = ""
         if sweep.problems:
             why = f": {len(sweep.problems)} files in it are unusable, the first: {next(iter(sweep.problems.values()))}"
