@@ -152,6 +152,11 @@ def test_items_say_where_their_facts_are() -> None:
     # 15 chunks of 64: the text is 960 tokens, a needle 12, the question 30; the window 256.
     assert tasks.items([cell])["where"].tolist() == [tasks.HELD, tasks.HELD, tasks.EDGE, tasks.LEFT]
     assert tasks.items([task_cell(hits(1, 1), hits(1, 1))])["where"].tolist() == [tasks.HELD]
+    # A window that is as by default stands in no label: the cell says it elsewhere.
+    bare = task_cell(hits(4, 4), hits(4, 4), distances=[1, 3, 4, 12], protocol="streaming(positions=cache)")
+    assert set(tasks.items([bare])["where"]) == {tasks.HELD}
+    told = bare.assign_attrs(protocol_json='{"options":{"window":256}}')
+    assert tasks.items([told])["where"].tolist() == tasks.items([cell])["where"].tolist()
 
 
 # ---------------------------------------------------------------------------------------------- C5 across chunks
@@ -196,6 +201,9 @@ def test_cost_is_told_and_the_published_size_is_predicted_not_tested() -> None:
     assert found.status is NOT_TESTED
     assert found.estimate == 1.0
     assert "predicted, not measured" in found.words
+    assert "one takes 0.50 s at first" in found.words
+    two = [task_cell(hits(2, 2), hits(2, 2), model=model) for model in ("a", "b")]
+    assert "predicted, not measured" in held(two, "C6 cost").words
     assert held(cells, "C6 cost").status is NOT_TESTED
     cache, weights = predicted()
     assert cache == 32 * 2 * 8 * 128 * 2 * 131072

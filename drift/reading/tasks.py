@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from drift.dataset.attributes import attribute
 from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep, scalar
 from drift.dataset.task_contract import NONE
-from drift.errors import DatasetError
 from drift.reading.cells import file_name
 
 __all__ = [
@@ -45,18 +45,20 @@ _PER_LANE = ("exact", "score", "log_likelihood", "other_log_likelihood")
 _PER_ITEM = ("answer_kl", "answer_logit_rel_l2", "without_exact", "first_difference")
 
 
-def _window(protocol: str) -> int | None:
-    """Tokens that a fold with a window holds; None where it has none."""
-    label = parse_label(protocol)
+def _window(ds: xr.Dataset) -> int | None:
+    """Tokens that a fold with a window holds; None where it has none, or does not say."""
+    label = parse_label(scalar(ds, "protocol"))
+    said = attribute(ds.attrs, "protocol_json").get("options")
+    options = {**label.options, **(said if isinstance(said, dict) else {})}
     try:
-        return int(label.number("window")) if label.name == WINDOWED else None
-    except DatasetError:
+        return int(options["window"]) if label.name == WINDOWED else None
+    except (KeyError, TypeError, ValueError):
         return None
 
 
 def _where(ds: xr.Dataset) -> np.ndarray:
     """Whether all facts of an answer lie in the window, none does, or what else: [document, question]."""
-    shape, window = ds["exact_full"].shape, _window(scalar(ds, "protocol"))
+    shape, window = ds["exact_full"].shape, _window(ds)
     if window is None:
         return np.full(shape, HELD, dtype=object)
     start, stop = ds["fact_start"].values, ds["fact_stop"].values

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from drift.reading.cells import file_name
 from drift.reading.claims.model import Finding, Setting, Status
 from drift.reading.tasks import costs
-from drift.reading.wording.tasks import cost_words, lengths_words, predicted_words
+from drift.reading.wording.tasks import cost_words, growth_words, lengths_words, predicted_words
 
 __all__ = ["PUBLISHED_BYTES", "PUBLISHED_SECONDS", "PUBLISHED_TOKENS", "c6_cost", "growth_of_steps", "predicted"]
 
@@ -59,12 +60,16 @@ def c6_cost(cells: Sequence[xr.Dataset], setting: Setting) -> Iterator[Finding]:
             _by_length(part, "fold_bytes", "full_bytes"),
             str(device),
         )
+        longest = max(
+            (ds for ds in cells if file_name(ds) in set(part["file"])), key=lambda ds: ds.sizes["step"]
+        )  # fmt: skip
+        words += growth_words(*growth_of_steps(longest), longest.sizes["step"])
         ends = (min(ratios), max(ratios))
         yield Finding(
             "C6", "cost", str(part["protocol"].iloc[0]), "seconds", scope, Status.NOT_TESTED,
             "seconds of the fold over those of full attention", ratios[-1], ends, (math.nan, math.nan), math.nan,
             math.nan, f"{words}; {beyond}.", "", tuple(sorted(set(part["file"]))),
-            {"tokens": int(part["tokens"].max())},
+            {"tokens": int(part["tokens"].max()), "beyond": beyond},
         )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "cost_words",
     "difference_words",
     "found_words",
+    "growth_words",
     "hits_words",
     "lengths_words",
     "none_left",
@@ -32,7 +33,7 @@ __all__ = [
 
 def points(value: float) -> str:
     """Write a difference of shares in percentage points."""
-    return f"{100 * value:z+.1f} points"
+    return f"{100 * value:+z.1f} points"
 
 
 def lengths_words(tokens: Sequence[int]) -> str:
@@ -112,6 +113,14 @@ def cost_words(ratios: Sequence[float], growth: Sequence[float], cache: Sequence
         f"on {device} folding takes {spread(ratios)} times the seconds of full attention over the same text and "
         f"carries {spread(cache)} times its cache; late steps take {spread(growth)} times as long as early ones"
     )
+
+
+def growth_words(first: float, slope: float, steps: int) -> str:
+    """Say how long a chain step takes at first, and how much longer each further one, by a line; empty without one."""
+    if math.isnan(first):
+        return ""
+    each = f"{round(slope, 6):+z.2g}"
+    return f"; by a line over up to {steps} steps, one takes {number(first)} s at first, and each further {each} s"
 
 
 def predicted_words(tokens: int, parameters: float, cache: float, weights: float, published: float) -> str:
