@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 
 from drift.dataset.rungs import Rung, rung
 from drift.reading.diagnose import Diagnosis, Dump, Verdict, diagnose, open_dump
+from drift.reading.diagnose.compare import Comparison, compare
 from drift.running import corpus
 from drift.running.checkpoints import loading
 from drift.running.model.numerics import default_half_matmul, numerics
@@ -54,13 +55,8 @@ class Setting:
     chunk: int
     folder: Path
     half: str = "native"
-    _lanes: dict[str, Dump] = field(default_factory=dict)
-
-    def dump(self, name: str, tensors: Callable[[], Tensors]) -> Dump:
-        """A dump that is kept."""
-        if name not in self._lanes:
-            self._lanes[name] = self.written(name, tensors())
-        return self._lanes[name]
+    _lanes: dict[int, Dump] = field(default_factory=dict)
+    _floors: dict[int, list[Comparison]] = field(default_factory=dict)
 
     def written(self, name: str, tensors: Tensors) -> Dump:
         """Write a lane and open it."""
@@ -77,14 +73,17 @@ class Setting:
 
     def full(self, text: int) -> Dump:
         """A."""
-        return self.dump(f"a{text}", lambda: self.run(text))
+        if text not in self._lanes:
+            self._lanes[text] = self.written(f"a{text}", self.run(text))
+        return self._lanes[text]
 
-    def floor(self, text: int) -> list[Dump]:
-        """A with noise on its embeddings."""
-        return [
-            self.dump(f"c{text}-{seed}", lambda seed=seed: self.run(text, noise=(self.rung.unit_roundoff, seed)))
-            for seed in range(1, DRAWS + 1)
-        ]
+    def floor(self, text: int) -> list[Comparison]:
+        """A with noise on its embeddings, compared with A once for all bugs."""
+        if text not in self._floors:
+            noises = [(self.rung.unit_roundoff, seed) for seed in range(1, DRAWS + 1)]
+            lanes = [self.written(f"c{text}-{noise[1]}", self.run(text, noise=noise)) for noise in noises]
+            self._floors[text] = [compare(self.full(text), one) for one in lanes]
+        return self._floors[text]
 
     def judged(self, lanes: Callable[[int, bool], Tensors], mode: str, texts: Sequence[int]) -> Diagnosis:
         """Write B of some texts, and compare."""
@@ -93,8 +92,8 @@ class Setting:
         b = [self.written(f"b{text}", lanes(text, cached)) for text in used]
         if mode != "floor":
             return diagnose(self.full(used[0]), b[0])
-        rest = [(self.full(text), b[place], *self.floor(text)) for place, text in enumerate(used)]
-        return diagnose(rest[0][0], rest[0][1], floor=rest[0][2:], texts=rest[1:])
+        (first, own, floor), *more = [(self.full(text), b[place], self.floor(text)) for place, text in enumerate(used)]
+        return diagnose(first, own, floor=floor, texts=more)
 
 
 def outcome(bug: Bug, found: Diagnosis, block: int) -> str:

@@ -77,18 +77,22 @@ def _parser() -> argparse.ArgumentParser:
 @command("drift.diagnose")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if any(len(text) < 3 for text in args.text):
+        parser.error("--text takes three dumps at least: A, B and a floor of that text")
     from drift.reading.diagnose.showing import as_dict, page
     from drift.reading.diagnose.tensors import open_dump
     from drift.reading.diagnose.verdict import diagnose
 
     a, b, *floors = (open_dump(name, args.heads) for name in (args.a, args.b, *args.floor))
     other = [open_dump(name, args.heads) for name in args.other_precision or ()]
+    texts = [[open_dump(name, args.heads) for name in text] for text in args.text]
     found = diagnose(
         a,
         b,
         floor=floors,
-        texts=[[open_dump(name, args.heads) for name in text] for text in args.text],
+        texts=[(text[0], text[1], text[2:]) for text in texts],
         unit_roundoff=args.unit_roundoff,
         other=(other[0], other[1]) if other else None,
     )

@@ -55,6 +55,20 @@ def test_the_diagnosis_takes_what_was_captured(tmp_path: Path) -> None:
     assert found.entry.step_b == 2
 
 
+def test_a_floor_has_noise_of_one_unit_roundoff_on_its_embeddings(tmp_path: Path) -> None:
+    model, ids = make_model("llama", "bfloat16"), text(40).numpy()
+    plain = read(capture(model, ids, 0, "append", tmp_path / "plain"))["step.0.layer.0.hidden"].double()
+    drawn = []
+    for seed in (1, 2):
+        noisy = read(capture(model, ids, 8, f"full(noise=1,seed={seed})", tmp_path / f"{seed}"))
+        assert noisy.keys() == read(tmp_path / "plain").keys()
+        drawn.append(noisy["step.0.layer.0.hidden"].double())
+        # Gaussian noise of that size, rounded once more.
+        moved = float((drawn[-1] - plain).norm() / plain.norm())
+        assert 0.75 * 2.0**-8 < moved < 1.5 * 2.0**-8
+    assert not torch.equal(*drawn)
+
+
 def test_prefixes_are_left_out_of_every_tensor(tmp_path: Path) -> None:
     model, ids = make_model("llama"), text(24).numpy()
     folder = capture(model, ids, 8, "reprime", tmp_path / "out", cache=True)

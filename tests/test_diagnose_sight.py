@@ -173,7 +173,7 @@ def folders(folder: Path, size: float, texts: int = 3, embeddings: bool = True) 
 
 def against(made: list[list[Path]], **options: Any) -> Diagnosis:
     (a, b, *floor), *texts = [[open_dump(x) for x in text] for text in made]
-    return diagnose(a, b, floor=floor, texts=texts, **options)
+    return diagnose(a, b, floor=floor, texts=[(x, y, rest) for x, y, *rest in texts], **options)
 
 
 def test_without_a_floor_16_bits_are_undetermined_and_the_top_of_the_page_says_what_decides(tmp_path: Path) -> None:
@@ -216,6 +216,9 @@ def test_the_command_takes_floors_and_texts(tmp_path: Path, capsys: pytest.Captu
     more = [word for text in rest for word in ("--text", *text)]
     assert main([first[0], first[1], "--floor", *first[2:], *more, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "rounding"
+    with pytest.raises(SystemExit):
+        main([first[0], first[1], "--floor", first[2], "--text", *rest[0][:2]])
+    assert "--text takes three dumps" in capsys.readouterr().err
     with pytest.raises(DatasetError, match="at least one floor"):
         against([[Path(x) for x in first], [Path(x) for x in rest[0][:2]]])
 

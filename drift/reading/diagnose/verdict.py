@@ -25,13 +25,16 @@ from drift.reading.diagnose.tensors import Dump, Place
 
 __all__ = ["diagnose"]
 
+Floor = Dump | Comparison
+"""A lane of the floor, or what was found of A and it."""
+
 
 def diagnose(
     a: Dump,
     b: Dump,
     *,
-    floor: Dump | Sequence[Dump] | None = None,
-    texts: Sequence[Sequence[Dump]] = (),
+    floor: Floor | Sequence[Floor] | None = None,
+    texts: Sequence[tuple[Dump, Dump, Sequence[Floor]]] = (),
     unit_roundoff: float | None = None,
     other: tuple[Dump, Dump] | None = None,
 ) -> Diagnosis:
@@ -41,10 +44,11 @@ def diagnose(
     ----------
     a, b : Dump
         The lanes; A is the reference.
-    floor : Dump or sequence of Dump, optional
-        Other accepted ways to compute A, from which the rounding of each place is then measured.
-    texts : sequence of sequence of Dump, optional
-        The same of more texts: A, B and at least one lane of the floor each. With them, `floor` is needed.
+    floor : Dump, Comparison, or sequence of these, optional
+        Other accepted ways to compute A, from which the rounding of each place is then measured; or what
+        :func:`drift.reading.diagnose.compare.compare` found of A and one of them.
+    texts : sequence of (Dump, Dump, sequence), optional
+        The same of more texts: A, B and its floor each. With them, `floor` is needed.
     unit_roundoff : float, optional
         Of the arithmetic, if the numbers' format does not tell (TF32).
     other : (Dump, Dump), optional
@@ -61,10 +65,10 @@ def diagnose(
     DatasetError
         If two dumps have nothing in common, or a text has no floor.
     """
-    floors = [] if floor is None else [floor] if isinstance(floor, Dump) else list(floor)
-    if texts and (not floors or any(len(one) < 3 for one in texts)):
+    floors = [] if floor is None else [floor] if isinstance(floor, Dump | Comparison) else list(floor)
+    if texts and not (floors and all(rest for _, _, rest in texts)):
         raise DatasetError("Several texts are held against floors: give each its A, its B and at least one floor.")
-    judged = [_judge_pair(x, y, rest, unit_roundoff) for x, y, *rest in [(a, b, *floors), *texts]]
+    judged = [_judge_pair(x, y, rest, unit_roundoff) for x, y, rest in [(a, b, floors), *texts]]
     judged.sort(key=lambda one: _TELLING.index(one.verdict))
     found = judged[0]
     if floors:
@@ -132,12 +136,12 @@ def _shortfall_words(short: Shortfall) -> str:
     )
 
 
-def _judge_pair(a: Dump, b: Dump, floors: Sequence[Dump], unit_roundoff: float | None) -> Diagnosis:
+def _judge_pair(a: Dump, b: Dump, floors: Sequence[Floor], unit_roundoff: float | None) -> Diagnosis:
     found = compare(a, b)
     u = roundoff(found, unit_roundoff)
     faults = [f for dump, lane in ((a, "A"), (b, "B")) for f in cache_faults(dump, lane, u.value)]
     narrow_caches = {f.place.block: f.narrow.unit_roundoff for f in faults if f.narrow is not None}
-    measured = [compare(a, floor) for floor in floors]
+    measured = [floor if isinstance(floor, Comparison) else compare(a, floor) for floor in floors]
     envelopes = derive(found, u, measured, narrow_caches)
     diagnosis = Diagnosis(
         Verdict.ROUNDING, Cause.NONE, "", None, [], _notes(found), found, u, envelopes, floors=measured
