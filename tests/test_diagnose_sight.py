@@ -60,18 +60,20 @@ def test_a_difference_that_enters_is_found_at_its_step_and_first_place() -> None
     found = jump(
         of_differences(
             {first: steps([0, 0, 0, 0.005, 0.006, 0.012]), END: steps([0.013, 0.017, 0.014, 0.09, 0.05, 0.04])}, 64
-        )
+        ),
+        U16,
     )
     assert found is not None
     assert (found.entry, found.token, found.here[0]) == (first, 3 * 64, 0)
     assert found.after > FACTOR * found.before
-    # What falls back again, what is smaller, and what was the same bits before, is none.
+    # What falls back again, what is smaller, and what shared bits before, is none.
     for levels in (
         [0.01, 0.01, 0.01, 0.09, 0.009, 0.09],
         [0.01, 0.01, 0.01, 0.02, 0.02, 0.02],
         [0, 0, 0, 0.01, 0.01, 0.01],
+        [1e-3, 1e-3, 1e-3, 0.02, 0.02, 0.02],
     ):
-        assert jump(of_differences({END: steps(levels)}, 64)) is None
+        assert jump(of_differences({END: steps(levels)}, 64), U16) is None
 
 
 @pytest.mark.parametrize("scatter", [0.09, 0.35])
@@ -80,7 +82,7 @@ def test_clean_steps_are_hardly_ever_called_a_jump(scatter: float) -> None:
     for _ in range(runs):
         count = int(draw.integers(5, 13))
         logs = np.log(0.015) + np.log(1.05) * np.log2(1 + np.arange(count)) + scatter * draw.standard_normal(count)
-        accused += jump(of_differences({END: steps(np.exp(logs).tolist())}, 64)) is not None
+        accused += jump(of_differences({END: steps(np.exp(logs).tolist())}, 64), U16) is not None
     assert accused <= most(runs, RATE)
 
 
@@ -134,10 +136,10 @@ def test_pairs_at_the_margin_are_hardly_ever_beyond_and_those_at_twice_are(count
     beyond = 0
     for _ in range(runs):
         clean = texts_of(draw, MARGIN, count, 0.08)
-        beyond += first_beyond(clean, excesses(clean, U16)) is not None
+        beyond += first_beyond(clean, excesses(clean, U16), U16) is not None
     assert beyond <= most(runs, RATE)
     texts = texts_of(draw, 2 * MARGIN, count, 0.08)
-    found = first_beyond(texts, excesses(texts, U16))
+    found = first_beyond(texts, excesses(texts, U16), U16)
     assert found is not None
     assert (found[0].place, found[1]) == (Place("hidden", 1), 0)
 

@@ -9,13 +9,14 @@ shorter ones, as the root of their number. On prose three trained models show a 
 code within a text, one of them showed all of it, and levels that from there on were 1.8 times what they had been. The
 mean log level of the later steps minus that of the earlier ones, over its standard error, is held against the normal
 quantile of `RATE`, shared out among all steps that it could begin with and all places that are looked at. Beyond that
-it must be a factor of `FACTOR`, and no later step may lie below an earlier one.
+it must be a factor of `FACTOR`, and no later step may lie below an earlier one. Steps that differ by less than a unit
+roundoff do not count: most of their numbers have the same bits.
 
 A bug at a boundary. Were the tokens of a chunk exchangeable, the rank of its first (or last) token's difference among m
 would be uniform, and minus twice the log of the product of rank / m over n chunks at most chi-squared with 2 n degrees
 of freedom (Fisher; ranks are discrete, which makes that conservative). It is held against `RATE`, shared out among
-places and the two ends. Tokens are not quite exchangeable, so that the median chunk's token must stand out by
-`STANDS_OUT`, too.
+places and the two ends. Tokens are not quite exchangeable, and a kernel of its own may take a chunk's last rows: the
+median chunk's token must stand out by `STANDS_OUT`, and differ by as many unit roundoffs.
 """
 
 from __future__ import annotations
@@ -158,14 +159,22 @@ def _ends(found: Comparison) -> list[Place]:
     return [*states[-1:], *(p for p in found.profiles if p.kind == "logits")]
 
 
-def jump(found: Comparison) -> Jump | None:
-    """Find the step from which on the lanes are further apart than in all steps before; None if there is none."""
+def jump(found: Comparison, u: float) -> Jump | None:
+    """Find the step from which on the lanes are further apart than in all steps before; None if there is none.
+
+    Parameters
+    ----------
+    found : Comparison
+        The lanes.
+    u : float
+        Unit roundoff. Steps that differ by less have bits in common that the others have not, and tell nothing.
+    """
     pieces, places = stretches(found), _ends(found)
     best: tuple[float, int, Place, float, float] | None = None
     for place in places:
         measured = [level(found.profiles[place], *piece) for piece in pieces]
         levels = np.array([value for value, _ in measured])
-        usual = np.isfinite(levels) & (levels > 0)
+        usual = np.isfinite(levels) & (levels >= u)
         if usual.sum() < 4:
             continue
         logs = np.log(levels[usual])
@@ -222,7 +231,7 @@ def boundary(found: Comparison, u: float) -> Boundary | None:
     for place in places:
         relative = found.profiles[place].relative
         for last in (False, True):
-            hit = _of_end(relative, chunks, last, u / 64)
+            hit = _of_end(relative, chunks, last, u)
             if hit is None or hit[1] < STANDS_OUT or hit[0] > RATE / (2 * len(places)):
                 continue
             chance, ratio, token, count = hit
@@ -231,10 +240,13 @@ def boundary(found: Comparison, u: float) -> Boundary | None:
 
 
 def _of_end(
-    relative: np.ndarray, chunks: list[tuple[int, int]], last: bool, least: float
+    relative: np.ndarray, chunks: list[tuple[int, int]], last: bool, u: float
 ) -> tuple[float, float, int, int] | None:
     """Chance of the ranks of one end's tokens, their median ratio, the first that stands out, and how many chunks."""
-    logs, ratios, first = [], [], None
+    logs: list[float] = []
+    ratios: list[float] = []
+    sizes: list[float] = []
+    first: int | None = None
     for low, high in chunks:
         piece = relative[low:high]
         if not np.isfinite(piece).all() or not piece.any():
@@ -242,10 +254,12 @@ def _of_end(
         own = piece[-1 if last else 0]
         others = np.delete(piece, len(piece) - 1 if last else 0)
         logs.append(math.log(np.count_nonzero(piece >= own) / len(piece)))
-        ratios.append(float(own / max(float(np.median(others)), least)))
+        ratios.append(float(own / max(float(np.median(others)), u / 64)))
+        sizes.append(float(own))
         if first is None and ratios[-1] >= STANDS_OUT:
             first = high - 1 if last else low
-    if len(logs) < 3 or first is None:
+    # A row that another kernel took on differs by a rounding, in chunk after chunk.
+    if len(logs) < 3 or first is None or float(np.median(sizes)) < STANDS_OUT * u:
         return None
     half = -sum(logs)
     terms = [-half + k * math.log(half) - math.lgamma(k + 1) for k in range(len(logs))] if half > 0 else [0.0]

@@ -26,7 +26,7 @@ def against_floor(diagnosis: Diagnosis, texts: Sequence[Text]) -> None:
     diagnosis.excess = excesses(texts, diagnosis.roundoff.value)
     if diagnosis.verdict not in (Verdict.ROUNDING, Verdict.UNDETERMINED):
         return
-    beyond = first_beyond(texts, diagnosis.excess)
+    beyond = first_beyond(texts, diagnosis.excess, diagnosis.roundoff.value)
     if beyond is not None:
         _beyond(diagnosis, texts, *beyond)
         return

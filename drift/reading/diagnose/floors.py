@@ -35,6 +35,8 @@ MARGIN = 1.25
 """Excess that other kernels are granted."""
 SATURATED = 0.5
 """Share of the last floor that a place's must reach where repeats are the floor."""
+_COMMON = 0.25
+"""A floor of fewer unit roundoffs has most bits in common with A."""
 DISTURBED = 0.25
 """Unit roundoffs by which the embeddings of a floor's lanes differ where noise was put on them, at least."""
 FEWEST = 3
@@ -106,8 +108,12 @@ def pieces(found: Comparison) -> list[tuple[int, int]]:
     return result
 
 
-def _cells(text: Text, place: Place) -> tuple[np.ndarray, np.ndarray]:
-    """Log excess and log floor per stretch of a text; NaN where one of them is 0 or was not dumped."""
+def _cells(text: Text, place: Place, u: float) -> tuple[np.ndarray, np.ndarray]:
+    """Log excess and log floor per stretch of a text.
+
+    NaN where the pair has the same bits or was not dumped, or where a lane of the floor has so many of A's bits that it
+    measures nothing.
+    """
     logs = []
     for compared in (text.found, *text.floors):
         profile = compared.profiles.get(place)
@@ -115,7 +121,7 @@ def _cells(text: Text, place: Place) -> tuple[np.ndarray, np.ndarray]:
             return np.full(len(pieces(text.found)), np.nan), np.full(len(pieces(text.found)), np.nan)
         values = np.array([level(profile, low, min(high, compared.tokens))[0] for low, high in pieces(text.found)])
         with np.errstate(divide="ignore"):
-            logs.append(np.where(values > 0, np.log(values), np.nan))
+            logs.append(np.where(values > (_COMMON * u if logs else 0), np.log(values), np.nan))
     floor = np.mean(logs[1:], axis=0)
     return logs[0] - floor, floor
 
@@ -146,7 +152,7 @@ def excesses(texts: Sequence[Text], u: float) -> list[Excess]:
         In computing order, by start within a place; without places where there are too few stretches.
     """
     places = [p for p in texts[0].found.profiles if p.kind in ("hidden", "final", "logits") and p != Place("hidden", 0)]
-    table = {place: [_cells(text, place) for text in texts] for place in places}
+    table = {place: [_cells(text, place, u) for text in texts] for place in places}
     starts = max(1, min(len(pieces(text.found)) for text in texts) - FEWEST + 1)
     states = [p for p in places if p.kind != "logits"] or places
     end = _mean(table[states[-1]]) if states else math.nan
@@ -201,7 +207,7 @@ def _from(
     )
 
 
-def first_beyond(texts: Sequence[Text], found: Sequence[Excess]) -> tuple[Excess, int] | None:
+def first_beyond(texts: Sequence[Text], found: Sequence[Excess], u: float) -> tuple[Excess, int] | None:
     """The first place whose excess is structural, and the stretch from which on it is; None if there is none."""
     beyond = [one for one in found if one.beyond]
     if not beyond:
@@ -209,7 +215,7 @@ def first_beyond(texts: Sequence[Text], found: Sequence[Excess]) -> tuple[Excess
     place = beyond[0].place
     here = max((one for one in beyond if one.place == place), key=lambda one: one.low)
     count = min(len(pieces(text.found)) for text in texts)
-    cells = [_cells(text, here.place)[0][:count] for text in texts]
+    cells = [_cells(text, here.place, u)[0][:count] for text in texts]
     seen = np.isfinite(cells)
     mean = np.sum(np.where(seen, cells, 0.0), axis=0) / np.maximum(1, seen.sum(axis=0))
     high = np.where(seen.any(axis=0), mean, -math.inf) > math.log(MARGIN)

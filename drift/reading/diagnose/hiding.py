@@ -45,7 +45,7 @@ def nothing_hides(diagnosis: Diagnosis) -> None:
     found = diagnosis.comparison
     at_ends = boundary(found, diagnosis.roundoff.value)
     # Where a floor was measured it tells more than the pair itself: what a text does to rounding it does to both.
-    entering = None if diagnosis.floors else jump(found)
+    entering = None if diagnosis.floors else jump(found, diagnosis.roundoff.value)
     if at_ends is not None:
         structural(diagnosis, at_ends.place, at_ends.token, _boundary_words(diagnosis, at_ends))
     elif entering is not None:
