@@ -101,7 +101,7 @@ class Excess:
 def pieces(found: Comparison) -> list[tuple[int, int]]:
     """The stretches of a text: its steps, long ones cut."""
     shortest = max(PIECE, found.tokens // MOST)
-    result = []
+    result: list[tuple[int, int]] = []
     for low, high in stretches(found):
         edges = np.linspace(low, high, max(1, (high - low) // shortest) + 1).astype(int).tolist()
         result += list(pairwise(edges))
@@ -114,7 +114,7 @@ def _cells(text: Text, place: Place, u: float) -> tuple[np.ndarray, np.ndarray]:
     NaN where the pair has the same bits or was not dumped, or where a lane of the floor has so many of A's bits that it
     measures nothing.
     """
-    logs = []
+    logs: list[np.ndarray] = []
     for compared in (text.found, *text.floors):
         profile = compared.profiles.get(place)
         if profile is None:
