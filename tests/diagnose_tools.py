@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, DynamicCache, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
-from drift.reading.diagnose.model import Diagnosis
+from drift.reading.diagnose.model import Diagnosis, Verdict
 from drift.reading.diagnose.tensors import open_dump
 from drift.reading.diagnose.verdict import diagnose
 
@@ -198,6 +198,12 @@ def judge(tmp_path: Path) -> Callable[..., Diagnosis]:
         return diagnose(open_dump(save(a, tmp_path / "a")), open_dump(save(b, tmp_path / "b")), **options)
 
     return make
+
+
+def unaccused(found: Diagnosis) -> bool:
+    """Whether a pair is rounding, or would be if no bug could hide in that."""
+    hides = found.verdict is Verdict.UNDETERMINED and found.could_hide is not None
+    return hides or found.verdict in (Verdict.ROUNDING, Verdict.SAME)
 
 
 def pair(family: str = "llama", dtype: str = "fp32", seed: int = 0) -> tuple[Any, torch.Tensor, Tensors]:

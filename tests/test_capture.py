@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model
-from diagnose_tools import lane, random_model, text
+from diagnose_tools import lane, random_model, text, unaccused
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sweep_tools import text_file, tiny_checkpoint
 
 from drift.capture import main
 from drift.errors import ConfigError, DatasetError
-from drift.reading.diagnose.model import Cause, Verdict
+from drift.reading.diagnose.model import Cause
 from drift.reading.diagnose.tensors import open_dump
 from drift.reading.diagnose.verdict import diagnose
 from drift.running.capturing import capture
@@ -47,12 +47,26 @@ def test_the_diagnosis_takes_what_was_captured(tmp_path: Path) -> None:
     model, ids = make_model("mistral", "bfloat16"), text(40).numpy()
     full = open_dump(capture(model, ids, 0, "append", tmp_path / "full"))
     folded = open_dump(capture(model, ids, 8, "append", tmp_path / "folded", cache=True, logits="last"))
-    assert diagnose(full, folded).verdict in (Verdict.ROUNDING, Verdict.SAME)
+    assert unaccused(diagnose(full, folded))
     shifted = open_dump(capture(model, ids, 8, "shifted(append,step=2)", tmp_path / "shifted", logits="none"))
     found = diagnose(full, shifted)
     assert found.cause is Cause.POSITION_OFFSET
     assert found.entry is not None
     assert found.entry.step_b == 2
+
+
+def test_a_floor_has_noise_of_one_unit_roundoff_on_its_embeddings(tmp_path: Path) -> None:
+    model, ids = make_model("llama", "bfloat16"), text(40).numpy()
+    plain = read(capture(model, ids, 0, "append", tmp_path / "plain"))["step.0.layer.0.hidden"].double()
+    drawn = []
+    for seed in (1, 2):
+        noisy = read(capture(model, ids, 8, f"full(noise=1,seed={seed})", tmp_path / f"{seed}"))
+        assert noisy.keys() == read(tmp_path / "plain").keys()
+        drawn.append(noisy["step.0.layer.0.hidden"].double())
+        # Gaussian noise of that size, rounded once more.
+        moved = float((drawn[-1] - plain).norm() / plain.norm())
+        assert 0.75 * 2.0**-8 < moved < 1.5 * 2.0**-8
+    assert not torch.equal(*drawn)
 
 
 def test_prefixes_are_left_out_of_every_tensor(tmp_path: Path) -> None:

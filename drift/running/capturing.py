@@ -25,6 +25,7 @@ from drift.running.descent.decoders import text_config
 from drift.running.descent.descending import descend
 from drift.running.descent.guard import admit, check_reading
 from drift.running.descent.lanes import Lane, Recorder
+from drift.running.lanes import embedding_noise
 from drift.running.model.numerics import computing_rung, numerics
 from drift.running.model.weights import weights_of
 from drift.running.protocols import parse
@@ -104,7 +105,9 @@ def capture(
     bound, chunks = _one_pass(model, parse(protocol), chunk_size, ids.shape[1], bos_token_id)
     computed = computing_rung(model, dtype)
     device = weights_of(model).device
-    lane = Lane(torch.from_numpy(ids[0]).to(device), chunks, bound)
+    text = torch.from_numpy(ids[0]).to(device)
+    noise = embedding_noise(bound, text, computed)
+    lane = Lane(text, chunks, bound, noise=noise, unit_roundoff=computed.unit_roundoff)
     target = free_target(out)
     training = model.training
     try:

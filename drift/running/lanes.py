@@ -29,7 +29,7 @@ from drift.running.protocols.decode import Decode
 from drift.running.protocols.full import floor_draw
 from drift.running.recording import Comparison
 
-__all__ = ["FoldRequest", "LaneTable", "generated_continuation"]
+__all__ = ["FoldRequest", "LaneTable", "embedding_noise", "generated_continuation"]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class LaneTable:
                 chunks,
                 protocol,
                 companions=others,
-                noise=self._noise(protocol, own),
+                noise=embedding_noise(protocol, self._text, own),
                 source=source,
                 unit_roundoff=own.unit_roundoff,
             )
@@ -178,10 +178,20 @@ class LaneTable:
             self.lanes.append(lane)
         return self._places[key]
 
-    def _noise(self, protocol: Protocol | None, dtype: Rung) -> EmbeddingNoise | None:
-        """The noise that a protocol puts on embeddings; documents of different tokens get different noise."""
-        if protocol is None or protocol.embedding_noise is None:
-            return None
-        size, seed = protocol.embedding_noise
-        digest = hashlib.sha256(self._text.cpu().numpy().astype("<i8").tobytes()).digest()
-        return EmbeddingNoise(size * dtype.unit_roundoff, (seed, *np.frombuffer(digest, dtype="<u4").tolist()))
+
+def embedding_noise(protocol: Protocol | None, text: Tensor, dtype: Rung) -> EmbeddingNoise | None:
+    """The noise that a protocol puts on embeddings; texts of different tokens get different noise.
+
+    Parameters
+    ----------
+    protocol : Protocol, optional
+    text : Tensor
+        int64 [token].
+    dtype : Rung
+        What is computed in: noise is in its unit roundoffs.
+    """
+    if protocol is None or protocol.embedding_noise is None:
+        return None
+    size, seed = protocol.embedding_noise
+    digest = hashlib.sha256(text.cpu().numpy().astype("<i8").tobytes()).digest()
+    return EmbeddingNoise(size * dtype.unit_roundoff, (seed, *np.frombuffer(digest, dtype="<u4").tolist()))

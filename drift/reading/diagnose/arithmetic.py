@@ -30,7 +30,7 @@ def like_narrow_arithmetic(diagnosis: Diagnosis, finding: Finding) -> bool:
     return all(float(np.nanmedian(np.nan_to_num(e.ratio))) < 1 for e in envelopes.values())
 
 
-def of_unknown_size(diagnosis: Diagnosis, finding: Finding, floor: Comparison | None) -> bool:
+def of_unknown_size(diagnosis: Diagnosis, finding: Finding) -> bool:
     """Whether a place beyond its envelope is so for a unit roundoff that nothing measured bears out.
 
     Three things do: a floor that measured a difference; places of the same kind that were computed before this one,
@@ -43,12 +43,11 @@ def of_unknown_size(diagnosis: Diagnosis, finding: Finding, floor: Comparison | 
         The lanes, with their envelopes.
     finding : Finding
         The place.
-    floor : Comparison, optional
-        Lane A and a second accepted way to compute it.
     """
     if diagnosis.roundoff.known:
         return False
-    if floor is not None and any(p.differing for place, p in floor.profiles.items() if place != Place("hidden", 0)):
+    measured = (floor.profiles.items() for floor in diagnosis.floors)
+    if any(profile.differing for each in measured for place, profile in each if place != Place("hidden", 0)):
         return False
     found, (start, stop) = diagnosis.comparison, finding.tokens
     coarse = derive(found, Roundoff(COARSEST, "tried"))[finding.place]

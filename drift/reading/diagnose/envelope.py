@@ -25,7 +25,7 @@ softmax of large scores. It is one number for all models, so that no bug can wid
 places of 1,600 random clean pairs, with weights up to four times as large as usual, four had a quarter of their tokens
 beyond the envelope, and none beyond twice the envelope.
 
-With a floor, a second accepted way to compute lane A, the measured difference of the two accepted ways (the 95th
+With a floor, another accepted way to compute lane A, the measured difference of the two accepted ways (the 95th
 percentile over a step's tokens, or the token's own where that is larger) takes the place of ``sqrt(m) * u`` wherever it
 is larger. Where it is smaller the two ways have much in common, and what is known of the arithmetic stays true.
 """
@@ -33,6 +33,7 @@ is larger. Where it is smaller the two ways have much in common, and what is kno
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -245,7 +246,7 @@ def _local(kind: str, gap: int, u: float, width: int, common: float) -> float:
 def derive(
     found: Comparison,
     u: Roundoff,
-    floor: Comparison | None = None,
+    floors: Sequence[Comparison] = (),
     attended: dict[int, float] | None = None,
 ) -> dict[Place, Envelope]:
     """Derive the envelope at every place.
@@ -256,8 +257,8 @@ def derive(
         The lanes.
     u : Roundoff
         Unit roundoff of their arithmetic.
-    floor : Comparison, optional
-        Lane A and a second accepted way to compute it.
+    floors : sequence of Comparison
+        Lane A and other accepted ways to compute it; the largest difference counts.
     attended : dict, optional
         Per block, the unit roundoff of the format that a lane keeps its cache in where that is narrower than what it
         appended.
@@ -279,7 +280,9 @@ def derive(
         keys = found.profiles.get(Place("key", place.block)) if place.kind == "hidden" else None
         common = 1.0 if keys is None else keys.common
         local = np.full(found.tokens, math.hypot(_local(kind, gap, here, found.width, common), stored))
-        if floor is not None and place in floor.profiles:
+        for floor in floors:
+            if place not in floor.profiles:
+                continue
             accepted = floor.profiles[place].relative
             for start, stop in found.segments:
                 piece = accepted[start:stop]

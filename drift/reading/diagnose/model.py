@@ -8,6 +8,7 @@ from typing import Any
 
 from drift.reading.diagnose.compare import Comparison
 from drift.reading.diagnose.envelope import Envelope, Roundoff
+from drift.reading.diagnose.floors import Excess
 from drift.reading.diagnose.tensors import Place
 
 __all__ = ["Cause", "Diagnosis", "Entry", "Evidence", "Finding", "Verdict"]
@@ -79,7 +80,12 @@ class Entry:
 
 @dataclass
 class Diagnosis:
-    """Verdict, cause, entry point and evidence; what is `missing` of one lane is said before all else."""
+    """Verdict, cause, entry point and evidence.
+
+    What is `missing` of one lane is said before all else. `could_hide` is the relative size of a bug that would read as
+    rounding; None where that was not asked. `floors` are the measured ones, and `excess` is what the pair is against
+    them.
+    """
 
     verdict: Verdict
     cause: Cause
@@ -92,6 +98,9 @@ class Diagnosis:
     envelopes: dict[Place, Envelope]
     cause_text: str = ""
     missing: list[str] = field(default_factory=list)
+    could_hide: float | None = None
+    floors: list[Comparison] = field(default_factory=list)
+    excess: list[Excess] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:

@@ -42,6 +42,9 @@ def with_other_precision(found: Diagnosis, second: Diagnosis) -> Diagnosis:
             two = second.comparison.profiles[place].rel_l2(0, second.comparison.tokens)
             if 0 < one < math.inf and 0 < two < math.inf:
                 slopes[place] = math.log(one / two) / math.log(u / v)
+    if finer and before is Verdict.UNDETERMINED and found.could_hide is not None and second.verdict is Verdict.SAME:
+        found.verdict, found.cause, found.reason = Verdict.ROUNDING, Cause.NONE, ""
+        found.evidence.append(Evidence("At the finer precision the lanes hold the same bits."))
     if not slopes:
         found.notes.append(
             "The other precision gives no slope: its unit roundoff is the same, or a pair does not differ."

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from drift.reading.diagnose.envelope import ALLOWANCE
+from drift.reading.diagnose.floors import MARGIN, Excess
 from drift.reading.diagnose.model import Diagnosis, Verdict
 from drift.reading.diagnose.tensors import FORMATS, Place
 from drift.shown import printable
@@ -36,6 +37,7 @@ def _rows(found: Diagnosis) -> list[dict[str, Any]]:
     """One row per place: how far apart, in what terms, against which envelope."""
     rows = []
     compared = found.comparison
+    whole = {one.place: one for one in found.excess if one.start == 0}
     for place, profile in compared.profiles.items():
         envelope = found.envelopes[place]
         ratio = envelope.ratio[np.isfinite(envelope.ratio)]
@@ -49,10 +51,21 @@ def _rows(found: Diagnosis) -> list[dict[str, Any]]:
                 "median_envelope": float(np.nanmedian(envelope.bound)),
                 "ratio_75": float(np.quantile(ratio, 0.75)) if ratio.size else None,
                 "ratio_max": float(ratio.max()) if ratio.size else None,
+                "excess": _excess(whole.get(place)),
                 "nonfinite": sum(n for pair in profile.nonfinite.values() for n in pair),
             }
         )
     return rows
+
+
+def _excess(one: Excess | None) -> dict[str, Any] | None:
+    """What a place is against the floor."""
+    if one is None:
+        return None
+    return {
+        "ratio": one.ratio, "lower_limit": one.low, "upper_limit": one.high, "over_texts": [one.least, one.most],
+        "floor": one.floor, "counts": one.trusted, "smallest_bug": one.smallest,
+    }  # fmt: skip
 
 
 def as_dict(found: Diagnosis) -> dict[str, Any]:
@@ -65,6 +78,8 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
         :class:`~drift.reading.diagnose.model.Cause`, and words.
     missing
         Sentences on where one lane ends early.
+    could_hide
+        Relative size of a bug that would read as rounding; null where that was not asked.
     step, step_a, step_b, kind, block, tokens
         Where the difference enters (null where there is none); `step` is that of the lane with more steps, and `tokens`
         a half-open range.
@@ -75,7 +90,9 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
     compared, notes, places
         Counts, what was not compared, and one row per place: `rel_l2`, `share_differing`, `largest_in_roundoffs` (the
         largest difference of an element in unit roundoffs of itself or, for small elements, of its row's root mean
-        square), `median_envelope`, `ratio_75` and `ratio_max` (difference over envelope).
+        square), `median_envelope`, `ratio_75` and `ratio_max` (difference over envelope); with a floor `excess`: the
+        difference over it, `ratio`, with limits, the least and the largest of a text, the floor itself, whether it
+        counts (measures all rounding there), and the relative size of a bug that would have been seen.
     """
     compared, entry = found.comparison, found.entry
     finer = "b" if compared.b.steps >= compared.a.steps else "a"
@@ -86,6 +103,7 @@ def as_dict(found: Diagnosis) -> dict[str, Any]:
             "cause_text": found.cause_text,
             "reason": found.reason,
             "missing": found.missing,
+            "could_hide": found.could_hide,
             "step": None if entry is None else (entry.step_b if finer == "b" else entry.step_a),
             "step_a": None if entry is None else entry.step_a,
             "step_b": None if entry is None else entry.step_b,
@@ -149,12 +167,13 @@ def _shown(found: Diagnosis) -> list[int]:
 
 
 def _table(found: Diagnosis) -> list[str]:
-    head = ("place", "relative L2", "differing", "largest", "envelope", "of envelope")
+    head: tuple[str, ...] = ("place", "relative L2", "differing", "largest", "envelope", "of envelope")
+    head += ("of floor",) if found.excess else ()
     cells = [head]
     rows, places, last = _rows(found), list(found.comparison.profiles), -1
     for index in _shown(found):
         if index != last + 1:
-            cells.append(("...",) + ("",) * 5)
+            cells.append(("...",) + ("",) * (len(head) - 1))
         last, row = index, rows[index]
         mark = " <-" if found.entry is not None and found.entry.place == places[index] and found.exit_code else ""
         cells.append(
@@ -165,16 +184,25 @@ def _table(found: Diagnosis) -> list[str]:
                 f"{row['largest_in_roundoffs']:.2g} u",
                 f"{row['median_envelope']:.2g}",
                 ("n/a" if row["ratio_75"] is None else f"{row['ratio_75']:.2g}") + mark,
+                *([_of_floor(row["excess"])] if found.excess else []),
             )
         )
     widths = [max(len(row[k]) for row in cells) for k in range(len(head))]
     lines = []
     for cell in cells:
         line = "  ".join(
-            c.ljust(w) if k in (0, 5) else c.rjust(w) for k, (c, w) in enumerate(zip(cell, widths, strict=True))
+            c.ljust(w) if k in (0, 5, 6) else c.rjust(w) for k, (c, w) in enumerate(zip(cell, widths, strict=True))
         )
         lines.append("  " + line.rstrip())
     return lines
+
+
+def _of_floor(excess: dict[str, Any] | None) -> str:
+    if excess is None:
+        return "n/a"
+    least, most = excess["over_texts"]
+    spread = f" ({least:.3g} to {most:.3g})" if least < most else ""
+    return f"{excess['ratio']:.3g}{spread}" + ("" if excess["counts"] else " *")
 
 
 def page(found: Diagnosis) -> str:
@@ -192,7 +220,9 @@ def page(found: Diagnosis) -> str:
         tokens = (
             f"token {entry.start}" if entry.stop - entry.start == 1 else f"tokens {entry.start} to {entry.stop - 1}"
         )
-        lines += _wrapped(f"Enters at: {entry.place}; step {entry.step_a} of A, step {entry.step_b} of B; {tokens}.")
+        suspected = found.verdict is Verdict.UNDETERMINED and found.could_hide is not None
+        where = "Look first at" if suspected else "Enters at"
+        lines += _wrapped(f"{where}: {entry.place}; step {entry.step_a} of A, step {entry.step_b} of B; {tokens}.")
     lines += ["", "Evidence"]
     for index, evidence in enumerate(found.evidence, 1):
         lines += _wrapped(evidence.text, f"  {index}. ")
@@ -207,6 +237,13 @@ def page(found: Diagnosis) -> str:
             "before is input, "
             "and accuses nobody."
         )
+        if found.excess:
+            lines += _wrapped(
+                "Of floor: the difference over that of equally right ways to compute A, geometric mean over stretches "
+                "of "
+                f"the text, and its range over texts; {MARGIN:g} are granted. Places with a * have bits in common with "
+                "repeats of A that other kernels would not have, and do not count."
+            )
     if found.notes:
         lines += ["", "Notes"]
         for note in found.notes:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from drift.dataset.rungs import RUNGS
+from drift.errors import DatasetError
 from drift.reading.diagnose.arithmetic import like_narrow_arithmetic, of_unknown_size
 from drift.reading.diagnose.compare import Comparison, compare
 from drift.reading.diagnose.envelope import COARSEST, derive, roundoff
 from drift.reading.diagnose.finding import findings
+from drift.reading.diagnose.floored import against_floor
+from drift.reading.diagnose.floors import Text
+from drift.reading.diagnose.hiding import nothing_hides
 from drift.reading.diagnose.model import Cause, Diagnosis, Entry, Evidence, Finding, Verdict
 from drift.reading.diagnose.naming import DOUBT, entry_of, input_evidence, step_words
 from drift.reading.diagnose.narrowed import KIND_NAMES, computed_narrower, narrow_verdict
@@ -20,12 +26,16 @@ from drift.reading.diagnose.unplaced import left_out
 
 __all__ = ["diagnose"]
 
+Floor = Dump | Comparison
+"""A lane of the floor, or what was found of A and it."""
+
 
 def diagnose(
     a: Dump,
     b: Dump,
     *,
-    floor: Dump | None = None,
+    floor: Floor | Sequence[Floor] | None = None,
+    texts: Sequence[tuple[Dump, Dump, Sequence[Floor]]] = (),
     unit_roundoff: float | None = None,
     other: tuple[Dump, Dump] | None = None,
 ) -> Diagnosis:
@@ -35,8 +45,11 @@ def diagnose(
     ----------
     a, b : Dump
         The lanes; A is the reference.
-    floor : Dump, optional
-        A second accepted way to compute A, from which the rounding of each place is then measured.
+    floor : Dump, Comparison, or sequence of these, optional
+        Other accepted ways to compute A, from which the rounding of each place is then measured; or what
+        :func:`drift.reading.diagnose.compare.compare` found of A and one of them.
+    texts : sequence of (Dump, Dump, sequence), optional
+        The same of more texts: A, B and its floor each. With them, `floor` is needed.
     unit_roundoff : float, optional
         Of the arithmetic, if the numbers' format does not tell (TF32).
     other : (Dump, Dump), optional
@@ -45,23 +58,37 @@ def diagnose(
     Returns
     -------
     Diagnosis
-        See :class:`Verdict` and :class:`Cause`.
+        See :class:`Verdict` and :class:`Cause`. Where there are several texts, its entry, places and envelopes are of
+        the first that is structural, or of the first that differs.
 
     Raises
     ------
     DatasetError
-        If two dumps have nothing in common.
+        If two dumps have nothing in common, or a text has no floor.
     """
-    found = _diagnose_pair(a, b, floor, unit_roundoff)
+    floors = [] if floor is None else [floor] if isinstance(floor, Dump | Comparison) else list(floor)
+    if texts and not (floors and all(rest for _, _, rest in texts)):
+        raise DatasetError("Several texts are held against floors: give each its A, its B and at least one floor.")
+    judged = [_judge_pair(x, y, rest, unit_roundoff) for x, y, rest in [(a, b, floors), *texts]]
+    judged.sort(key=lambda one: _TELLING.index(one.verdict))
+    found = judged[0]
+    if floors:
+        against_floor(found, [Text(one.comparison, tuple(one.floors)) for one in judged])
+    _finished(found)
     if other is not None:
-        second = _diagnose_pair(*other, None, None)
+        second = _judge_pair(*other, [], None)
+        _finished(second)
         found = with_other_precision(found, second)
         _vouch_no_further(found)
     return found
 
 
-def _diagnose_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | None) -> Diagnosis:
-    diagnosis = _judge_pair(a, b, floor, unit_roundoff)
+_TELLING = [Verdict.STRUCTURAL, Verdict.NARROWER, Verdict.UNDETERMINED, Verdict.ROUNDING, Verdict.SAME]
+"""Which of several texts' verdicts goes before which."""
+
+
+def _finished(diagnosis: Diagnosis) -> None:
+    """Take back what cannot be vouched for: numbers that nobody sees, and a lane that ends early."""
     unseen = {place: p for place, p in diagnosis.comparison.profiles.items() if p.unseen}
     if unseen:
         place, profile = next(iter(unseen.items()))
@@ -74,7 +101,6 @@ def _diagnose_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | 
             diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
             diagnosis.reason = f"{text}. Compare lanes in a precision that does not overflow"
     _vouch_no_further(diagnosis)
-    return diagnosis
 
 
 def _vouch_no_further(diagnosis: Diagnosis) -> None:
@@ -111,15 +137,15 @@ def _shortfall_words(short: Shortfall) -> str:
     )
 
 
-def _judge_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | None) -> Diagnosis:
+def _judge_pair(a: Dump, b: Dump, floors: Sequence[Floor], unit_roundoff: float | None) -> Diagnosis:
     found = compare(a, b)
     u = roundoff(found, unit_roundoff)
     faults = [f for dump, lane in ((a, "A"), (b, "B")) for f in cache_faults(dump, lane, u.value)]
     narrow_caches = {f.place.block: f.narrow.unit_roundoff for f in faults if f.narrow is not None}
-    measured = compare(a, floor) if floor is not None else None
+    measured = [floor if isinstance(floor, Comparison) else compare(a, floor) for floor in floors]
     envelopes = derive(found, u, measured, narrow_caches)
     diagnosis = Diagnosis(
-        Verdict.ROUNDING, Cause.NONE, "", None, [], _notes(found), found, u, envelopes
+        Verdict.ROUNDING, Cause.NONE, "", None, [], _notes(found), found, u, envelopes, floors=measured
     )  # fmt: skip
     broken = [f for f in faults if f.narrow is None]
     if not broken and not narrow_caches and all(p.differing == 0 for p in found.profiles.values()):
@@ -134,9 +160,9 @@ def _judge_pair(a: Dump, b: Dump, floor: Dump | None, unit_roundoff: float | Non
     if fault is not None and (structural is None or _earlier(fault, structural, found)):
         _cache_verdict(diagnosis, fault)
     elif structural is not None:
-        _structural_verdict(diagnosis, structural, measured)
+        _structural_verdict(diagnosis, structural)
     else:
-        _no_bug(diagnosis, beyond, [f for f in faults if f.narrow is not None], measured is not None)
+        _no_bug(diagnosis, beyond, [f for f in faults if f.narrow is not None])
     return diagnosis
 
 
@@ -227,7 +253,7 @@ def _cache_verdict(diagnosis: Diagnosis, fault: CacheFault) -> None:
         diagnosis.cause_text += f"; it holds those of step {dump.step_of(max(0, source))}"
 
 
-def _structural_verdict(diagnosis: Diagnosis, finding: Finding, floor: Comparison | None) -> None:
+def _structural_verdict(diagnosis: Diagnosis, finding: Finding) -> None:
     found = diagnosis.comparison
     diagnosis.entry = entry_of(found, finding.place, finding.tokens)
     diagnosis.evidence += finding.evidence
@@ -243,10 +269,10 @@ def _structural_verdict(diagnosis: Diagnosis, finding: Finding, floor: Compariso
             "or 16 bits (or whose weights were quantised) would be. If one does, say --unit-roundoff tf32; if neither "
             "does, it is structural"
         )
-    elif of_unknown_size(diagnosis, finding, floor):
+    elif of_unknown_size(diagnosis, finding):
         diagnosis.verdict, diagnosis.cause, diagnosis.cause_text = Verdict.UNDETERMINED, Cause.NONE, ""
         measure = f", or measure it with {_FLOOR}"
-        if floor is not None:
+        if diagnosis.floors:
             measure = "; the floor that was given holds the same bits as A, and measures nothing"
         diagnosis.reason = (
             f"rounding of which size? The difference is {finding.ratio:.3g} times what a unit roundoff of "
@@ -276,8 +302,8 @@ def _sentence(place: Place) -> str:
     return words[0].upper() + words[1:]
 
 
-def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[CacheFault], floored: bool) -> None:
-    found = diagnosis.comparison
+def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[CacheFault]) -> None:
+    found, floored = diagnosis.comparison, bool(diagnosis.floors)
     narrow = [one for one in narrowings(found) if not computed_narrower(diagnosis, one)]
     doubt = [f for f in beyond if f.level == "doubt"]
     narrowed = {p.block for item in narrow for p in item.places} | {f.place.block for f in narrow_caches}
@@ -320,6 +346,7 @@ def _no_bug(diagnosis: Diagnosis, beyond: list[Finding], narrow_caches: list[Cac
         narrow_verdict(diagnosis, narrow, narrow_caches)
     else:
         _rounding_evidence(diagnosis)
+        nothing_hides(diagnosis)
 
 
 def _rounding_evidence(diagnosis: Diagnosis) -> None:
