@@ -44,8 +44,8 @@ class Recomputer:
         admit(model)
         if not driving_of(model).plain:
             raise UnsupportedModelError(
-                f"{type(model).__name__}: blocks may need more than the states that were dumped (what other blocks hand "
-                "them, or the token ids), so none is computed again on its own. Dump fp32, or give --floor."
+                f"{type(model).__name__}: blocks may need more than the states that were dumped (what other blocks "
+                "hand them, or the token ids), so none is computed again on its own. Dump fp32, or give --floor."
             )
         own, device = computing_rung(model), str(weights_of(model).device)
         half = default_half_matmul(device, own.name) if own.name in ("bf16", "fp16") else "native"
