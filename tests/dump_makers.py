@@ -6,20 +6,13 @@ they hold is computed again in ``tests/test_importers_real.py``, by a plain loop
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import re
 import sys
 import tempfile
-import types
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 TOKENS, CHUNK, BLOCKS, HEADS = 12, 6, 2, 2
@@ -93,104 +86,9 @@ def transformerlens(folder: Path) -> None:
     np.savez(folder / "transformerlens4.npz", logits=logits.detach().numpy(), **held)
 
 
-def transformerlens2(folder: Path) -> None:
-    """Version 2: a cache of one pass, as `.pt`."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_llama_weights
-
-    model = tiny()
-    given = model.config
-    config = HookedTransformerConfig(
-        n_layers=BLOCKS, d_model=16, n_ctx=64, d_head=4, n_heads=4, n_key_value_heads=HEADS, d_vocab=24, d_mlp=24,
-        act_fn="silu", normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=4,
-        rotary_adjacent_pairs=False, final_rms=True, gated_mlp=True, eps=given.rms_norm_eps,
-        original_architecture="LlamaForCausalLM", rotary_base=10000, default_prepend_bos=False, device="cpu",
-        dtype=torch.float32,
-    )  # fmt: skip
-    hooked = HookedTransformer(config)
-    hooked.load_and_process_state_dict(
-        convert_llama_weights(model, config), fold_ln=False, center_writing_weights=False, center_unembed=False,
-        fold_value_biases=False,
-    )  # fmt: skip
-    logits, cache = hooked.run_with_cache(ids(), names_filter=lambda name: name.endswith(HOOKS))
-    torch.save({**cache.cache_dict, "logits": logits.detach()}, folder / "transformerlens2.pt")
-
-
-def nnsight(folder: Path) -> None:
-    """A trace per chunk: the whole cache of the second as `.pt`, and both as safetensors with steps in the names."""
-    from nnsight import NNsight
-
-    wanted = re.compile(r"(lm_head|model\.norm|embed_tokens|[kv]_proj|layers\.\d+)$")
-    wrapped, cache, held = NNsight(tiny()), DynamicCache(), {}
-    for step, chunk in enumerate(ids().split(CHUNK, dim=1)):
-        with wrapped.trace(chunk, past_key_values=cache, use_cache=True) as tracer:
-            seen = tracer.cache()
-        for path in seen.keys():  # noqa: SIM118
-            output = seen[path].output
-            if isinstance(output, torch.Tensor) and wanted.search(path):
-                held[f"step.{step}.{path}.output"] = output.contiguous().clone()
-    save_file(held, folder / "nnsight.safetensors")
-    some = [path for path in seen.keys() if wanted.search(path)]  # noqa: SIM118
-    with wrapped.trace(ids()) as tracer:
-        seen = tracer.cache(modules=some)
-    torch.save(seen, folder / "nnsight.pt")
-
-
-def sglang(folder: Path) -> None:
-    """A step per chunk by SGLang's dumper: the file of an unpacked wheel, without the server that it belongs to.
-
-    ``SGLANG`` is the folder that the wheel was unpacked into.
-    """
-    for name in ("sglang", "sglang.srt", "sglang.srt.managers"):
-        sys.modules[name] = types.ModuleType(name)
-    for name in ("managers.io_struct", "runtime_context", "utils"):
-        sys.modules[f"sglang.srt.{name}"] = mock.MagicMock()
-    source = Path(os.environ["SGLANG"], "sglang", "srt", "debug_utils", "dumper.py")
-    spec = importlib.util.spec_from_file_location("dumper", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["dumper"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    wanted = r"search(r'layers\.\d+\.(inputs\.0|output)$|v_proj\.output|norm\.output$|lm_head\.output', name)"
-    given = {"enable": True, "non_intrusive_mode": "all", "dir": str(folder), "exp_name": "sglang", "filter": wanted}
-    dumper = module._Dumper(config=module.DumperConfig(**given))
-    model, cache = tiny(), DynamicCache()
-    dumper.register_non_intrusive_dumper(model)
-    for chunk in ids().split(CHUNK, dim=1):
-        with torch.no_grad():
-            model(chunk, past_key_values=cache, use_cache=True)
-        dumper.step()
-
-
-def msprobe(folder: Path) -> None:
-    """A step per chunk by msProbe; files of modules that are not read are left out."""
-    from msprobe.pytorch import PrecisionDebugger
-
-    model, cache = tiny(), DynamicCache()
-    with tempfile.TemporaryDirectory() as place:
-        config = Path(place, "config.json")
-        given = {"task": "tensor", "dump_path": str(folder / "msprobe"), "rank": [], "step": [], "level": "L0"}
-        config.write_text(json.dumps(given | {"tensor": {"scope": [], "list": [], "data_mode": ["forward"]}}))
-        debugger = PrecisionDebugger(config_path=str(config))
-        for chunk in ids().split(CHUNK, dim=1):
-            debugger.start(model=model)
-            with torch.no_grad():
-                model(chunk, past_key_values=cache, use_cache=True)
-            debugger.stop()
-            debugger.step()
-    wanted = re.compile(r".*(layers\.\d\.\w+|norm\.\w+|lm_head\.\w+|v_proj\.\w+)\.forward\.\d+\.(input|output)\.0\.pt")
-    for file in folder.rglob("*"):
-        if file.is_file() and not wanted.fullmatch(file.name) and file.name != "construct.json":
-            file.unlink()
-
-
 MAKERS = {
     "transformers": transformers_debugger,
     "transformerlens": transformerlens,
-    "transformerlens2": transformerlens2,
-    "nnsight": nnsight,
-    "sglang": sglang,
-    "msprobe": msprobe,
 }
 
 if __name__ == "__main__":

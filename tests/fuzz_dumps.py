@@ -18,6 +18,8 @@ from importers_tools import FORMATS, lane
 
 from drift.reading.diagnose import as_dict, diagnose, open_dump, page
 
+__all__ = ["FORMATS", "inputs", "probe", "sound"]
+
 Files = dict[str, bytes]
 _NUMBERS = ["0", "1", "2", "7", "00", "131073", "9" * 19, "-1", "x", ""]
 _CODES = [b"N", b"0", b"(", b"t", b"]", b"}", b"R", b"b", b"Q", b"\x85", b"a", b"s", b"h\x00", b"q\xff", b"K\x01", b"2"]

@@ -6,7 +6,7 @@ import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from drift._bounds import MOST_DIRECTORY_BYTES
 from drift._outside import OutsideError, regular
@@ -53,8 +53,9 @@ def members(path: Path) -> dict[str, Member]:
     """
     found = {}
     with regular(path) as (stream, size):
+        bounded: Any = _Bounded(stream)
         try:
-            archive = zipfile.ZipFile(_Bounded(stream))  # type: ignore[arg-type]
+            archive = zipfile.ZipFile(bounded)
         except OSError as error:  # it names places before its beginning
             raise OutsideError(f"its table of contents is damaged ({error})") from error
         for info in archive.infolist():

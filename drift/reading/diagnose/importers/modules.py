@@ -134,7 +134,7 @@ def _blocks(calls: Mapping[str, Call], placing: _Placing) -> int:
 def _ends(calls: Mapping[str, Call], placing: _Placing, blocks: int) -> None:
     """Place embeddings, what the final norm took and gave, and logits."""
     roles = {path: role_of(path)[0] for path in calls}
-    logits = []
+    logits: list[Stored] = []
     for path, role in roles.items():
         outputs = calls[path].outputs
         first = _floats(outputs)[:1]

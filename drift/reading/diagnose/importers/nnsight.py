@@ -7,6 +7,7 @@ module was visited several times a visit is a step: ``[K]`` behind the path, or 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from drift._bounds import MOST_STEPS
 from drift.reading.diagnose.importers.base import Found, Importer, Options, Source, bounded, numbered, steps_of
@@ -15,29 +16,45 @@ from drift.reading.diagnose.stored import Stored
 
 __all__ = ["NNSIGHT"]
 
-_NAME = re.compile(
-    r"(?:_cache\.entries\.)?(?:step\.(?P<step>\d+)\.)?(?P<path>[A-Za-z_][\w.]*?)(?:\[(?P<visit>\d+)\])?"
-    r"(?:\.(?P<side>output|inputs?))?(?P<what>(?:\.\w+)*)"
-)
+_BEGIN = re.compile(r"(?:_cache\.entries\.)?(?:step\.(\d+)\.)?")
+_VISIT = re.compile(r"\[(\d+)\]")
+_SIDES = ("output", "inputs", "input")
 
 
-def _module(name: str) -> tuple[re.Match[str], str, str] | None:
-    """A name's parts, the module, and which of its tensors it is; None if it names none."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    if match["side"] is not None or match["visit"] is not None:
-        return match, match["path"], match["what"].strip(".")
-    path = f"{match['path']}{match['what']}"
+@dataclass(frozen=True)
+class _Named:
+    """What a name says: the module, its visit, whether it took or gave the tensor, and which of several it is."""
+
+    module: str
+    visit: str
+    side: str
+    what: str
+
+
+def _named(name: str) -> _Named:
+    """Take a name apart."""
+    begin = _BEGIN.match(name)
+    rest = name if begin is None else name[begin.end() :]
+    step = None if begin is None else begin[1]
+    visit = _VISIT.search(rest)
+    path, tail = (rest, "") if visit is None else (rest[: visit.start()], rest[visit.end() :])
+    words = (path if visit is None else tail.removeprefix(".")).split(".")
+    number = step or ("0" if visit is None else visit[1])
+    at = next((at for at in reversed(range(len(words))) if words[at] in _SIDES), None)
+    if at is not None:
+        before = path if visit is not None else ".".join(words[:at])
+        return _Named(before, number, words[at], ".".join(words[at + 1 :]))
+    if visit is not None:
+        return _Named(path, number, "output", ".".join(words))
     shorter, _, last = path.rpartition(".")
     if role_of(path)[0] is Role.OTHER and last.isdecimal() and role_of(shorter)[0] is not Role.OTHER:
-        return match, shorter, last
-    return match, path, ""
+        return _Named(shorter, number, "output", last)
+    return _Named(path, number, "output", "")
 
 
 def _knows(source: Source) -> bool:
-    named = (_module(name) for path in source.containers[:1] for name in source.held(path).tensors if name)
-    return any(one is not None and role_of(one[1])[0] not in (Role.OTHER, Role.LOGITS) for one in named)
+    named = (_named(name) for path in source.containers[:1] for name in source.held(path).tensors)
+    return any(role_of(one.module)[0] not in (Role.OTHER, Role.LOGITS) for one in named)
 
 
 def _read(source: Source, options: Options) -> Found:
@@ -52,23 +69,20 @@ def _read(source: Source, options: Options) -> Found:
         held = source.held(path)
         found.metadata.update(held.metadata)
         for name, stored in held.tensors.items():
-            parts = _module(name)
-            if parts is None:
-                found.ignored.append(name)
-                continue
-            match, module, what = parts
-            own = bounded(path, name, match["visit"] or match["step"] or "0", MOST_STEPS)
-            call = steps.setdefault(number if several else own, {}).setdefault(module, Call())
-            _put(call, match["side"] or "output", what, stored)
+            named = _named(name)
+            own = bounded(path, name, named.visit, MOST_STEPS)
+            call = steps.setdefault(number if several else own, {}).setdefault(named.module, Call())
+            _put(call, named, stored)
     order = steps_of(source.path, [(step,) for step in steps])
     place_calls([steps[step] for (step,) in order], options, found)
     return found
 
 
-def _put(call: Call, side: str, what: str, stored: Stored) -> None:
-    tensors = call.outputs if side == "output" else call.inputs
-    # Positional inputs are "0.K" there, named ones "1.NAME".
-    tensors[what if side == "output" else what.removeprefix("0.").removeprefix("1.")] = stored
+def _put(call: Call, named: _Named, stored: Stored) -> None:
+    if named.side == "output":
+        call.outputs[named.what] = stored
+    else:  # positional inputs are "0.K" there, named ones "1.NAME"
+        call.inputs[named.what.removeprefix("0.").removeprefix("1.")] = stored
 
 
 NNSIGHT = Importer("nnsight", "nnsight", _knows, _read)
