@@ -13,7 +13,7 @@ from conftest import FAMILIES, make_model
 from transformers import DynamicCache
 
 import drift
-from drift.errors import UnsupportedModelError
+from drift.errors import ConfigError, UnsupportedModelError
 from drift.running.descent import decoders
 from drift.running.descent.decoders import driving_of
 from drift.running.descent.descending import descend
@@ -247,3 +247,11 @@ def test_keys_of_a_block_that_rotates_none_are_not_moved() -> None:
 def test_two_directions_of_attention_are_refused_as_what_they_are() -> None:
     with pytest.raises(UnsupportedModelError, match=r"another function in chunks.*There is no fold of it"):
         drift.trace(random_model("BertConfig", is_decoder=False), text_of(), CHUNK)
+
+
+def test_there_is_nothing_beyond_a_table_of_positions() -> None:
+    model = random_model("GPT2Config")
+    with pytest.raises(
+        ConfigError, match=r"beyond the model's context of 64 tokens\. It looks positions up in a table"
+    ):
+        drift.trace(model, text_of(70), CHUNK, allow_beyond_context=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drift.errors import ArgumentError, ConfigError
-from drift.running.descent.decoders import context_of, text_config
+from drift.running.descent.decoders import context_of, has_position_table, text_config
 from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = ["check_chunks", "check_planted", "check_tokens"]
@@ -60,8 +60,9 @@ def check_chunks(model: PreTrainedModel, lanes: Sequence[Sequence[Chunk]], allow
                 token = chunk.prefix[0]
                 raise ConfigError(f"The prefix token {token} is not in the model's vocabulary of {vocabulary}.")
         end = max(chunk.first_position + len(chunk) for chunk in chunks)
-        if context is not None and end > context and not allow_beyond_context:
-            raise ConfigError(
-                f"The fold reaches position {end}, beyond the model's context of {context} tokens. "
-                "Use fewer tokens, or allow_beyond_context to measure there all the same."
-            )
+        if context is not None and end > context:
+            reached = f"The fold reaches position {end}, beyond the model's context of {context} tokens. "
+            if not allow_beyond_context:
+                raise ConfigError(f"{reached}Use fewer tokens, or allow_beyond_context to measure there all the same.")
+            if has_position_table(model):
+                raise ConfigError(f"{reached}It looks positions up in a table that ends there: use fewer tokens.")

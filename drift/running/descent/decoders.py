@@ -21,6 +21,7 @@ __all__ = [
     "context_of",
     "decoder_of",
     "driving_of",
+    "has_position_table",
     "keeps_more",
     "remember",
     "remembered",
@@ -111,6 +112,14 @@ def context_of(model: PreTrainedModel) -> int | None:
     """How many positions a model declares, counted from that of a text's first token; None where it does not say."""
     context = getattr(text_config(model), "max_position_embeddings", None)
     return None if context is None else int(context) - driving_of(model).origin
+
+
+def has_position_table(model: PreTrainedModel) -> bool:
+    """Whether positions are looked up in a table, so that there are none beyond its end."""
+    return any(
+        isinstance(module, nn.Embedding) and ("position" in name or name.endswith("wpe"))
+        for name, module in decoder_of(model).named_modules()
+    )
 
 
 def takes(module: nn.Module, argument: str) -> bool:
