@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 VOCABULARY = 40
-_OVERLAP = 0.01  # seconds that an answer takes, so that requests of a batch overlap
 
 
 def drawn(*parts: object) -> np.random.Generator:
@@ -34,7 +33,11 @@ class Behaviour:
         What it says in ``owned_by``.
     noise, cache, batch : float
         Size of what moves logits: in every answer anew; where something came from the cache; where it was in a batch.
-    tells_cache, prompt_logprobs, knows_switch : bool
+    alone : int
+        How often a prompt is asked alone; what comes after that is a batch, whatever a slow machine makes of it.
+    overlap : float
+        Seconds that an answer takes.
+    tells_cache, prompt_logprobs, knows_switch, caches : bool
     models : tuple of str
     """
 
@@ -48,11 +51,15 @@ class Behaviour:
     knows_switch: bool = True
     caches: bool = True
     models: tuple[str, ...] = ("fake",)
+    alone: int = 5
+    overlap: float = 0.0
     seen: list[tuple[str, list[str]]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    asked: dict[str, int] = field(default_factory=dict)
     under_way: int = 0
+    most: int = 0
     answers: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -74,17 +81,17 @@ class Behaviour:
         with self.lock:
             self.answers += 1
             self.under_way += 1
-            number, most = self.answers, self.under_way
+            self.most = max(self.most, self.under_way)
+            number = self.answers
+            times = self.asked[body["prompt"]] = self.asked.get(body["prompt"], 0) + (int(body["max_tokens"]) > 1)
         cached = self.cached(body, words)
-        ends = time.monotonic() + _OVERLAP
-        while time.monotonic() < ends:
-            most = max(most, self.under_way)
-            time.sleep(_OVERLAP / 4)
+        time.sleep(self.overlap)
         with self.lock:
             self.under_way -= 1
+        batched = times > self.alone
         ways = {"noise": (self.noise, number), "cache": (self.cache * (cached > 0), cached),
-                "batch": (self.batch * (most > 1), most > 1)}  # fmt: skip
-        shift = max((self.bug(way) for way, on in (("cache", cached > 0), ("batch", most > 1)) if on), default=0.0)
+                "batch": (self.batch * batched, batched)}  # fmt: skip
+        shift = max((self.bug(way) for way, on in (("cache", cached > 0), ("batch", batched)) if on), default=0.0)
         made = self._made(words, body, ways, shift)
         usage: dict[str, Any] = {"prompt_tokens": len(words), "completion_tokens": int(body["max_tokens"])}
         if self.tells_cache:

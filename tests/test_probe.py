@@ -65,7 +65,7 @@ def test_a_cache_that_was_not_used_is_not_vouched_for(capsys: pytest.CaptureFixt
 
 
 def test_a_server_without_a_switch_has_no_repeats_but_lanes_of_its_cache(capsys: pytest.CaptureFixture[str]) -> None:
-    quiet = Behaviour(owner="somebody", knows_switch=False, cache=1e-3, batch=1e-3, tells_cache=False)
+    quiet = Behaviour(owner="somebody", alone=4, knows_switch=False, cache=1e-3, batch=1e-3, tells_cache=False)
     found = probed(quiet, capsys, code=3)
     assert {pair["kind"] for pair in found["pairs"] if pair["lane"].startswith("repeat")} == {"cache"}
     assert verdicts(found)["warm"] == "undetermined"
@@ -103,6 +103,12 @@ def test_no_more_is_asked_than_was_planned_and_every_prompt_begins_otherwise(
         body for body in behaviour.bodies if body["prompt"].split()[0] == behaviour.bodies[-1]["prompt"].split()[0]
     ]
     assert len({body["cache_salt"] for body in of_one}) == len(of_one) - 2  # two of them share another's cache
+
+
+def test_batches_are_asked_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    behaviour = Behaviour(overlap=0.1)
+    probed(behaviour, capsys, "--prompts", "2", "--repeats", "0", "--lanes", "batch", code=0)
+    assert behaviour.most == 2
 
 
 def test_junit_the_page_and_the_text_say_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_an_interruption_ends_what_is_under_way(
     monkeypatch.setattr(Behaviour, "answer", slowly)
     monkeypatch.setattr(asking, "wait", interrupted)
     began = time.monotonic()
-    with serving(Behaviour()) as endpoint:
+    with serving(Behaviour(overlap=0.5)) as endpoint:
         assert door.main(["--endpoint", endpoint, *SMALL, "--lanes", "batch", "--timeout", "30"]) == 130
         hang.set()
     assert time.monotonic() - began < 15

@@ -31,7 +31,7 @@ def lane(
     share = np.exp(np.random.default_rng(8).normal(size=(PROMPTS, TOKENS)))
     moved = np.zeros_like(true)
     moved[only] = (size * share * np.random.default_rng(seed).normal(size=true.shape))[only]
-    values = -true - moved
+    values = -20 - true - moved  # far below 0, whatever is added
     answers = tuple(
         Answer(
             tuple(range(TOKENS)), tuple(map(float, row)), tuple(range(TOKENS)),
@@ -64,7 +64,7 @@ def repeat(size: float, seed: int = 3, name: str = "repeat") -> AskedLane:
 
 def test_clean_lanes_are_never_accused_and_mostly_within() -> None:
     within = 0
-    for draw in range(25):
+    for draw in range(8):
         s = 10 * draw
         found = judged(
             warm(1e-3, s + 1),
@@ -75,7 +75,7 @@ def test_clean_lanes_are_never_accused_and_mostly_within() -> None:
         )
         assert not found.having(Verdict.BEYOND)
         within += found.verdict is Verdict.WITHIN
-    assert within >= 20
+    assert within >= 6
 
 
 @pytest.mark.parametrize("times", [4.0, 100.0])
@@ -93,11 +93,12 @@ def test_lanes_of_one_cache_do_not_excuse_each_other() -> None:
 
 
 def test_a_bug_of_batches_is_beyond_and_no_floor_for_the_cache() -> None:
-    found = judged(warm(1e-3), batch(0.2, 2, "12"), batch(0.2, 3, "6"), repeat(1e-3, 4))
+    found = judged(warm(1e-3), batch(0.2, 2, "12"), batch(0.2, 3, "6"), repeat(1e-3, 4), repeat(1e-3, 5, "2nd"))
     assert verdicts(found) == {
         "warm": Verdict.WITHIN, "12": Verdict.BEYOND, "6": Verdict.BEYOND, "repeat": Verdict.WITHIN,
+        "2nd": Verdict.WITHIN,
     }  # fmt: skip
-    assert next(pair for pair in found.pairs if pair.lane == "warm").floor == "repeat"
+    assert next(pair for pair in found.pairs if pair.lane == "warm").floor in ("repeat", "2nd", "repeat and 2nd")
 
 
 def test_a_batch_may_be_some_times_as_far_as_a_cache() -> None:
@@ -121,31 +122,30 @@ def test_one_wrong_prompt_of_twelve_is_seen() -> None:
     assert verdicts(found)["warm"] is Verdict.BEYOND
 
 
-def parted(of: AskedLane, margin: float) -> AskedLane:
+def parted(of: AskedLane) -> AskedLane:
     """The first text goes on with the rival from token 10 on."""
     first = of.answers[0]
     tokens = (*first.tokens[:10], RIVAL, *range(200, 200 + TOKENS - 11))
     return replace(of, answers=(replace(first, tokens=tokens, names=tokens), *of.answers[1:]))
 
 
-def cold_with(margin: float) -> AskedLane:
-    cold = lane("cold", Kind.COLD, 0.0)
-    tops = tuple({**top, RIVAL: top[n] - margin} for n, top in enumerate(cold.answers[0].tops))
-    return replace(cold, answers=(replace(cold.answers[0], tops=tops), *cold.answers[1:]))
+def with_margin(of: AskedLane, margin: float) -> AskedLane:
+    """In the first text every token is preferred to the rival by so much."""
+    tops = tuple({n: top[n], RIVAL: top[n] - margin} for n, top in enumerate(of.answers[0].tops))
+    return replace(of, answers=(replace(of.answers[0], tops=tops), *of.answers[1:]))
 
 
 @pytest.mark.parametrize(
     ("margin", "verdict", "why"),
-    [(1e-3, Verdict.WITHIN, Why.FLOOR), (0.05, Verdict.UNDETERMINED, Why.PARTED), (3.0, Verdict.BEYOND, Why.PARTED)],
+    [(1e-3, Verdict.WITHIN, Why.FLOOR), (0.1, Verdict.UNDETERMINED, Why.PARTED), (3.0, Verdict.BEYOND, Why.PARTED)],
 )
 def test_texts_may_part_at_a_near_tie_only(margin: float, verdict: Verdict, why: Why) -> None:
-    floor = batch(1e-3)
-    found = judge(Probe("", "", "", "", (cold_with(margin), parted(warm(1e-3), margin), floor, repeat(1e-3, 5))))
+    lanes = (lane("cold", Kind.COLD, 0.0), parted(warm(1e-3)), batch(1e-3), repeat(1e-3, 5))
+    found = judge(Probe("", "", "", "", tuple(with_margin(one, margin) for one in lanes)))
     pair = found.pairs[0]
-    assert (pair.verdict, pair.why) == (verdict, why), pair
+    assert (pair.verdict, pair.why) == (verdict, why)
     assert pair.partings[0].position == 10 and pair.partings[0].margin == pytest.approx(margin)
-    # The floors move log-probabilities by up to about 0.01 here.
-    assert 0.003 < pair.moved < 0.02
+    assert 2 * pair.moved < 0.1 < 10 * pair.moved  # by how much the floors move the most sensitive of all tokens
 
 
 def test_texts_of_a_server_without_numbers_may_part_at_once() -> None:

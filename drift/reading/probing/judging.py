@@ -76,7 +76,7 @@ def _parting(prompt: int, cold: Answer, other: Answer) -> Parting | None:
     if at == len(cold.tokens) == len(other.tokens):
         return None
     margin = math.nan
-    if max(at, 0) < min(len(cold.names), len(other.names)) and at < len(cold.tops):
+    if at < min(len(cold.names), len(other.names)) and at < len(cold.tops):
         top, value = cold.tops[at], cold.logprobs[at]
         if value is not None and other.names[at] in top:
             margin = value - top[other.names[at]]
