@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -188,6 +189,10 @@ def clean_lane(setting: Setting, how: Clean, text: int, cache: bool) -> Tensors:
         return lane(setting.model, setting.texts[text], chunk, cache=cache, batch=how.batch)
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def row(found: Diagnosis, what: str, seconds: float) -> dict[str, Any]:
     """What is kept of a diagnosis."""
     entry = found.entry
@@ -198,8 +203,8 @@ def row(found: Diagnosis, what: str, seconds: float) -> dict[str, Any]:
         "kind": None if entry is None else entry.place.kind,
         "block": None if entry is None else entry.place.block,
         "step": None if entry is None else entry.step_b,
-        "could_hide": found.could_hide,
-        "largest_excess": max((one.ratio for one in found.excess if one.trusted and one.start == 0), default=None),
+        "could_hide": _finite(found.could_hide),
+        "largest_excess": _finite(max((x.ratio for x in found.excess if x.trusted and x.start == 0), default=None)),
         "seconds": round(seconds, 1),
     }
 
@@ -221,7 +226,7 @@ def clean_rows(setting: Setting, name: str, text: int, modes: Sequence[str]) -> 
         began = time.perf_counter()
         try:
             found = setting.judged(lambda t, cache: clean_lane(setting, CLEAN[name], t, cache), mode, [text])
-        except (RuntimeError, ValueError, ImportError) as error:
+        except (RuntimeError, ValueError, ImportError, TypeError) as error:
             yield mode, {"outcome": "not available", "reason": str(error).splitlines()[0][:200]}
             continue
         yield mode, row(found, cleanly(found), time.perf_counter() - began)
@@ -267,14 +272,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python bench/bugs.py", description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="bugs by name, or clean")
-    parser.add_argument("--quick", action="store_true", help="one checkpoint, bf16, one text of 256 tokens")
+    parser.add_argument("--quick", action="store_true", help="one checkpoint, bf16, one text of 320 tokens")
     parser.add_argument("--model", nargs="+", default=list(MODELS))
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=DTYPES)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: bench/results/bugs.json; nothing is kept of --quick")
     args = parser.parse_args(argv)
+    # Rows of a look are of shorter texts: the whole run must not take them for its own.
+    out = args.out or (None if args.quick else RESULTS)
     models, dtypes = (args.model[:1], args.dtype[:1]) if args.quick else (args.model, args.dtype)
     count, tokens = (1, 320) if args.quick else (CLEAN_TEXTS, TOKENS)
-    done = json.loads(args.out.read_text(encoding="utf-8"))["rows"] if args.out.exists() else {}
+    done = json.loads(out.read_text(encoding="utf-8"))["rows"] if out is not None and out.exists() else {}
     record = {"command": "python bench/bugs.py", "tokens": tokens, "chunk": CHUNK, "draws": DRAWS, "rows": done}
     for model in models:
         for dtype in dtypes:
@@ -286,7 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             try:
                 for _ in _work(setting, f"{model} | {dtype}", args.only, args.quick, done):
-                    args.out.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+                    if out is not None:
+                        out.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     print("\n".join(table(done)))
