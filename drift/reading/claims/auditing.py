@@ -108,8 +108,8 @@ def audit(
     checked = controls.evaluate(sweep)
     everything, sweep = sweep, holding(dataset.folds(sweep), measure) if len(sweep) else sweep
     rest = [m for m in (AMPLITUDE_POWERS if others is None else others) if m != measure]
-    for asked in others or ():
-        holding(sweep, asked)  # what somebody asked for by name is not left out in silence
+    for named in others or ():
+        holding(sweep, named)  # what somebody asked for by name is not left out in silence
     summaries: list[ClaimSummary] = []
     findings: list[Finding] = []
     for claim in CLAIMS:

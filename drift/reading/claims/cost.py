@@ -40,7 +40,8 @@ def growth_of_steps(ds: xr.Dataset) -> tuple[float, float]:
     ]  # fmt: skip
     if len({step for step, _ in points}) < 3:
         return math.nan, math.nan
-    slope, first = np.polyfit(*np.array(points).T, 1)
+    steps, taken = np.array(points, dtype=np.float64).T
+    slope, first = np.polyfit(steps, taken, 1)
     return float(first), float(slope)
 
 

@@ -64,14 +64,14 @@ def found_by_depth(cells: Sequence[xr.Dataset]) -> Figure | None:
     panels, lengths = there[:MOST_PANELS], sorted(frame["tokens"].unique())
     with set_style():
         figure, axes = wrap_panels(len(panels), height=2.3, width=3.0, sharey=True)
-        image = None
+        images = []
         for ax, (model, lane, part) in zip(axes, panels, strict=True):
-            image = _heat(ax, part, lengths)
+            images.append(_heat(ax, part, lengths))
             ax.set_title(f"{lane}\n{model}", fontsize=9)
             ax.set_xlabel("tokens of the prompt", fontsize=8.5)
         for ax in axes[:: panel_columns(len(axes))]:
             ax.set_ylabel("depth of the needle\n(0 = first token)", fontsize=8.5)
-        figure.colorbar(image, ax=axes, label="share found [1]", shrink=0.7)
+        figure.colorbar(images[-1], ax=axes, label="share found [1]", shrink=0.7)
         caption = (
             "Numbers: exact answers of trials. Empty: nothing was hidden there."
             f"{cut_words(len(panels), len(there), 'folds and models')}"

@@ -62,7 +62,7 @@ def _scored(model: Any, lane: AskedLane, prompts: Sequence[list[int]], name: str
     return AskedLane(name, Kind.MODEL, lane.view, tuple(answers), anew=True)
 
 
-def with_model(probe: Probe, prompts: Sequence[list[int]], model: loading.Loaded) -> Probe:
+def with_model(probe: Probe, prompts: Sequence[Prompt], model: loading.Loaded) -> Probe:
     """Add lanes of a model to a probe: the tokens of its cold lanes.
 
     Parameters

@@ -269,8 +269,10 @@ def take_quiz(
     bound = dict.fromkeys(parse(protocol).bind(lambda: bos) for protocol in asked)
     if max_new_tokens is not None:
         max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1, MOST_TOKENS)
-    options = {"dtype": dtype, "half_matmul": half_matmul, "allow_beyond_context": allow_beyond_context}
-    examiner = Examiner(model, tokenizer, made, max_new_tokens, **options)
+    examiner = Examiner(
+        model, tokenizer, made, max_new_tokens, dtype=dtype, half_matmul=half_matmul,
+        allow_beyond_context=allow_beyond_context,
+    )  # fmt: skip
     lanes = [protocol for protocol in bound if protocol.label != FULL]
     for protocol in [parse(FULL), *lanes]:
         examiner.check(protocol, chunk_size)
