@@ -13,6 +13,7 @@ from drift.dataset.probes import AskedLane, Kind, Probe, View
 from drift.errors import EndpointError
 from drift.running.checkpoints import loading
 from drift.running.checkpoints.loading import load
+from drift.running.probing.prompts import Prompt
 
 __all__ = ["load", "with_model"]
 
@@ -69,7 +70,7 @@ def with_model(probe: Probe, prompts: Sequence[Prompt], model: loading.Loaded) -
     ----------
     probe : Probe
         Asked with numbers of tokens.
-    prompts : sequence of list of int
+    prompts : sequence of Prompt
         These.
     model : Loaded
         See :func:`load`.
@@ -81,5 +82,6 @@ def with_model(probe: Probe, prompts: Sequence[Prompt], model: loading.Loaded) -
     """
     name, limit = f"model in {model.record['dtype']}", model.model.get_input_embeddings().weight.shape[0]
     cold = [lane for lane in probe.lanes if lane.kind is Kind.COLD]
-    scored = [_scored(model.model, lane, prompts, name, limit) for lane in cold]
+    sent = [prompt.whole for prompt in prompts if not isinstance(prompt.whole, str)]
+    scored = [_scored(model.model, lane, sent, name, limit) for lane in cold]
     return replace(probe, lanes=(*probe.lanes, *scored))
