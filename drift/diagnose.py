@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 from drift._bounds import MOST_DIGITS
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def opened(names: Sequence[str]) -> list[Dump]:
         """Dumps of one text: A's, B's, and floors, which are of A's kind."""
-        forms = (*args.forms, *repeat(args.forms[0]))
+        forms = chain(args.forms, repeat(args.forms[0]))
         return [open_dump(name, args.heads, form, args.layers) for name, form in zip(names, forms, strict=False)]
 
     a, b, *floors = opened((args.a, args.b, *args.floor))

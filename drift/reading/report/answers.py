@@ -9,6 +9,7 @@ from shlex import quote
 from drift.reading import floor, summary
 from drift.reading.cells import deepest, file_name
 from drift.reading.claims.model import SIGNS, Claim, ClaimSummary, Status
+from drift.reading.claims.published import CLAIMS
 from drift.reading.controls.gating import gate
 from drift.reading.floor.model import Rounding
 from drift.reading.report.exhibits import MEASURE, Exhibit, deepest_exhibit, deepest_with_floor
@@ -276,7 +277,7 @@ def _questions(
     def by_reading(row: Row) -> list[str]:
         return [f"{name}: {one.word}. {one.why}" for name, one in zip(readings, row.fields, strict=True)]
 
-    claims = {claim.name: claim for claim in (s.claim for s in own.audit.summaries)}
+    claims = {claim.name: claim for claim in CLAIMS}
     about = {row.name: row for row in rows}
     literal = standing.get(_LITERAL, (0, []))[1]
     serving = practice(own.sweep, own.folds, _LITERAL)

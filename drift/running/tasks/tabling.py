@@ -25,7 +25,7 @@ _LANE_ROWS = (
 )  # fmt: skip
 
 
-def _padded(rows: Sequence[NDArray[Any]], fill: float, dtype: Any) -> NDArray[Any]:
+def _padded(rows: Sequence[Sequence[Any] | NDArray[Any]], fill: float, dtype: Any) -> NDArray[Any]:
     """Rows of several lengths as one array [row, place]."""
     array = np.full((len(rows), max(map(len, rows), default=0)), fill, dtype=dtype)
     for row, values in zip(array, rows, strict=True):
