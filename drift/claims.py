@@ -25,7 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--measure", default="hidden_rel_l2", help="the headline measure (default: hidden_rel_l2)")
     parser.add_argument("--layer", default="last", help="a layer's number, or 'last' (default)")
     parser.add_argument("--margin", action="append", default=[], metavar="NAME=VALUE",
-                        help="growth, precision, chunk, family, proportional or rise; repeatable")  # fmt: skip
+                        help="growth, precision, chunk, family, proportional, retrieval, likelihood or rise; "
+                        "repeatable")  # fmt: skip
     parser.add_argument("--alpha", type=float, default=0.05, help="level of every test (default: 0.05)")
     parser.add_argument("--details", action="store_true", help="every finding, not only the summary")
     form = parser.add_mutually_exclusive_group()

@@ -239,7 +239,7 @@ summary.describing.depth_sentences summary.explaining.words summary.tables.depth
 summary.describing.logit_sentences summary.describing.token_sentences
 summary.inventory.contents summary.inventory.failures summary.inventory.nonfinite summary.inventory.problems
 summary.inventory.provenance summary.levels.curves summary.levels.depth summary.levels.tokens
-summary.reproducing.reproduce
+summary.reproducing.reproduce tasks.select_tasks
 """
 
 

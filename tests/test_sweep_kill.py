@@ -160,7 +160,7 @@ def test_interrupted_it_says_so_and_resumes(either: Bench, tmp_path: Path, numbe
     bench = either
     out = tmp_path / "out"
     started = bench.processes.start(str(bench.config), "--out", str(out), "--json")
-    assert until(lambda: bool(list(out.glob("*.nc"))))
+    assert until(lambda: bool(list(out.glob("*.nc"))), max(30, bench.seconds))
     started.signal(number)
     assert started.wait() == 130
     assert "Traceback" not in started.stderr

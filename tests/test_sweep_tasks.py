@@ -209,6 +209,8 @@ def test_cells_hold_what_is_taken_one_by_one(computed: Path, tiny: Path, size: i
         steps = -(-ds["text_tokens"].values // size)
         assert (np.isfinite(ds["fold_seconds"].values).sum(1) == steps).all()
         assert ((ds["fold_carried_bytes"].values != NONE).sum(1) == steps).all()
+        if protocol.startswith("streaming"):
+            assert json.loads(ds.attrs["protocol_json"])["options"] == {"sinks": 2, "window": 60, "positions": "cache"}
         if protocol == "append":
             last = ds["fold_carried_bytes"].values[range(DOCUMENTS), steps - 1]
             np.testing.assert_array_equal(last, ds["full_carried_bytes"].values)

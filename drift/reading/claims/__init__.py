@@ -36,9 +36,11 @@ from drift.reading.claims.page import (
     matrix,
     meaning,
     method,
+    task_meaning,
     verdict_sentences,
 )
 from drift.reading.claims.published import CLAIMS
+from drift.reading.claims.retrieval import shares
 from drift.reading.claims.saturation import verdicts
 from drift.reading.claims.showing import (
     answer,
@@ -94,7 +96,9 @@ __all__ = [
     "method",
     "parse_margins",
     "settings",
+    "shares",
     "span",
+    "task_meaning",
     "undecided",
     "verdict_sentences",
     "verdict_table",

@@ -14,15 +14,15 @@ and one margin means the same for all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from drift import dataset
 from drift.dataset.labels import Label, parse_label
-from drift.dataset.sweep import Sweep
+from drift.dataset.sweep import Sweep, scalar
 from drift.errors import DatasetError
 from drift.reading import controls, floor
 from drift.reading.amplitudes import AMPLITUDE_POWERS, has_measure, holding
-from drift.reading.claims.model import Audit, ClaimSummary, Finding, Setting, Status, check_setting
+from drift.reading.claims.model import Audit, Claim, ClaimSummary, Finding, Setting, Status, check_setting
 from drift.reading.claims.published import CLAIMS
 from drift.reading.claims.wording import claim_sentence
 from drift.reading.statistics.intervals import holm
@@ -51,6 +51,21 @@ def _one_step_of(sweep: Sweep, protocol: str) -> Sweep:
     """Keep the cells of a protocol's one-step error."""
     wanted = Label(dataset.ONE_STEP, parse_label(protocol).text).text
     return dataset.keep(sweep, lambda ds: parse_label(str(ds["protocol"].item())).text == wanted)
+
+
+def _asked(claim: Claim, sweep: Sweep, setting: Setting) -> Iterator[ClaimSummary]:
+    """Hold the task cells of a sweep against a claim, protocol by protocol."""
+    protocols = dict.fromkeys(str(scalar(ds, "protocol")) for ds in sweep.tasks)
+    if claim.asked is None or not protocols:
+        if claim.not_tested:
+            yield ClaimSummary(claim, "", Status.NOT_TESTED, claim.not_tested)
+        return
+    for protocol in protocols:
+        mine = list(claim.asked([ds for ds in sweep.tasks if scalar(ds, "protocol") == protocol], setting))
+        withheld = any(finding.status is Status.WITHHELD for finding in mine)
+        status = Status.WITHHELD if withheld else _combine(mine, setting.alpha)
+        words = claim_sentence(claim, mine, status) if mine else claim.absent.format(protocol=protocol)
+        yield ClaimSummary(claim, protocol, status, words, tuple(mine))
 
 
 def audit(
@@ -87,11 +102,11 @@ def audit(
     """
     setting = setting or Setting()
     check_setting(setting)
-    if not len(sweep):
+    if not len(sweep) and not sweep.tasks:
         raise DatasetError("the sweep holds no cell that can be read: there is nothing to hold against the claims")
 
     checked = controls.evaluate(sweep)
-    everything, sweep = sweep, holding(dataset.folds(sweep), measure)
+    everything, sweep = sweep, holding(dataset.folds(sweep), measure) if len(sweep) else sweep
     rest = [m for m in (AMPLITUDE_POWERS if others is None else others) if m != measure]
     for asked in others or ():
         holding(sweep, asked)  # what somebody asked for by name is not left out in silence
@@ -99,7 +114,9 @@ def audit(
     findings: list[Finding] = []
     for claim in CLAIMS:
         if claim.audit is None:
-            summaries.append(ClaimSummary(claim, "", Status.NOT_TESTED, claim.not_tested))
+            asked = list(_asked(claim, everything, setting))
+            summaries += asked
+            findings += [finding for summary in asked for finding in summary.findings]
             continue
         for protocol in sweep.values("protocol"):
             part = sweep.sel(protocol=protocol)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+import xarray as xr
+
 from drift.dataset.sweep import Sweep
 from drift.errors import ConfigError
 from drift.reading.wording.numbers import count, number, plain
@@ -70,6 +72,10 @@ class Setting:
         Margin of C4: ratio of two models' levels that still counts as the same.
     proportional : float
         How far from 1 the log-log slope may lie where drift is called proportional to the unit roundoff.
+    retrieval : float
+        Margin of C5: difference of two shares of exact answers that still counts as none.
+    likelihood : float
+        Margin of C5: change of an answer's log-likelihood that still counts as none, nats.
     rise : float
         Factor from the first step to the level from which on a curve is said to have risen.
     alpha : float
@@ -81,6 +87,8 @@ class Setting:
     chunk: float = 0.05
     family: float = 2.0
     proportional: float = 0.2
+    retrieval: float = 0.05
+    likelihood: float = math.log(2)
     rise: float = 1.5
     alpha: float = 0.05
 
@@ -110,6 +118,8 @@ class Claim:
         Whether the audit also needs the cells of the protocol's one-step error.
     ours : bool
         Whether nobody published it: it says what a published claim comes from, and is none.
+    asked : callable or None
+        Yields findings on the task cells of one protocol, where that is what the claim is about.
     of_depth : bool
         Whether the verdict is about what a chain comes to, so that of several sweeps the one of the deepest answers.
     """
@@ -125,6 +135,7 @@ class Claim:
     one_step: bool = False
     ours: bool = False
     of_depth: bool = False
+    asked: Callable[[Sequence[xr.Dataset], Setting], Iterator[Finding]] | None = None
 
     @property
     def name(self) -> str:
@@ -151,6 +162,8 @@ def _words(setting: Setting) -> dict[str, Any]:
         "depth": PUBLISHED_DEPTH,
         "doublings": count(doublings),
         "growth_reach": f"{(1 + setting.growth) ** doublings:.3g}",
+        "retrieval": f"{100 * setting.retrieval:g} points",
+        "likelihood": f"{setting.likelihood:.2g} nats",
         "root": f"{100 * (math.sqrt(2) - 1):.0f} %",
         "logarithm": f"{100 * (doublings / (doublings - 1) - 1):.0f} %",  # over the last doubling
         "effects": f"{setting.precision / PUBLISHED_EFFECT:.2g}",
@@ -332,11 +345,13 @@ def check_setting(setting: Setting) -> None:
     ConfigError
         A margin or the level lies outside its range.
     """
-    for name in ("growth", "precision", "chunk", "proportional"):
+    for name in ("growth", "precision", "chunk", "proportional", "retrieval"):
         if not 0 < getattr(setting, name) < 1:
             raise ConfigError(f"the margin {name!r} is {getattr(setting, name)}; it must lie between 0 and 1")
     if not 1 < setting.family < math.inf or not 1 < setting.rise < math.inf:
         raise ConfigError(f"'family' ({setting.family}) and 'rise' ({setting.rise}) are finite ratios above 1")
+    if not 0 < setting.likelihood < math.inf:
+        raise ConfigError(f"'likelihood' is {setting.likelihood}; it must be a number of nats above 0")
     if not 0 < setting.alpha < 0.5:
         raise ConfigError(f"'alpha' is {setting.alpha}; it must lie between 0 and 0.5")
 

@@ -40,6 +40,7 @@ __all__ = [
     "pair_words",
     "probability",
     "share_words",
+    "task_meaning",
     "verdict_sentences",
 ]
 
@@ -157,6 +158,20 @@ def meaning(found: Audit) -> str:
         f"a difference supports nothing. The claims are those of arXiv 2605.12471; the "
         f"verdicts are by the drift of the {SHORT.get(found.measure, found.measure)}."
         + "".join(f" {marked(text)}" for text in (found.scope, found.controls) if text)
+    )
+
+
+def task_meaning(found: Audit) -> str:
+    """Say what the verdicts on tasks mean, with the margins that were used."""
+    s, signs = found.setting, SIGNS
+    return (
+        f"**{signs[Status.SUPPORTED]} Supported**: a test at level {s.alpha:g} shows that it lies within the margin "
+        f"set in advance ({s.retrieval * 100:g} points of a share of exact answers, {s.likelihood:.2g} nats of an "
+        "answer's log-likelihood), for every model, precision and chunk size. "
+        f"**{signs[Status.REFUTED]} Refuted**: one of them is shown to lie beyond it, after Holm's correction. "
+        f"**{signs[Status.UNDETERMINED]} Undetermined**: neither; a few trials decide nothing. "
+        f"**{signs[Status.NOT_TESTED]} Not tested**: nothing was asked, or full attention itself fails more than half "
+        "of it, which says nothing of the fold. All texts of a cell share one haystack: what is said holds for that."
     )
 
 

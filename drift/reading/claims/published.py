@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from drift.reading.claims.against import c1_accumulation, c1_excess
 from drift.reading.claims.chunking import c3
+from drift.reading.claims.cost import PUBLISHED_BYTES, PUBLISHED_SECONDS, PUBLISHED_TOKENS, c6_cost
 from drift.reading.claims.model import PUBLISHED_CHUNKS, PUBLISHED_DEPTH, PUBLISHED_EFFECT, Claim
 from drift.reading.claims.models import c4_level, c4_plateau
 from drift.reading.claims.precision import c2
+from drift.reading.claims.retrieval import c5_across, c5_difference, c5_retrieval, c5_streaming
 from drift.reading.claims.saturation import c1_plateau, c1_rise
 from drift.reading.excess import FLOOR_COMMAND, ONE_STEP_COMMAND
 
 __all__ = ["CLAIMS"]
 
+RETRIEVAL_COMMAND = "python -m drift.sweep retrieval"
 # ---------------------------------------------------------------------------------------------- the table
 _MORE = "more documents or a deeper chain, where undetermined; a chain that changes beyond the depth measured here"
 CLAIMS: tuple[Claim, ...] = (
@@ -79,13 +82,34 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C5", "retrieval",
         "100 % exact match, needle in a haystack, 152 trials, 16K to 128K tokens",
-        "not applicable", None, "drift measures how far two passes are apart; it runs no retrieval task.",
-        "a retrieval experiment",
+        "share of exact answers within {retrieval} of all",
+        None, "no task was asked; `" + RETRIEVAL_COMMAND + "` asks one.",
+        "more trials, where undetermined; longer texts, larger models", asked=c5_retrieval,
+    ),
+    Claim(
+        "C5", "as full attention",
+        "not published: the fold finds what full attention finds in the same texts",
+        "difference of the shares of exact answers, on the same items, within {retrieval}",
+        None, "", "more trials, where undetermined", ours=True, asked=c5_difference,
+    ),
+    Claim(
+        "C5", "streaming",
+        "a fold with a window (StreamingLLM) finds 0 % of what has left it",
+        "share of exact answers out of the window within {retrieval} of none",
+        None, "", "more trials out of the window", absent="this reading has no window.", asked=c5_streaming,
+    ),
+    Claim(
+        "C5", "across chunks",
+        "not published: answers that rest on facts in several chunks are as likely as under full attention",
+        "change of the answer's log-likelihood within {likelihood}: it becomes neither half nor twice as likely",
+        None, "", "more texts, where undetermined; tasks that a larger model can do", ours=True, asked=c5_across,
+        absent="no task whose answer rests on several facts was asked.",
     ),
     Claim(
         "C6", "cost",
-        "128K tokens in 35.6 GB and 171 s on one A100 40 GB",
+        f"{PUBLISHED_TOKENS // 1024}K tokens in {PUBLISHED_BYTES / 1e9:g} GB and {PUBLISHED_SECONDS} s on one A100 "
+        "40 GB",
         "not applicable", None, "no pass of this size was run, and drift's own recording is part of its times.",
-        "a run at this size on such a GPU",
+        "a run at this size on such a GPU", asked=c6_cost,
     ),
 )  # fmt: skip

@@ -118,6 +118,8 @@ def by_measure(found: Audit) -> pd.DataFrame:
     claims = {(c.key, c.part): c for c in CLAIMS}
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for f in found.findings:
+        if claims[f.claim, f.part].asked is not None:
+            continue
         name = claims[f.claim, f.part].name
         row = rows.setdefault(
             (name, f.protocol, f.scope), {"claim": name, "reading": f.protocol, "chain or chains": f.scope}
@@ -136,8 +138,10 @@ def _number(finding: Finding) -> str:
 
 def measures_legend(found: Audit) -> str:
     """Say once what the numbers of :func:`by_measure` are."""
-    said = dict.fromkeys(f"{f.claim} {f.part}, {f.effect}" for f in found.findings)
-    there = {f.status for f in found.findings}
+    of_drift = {(c.key, c.part) for c in CLAIMS if c.asked is None}
+    drift = [f for f in found.findings if (f.claim, f.part) in of_drift]
+    said = dict.fromkeys(f"{f.claim} {f.part}, {f.effect}" for f in drift)
+    there = {f.status for f in drift}
     signs = ", ".join(f"{sign} {status.value}" for status, sign in SIGNS.items() if status in there)
     return (
         f"{signs}. In parentheses {coverage(found.setting.alpha)} intervals. Estimated are: {'; '.join(said)}. "

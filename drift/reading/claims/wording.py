@@ -60,6 +60,8 @@ def claim_sentence(claim: Claim, findings: Sequence[Finding], status: Status) ->
         inherited = sum(f.status is Status.NOT_TESTED for f in findings)
         if inherited:
             text += f"; in {inherited} the one-step error is exactly zero too often for a ratio: drift is inherited"
+    if claim.key == "C6":
+        text += f"; {findings[0].detail['beyond']}"
     if claim.key == "C2":
         text += _counted([f.detail["kind"] for f in findings if f.detail])
     return f"{text}.{note}"

@@ -12,6 +12,13 @@ from drift.reading.figures.logits import logits_per_step
 from drift.reading.figures.noise import response_to_noise
 from drift.reading.figures.parts import attribution
 from drift.reading.figures.plateau import plateau_fit
+from drift.reading.figures.retrieval import (
+    costs_of_steps,
+    failure_against_drift,
+    found_by_depth,
+    found_by_distance,
+    likelihood_by_task,
+)
 from drift.reading.figures.showing import described, png, show
 from drift.reading.figures.side_by_side import readings
 from drift.reading.figures.style import choose, groups
@@ -20,11 +27,15 @@ from drift.reading.figures.why import growth_with_position, inherited_per_step, 
 __all__ = [
     "attribution",
     "choose",
+    "costs_of_steps",
     "depth_growth",
     "described",
     "drift_and_floor",
     "drift_per_step",
     "equivalence",
+    "failure_against_drift",
+    "found_by_depth",
+    "found_by_distance",
     "gains",
     "groups",
     "growth_with_position",
@@ -35,6 +46,7 @@ __all__ = [
     "level_vs_chunk_size",
     "level_vs_roundoff",
     "levels",
+    "likelihood_by_task",
     "logits_per_step",
     "nonfinite",
     "plateau_fit",

@@ -9,6 +9,7 @@ from shlex import quote
 from drift.reading import floor, summary
 from drift.reading.cells import deepest, file_name
 from drift.reading.claims.model import SIGNS, Claim, ClaimSummary, Status
+from drift.reading.claims.published import CLAIMS
 from drift.reading.controls.gating import gate
 from drift.reading.floor.model import Rounding
 from drift.reading.report.exhibits import MEASURE, Exhibit, deepest_exhibit, deepest_with_floor
@@ -112,32 +113,47 @@ def answers(exhibits: Sequence[Exhibit]) -> Answers:
     exhibits : sequence of Exhibit
         The report's own sweep first.
     """
-    own = exhibits[0]
-    ran = _plain(summary.contents(own.sweep))
+    own, asking = exhibits[0], [one for one in exhibits if one.sweep.tasks]
+    ran = _plain(summary.contents(own.sweep)) if len(own.sweep) else []
     if not len(own.folds):
-        return Answers(["No cell compares a fold with full attention at the same precision."], ran=ran)
+        said = [] if asking else ["No cell compares a fold with full attention at the same precision."]
+        readings = list(dict.fromkeys(s.protocol for one in asking for s in one.audit.summaries if s.protocol))
+        ran += _asked_words(asking)
+        return Answers(said, readings, _task_rows(asking, readings), questions=_found_again(asking), ran=ran)
     exhibits = [one for one in exhibits if len(one.folds)]
     readings = [name for name in READINGS if name in own.folds.values("protocol")]
-    rows = _rows(exhibits, readings)
+    rows = [*_rows(exhibits, readings), *_task_rows(asking, readings)]
     used = {one.source for row in rows for one in row.fields if one.source}
     standing = {name: _standing(exhibits, name) for name in readings}
     return Answers(
         sentences=_sentences(own, standing),
         readings=readings,
         rows=rows,
-        sources=[_source_words(one, readings) for one in exhibits if one.name in used],
-        questions=_questions(exhibits, readings, rows, standing),
-        ran=[*ran, *(line for one in exhibits[1:] for line in _ran_before(one))],
+        sources=[
+            *(_source_words(one, readings) for one in exhibits if one.name in used),
+            *(_asked_source(one) for one in asking if one.name in used and one not in exhibits),
+        ],
+        questions=[*_questions(exhibits, readings, rows, standing), *_found_again(asking)],
+        ran=[*ran, *(line for one in exhibits[1:] for line in _ran_before(one)), *_asked_words(asking)],
         not_run=[
             f"{s.claim.key} ({s.claim.part}): {s.claim.published}. Not tested: {s.words}"
             for s in own.audit.summaries
-            if s.status is Status.NOT_TESTED and not s.protocol
+            if s.status is Status.NOT_TESTED and not s.protocol and s.claim.name not in {row.name for row in rows}
         ],
     )  # fmt: skip
 
 
 def _ran_before(one: Exhibit) -> list[str]:
     return [f"Evidence {one.name}, computed before: {line}" for line in _plain(summary.contents(one.sweep))]
+
+
+def _asked_words(asking: Sequence[Exhibit]) -> list[str]:
+    """Say what was asked, and of which sweep."""
+    return [
+        f"{f'Evidence {one.name}: ' if one.name else ''}{len(one.sweep.tasks)} task cells: "
+        f"{', '.join(dict.fromkeys(str(ds['task'].item()) for ds in one.sweep.tasks))}"
+        for one in asking
+    ]
 
 
 def _plain(lines: Sequence[str]) -> list[str]:
@@ -151,6 +167,10 @@ def _source_words(one: Exhibit, readings: Sequence[str]) -> str:
         f"from the evidence {one.name}, which was computed before and not by this run: its chains are deeper "
         f"(transitions: {deep}), and a verdict on what a chain comes to is taken from the deepest chains that test it"
     )
+
+
+def _asked_source(one: Exhibit) -> str:
+    return f"from {one.name}, a sweep of its own that asks tasks"
 
 
 # ---------------------------------------------------------------------------------------------- sentences
@@ -196,6 +216,25 @@ def _rows(exhibits: Sequence[Exhibit], readings: Sequence[str]) -> list[Row]:
     ]
 
 
+def _task_rows(asking: Sequence[Exhibit], readings: Sequence[str]) -> list[Row]:
+    """The claims that tasks can test, one row each; of several exhibits the first that tests it, or asks anything."""
+    rows = []
+    for claim in dict.fromkeys(s.claim for one in asking for s in one.audit.summaries if s.claim.asked is not None):
+        found = [_asked(asking, claim, reading) for reading in readings]
+        if any(summary is not None and summary.findings for _, summary in found):
+            rows.append(Row(claim.name, claim.published, [_answer(*pair, claim.key) for pair in found]))
+    return rows
+
+
+def _asked(asking: Sequence[Exhibit], claim: Claim, reading: str) -> tuple[Exhibit, ClaimSummary | None]:
+    """Choose the exhibit that answers by tasks, and what it says."""
+    wanted = (claim.name, reading)
+    pairs = [(one, s) for one in asking for s in one.audit.summaries if (s.claim.name, s.protocol) == wanted]
+    # A finding that a model cannot do a task says more than that nothing was asked.
+    pairs.sort(key=lambda pair: (pair[1].status is Status.NOT_TESTED, not pair[1].findings))
+    return pairs[0] if pairs else (asking[0], None)
+
+
 def _summary(exhibit: Exhibit, claim: Claim, reading: str) -> ClaimSummary | None:
     """What an exhibit says of a claim under a reading, where it tests it."""
     wanted = (claim.name, reading)
@@ -238,7 +277,7 @@ def _questions(
     def by_reading(row: Row) -> list[str]:
         return [f"{name}: {one.word}. {one.why}" for name, one in zip(readings, row.fields, strict=True)]
 
-    claims = {claim.name: claim for claim in (s.claim for s in own.audit.summaries)}
+    claims = {claim.name: claim for claim in CLAIMS}
     about = {row.name: row for row in rows}
     literal = standing.get(_LITERAL, (0, []))[1]
     serving = practice(own.sweep, own.folds, _LITERAL)
@@ -260,6 +299,22 @@ def _questions(
     return [
         Question(one.asked, [line for line in one.lines if line], one.page) for one in asked if any(one.lines)
     ]  # fmt: skip
+
+
+def _found_again(asking: Sequence[Exhibit]) -> list[Question]:
+    """What was asked of the fold, reading by reading: those with a window, too, which have no column."""
+    return [
+        Question(
+            f"Is what was folded found again, and at what cost{f' ({one.name})' if one.name else ''}?",
+            [
+                f"{s.protocol}, {s.claim.name}: {s.status.value}. {s.words}"
+                for s in one.audit.summaries
+                if s.claim.asked is not None and s.findings
+            ],
+            one.page,
+        )
+        for one in asking
+    ]
 
 
 def _published_words(reading: str, at: int, rows: Sequence[Row], claims: dict[str, Claim]) -> str:

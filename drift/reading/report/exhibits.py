@@ -47,7 +47,7 @@ class Exhibit:
 
     @cached_property
     def audit(self) -> Audit:
-        """Its claims table by the one measure; of its folds there must be one."""
+        """Its claims table by the one measure; of folds or task cells there must be one."""
         return claims.audit(self.sweep, MEASURE, "last", others=())
 
     def of(self, protocol: str) -> Sweep:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -168,12 +168,19 @@ class Asking(Work):
             "title": f"Asked of the fold: {cell}",
             "config_json": cell.record,
             "numerics_json": {**self._switches(), "attn_implementation": cell.attn_implementation},
-            "protocol_json": {"name": bound.name, "label": bound.label},
+            # A label leaves out what is as by default; who reads a cell knows no defaults.
+            "protocol_json": {"name": bound.name, "label": bound.label, "options": _options(bound)},
             "protocol_summary": bound.in_words,
             "bos_token_id": -1 if bos is None else int(bos),
             "chat_template": int(chat),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def _options(bound: Protocol) -> dict[str, int | float | str]:
+    """Options of a protocol that are numbers or words, set or not."""
+    values = {field.name: getattr(bound, field.name) for field in fields(bound)}
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
 
 
 def _scalars(cell: Cell) -> dict[str, str | int | float]:

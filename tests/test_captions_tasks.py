@@ -1,0 +1,77 @@
+"""Captions and titles of the figures of tasks, held against the cells that they drew."""
+
+from __future__ import annotations
+
+import numpy as np
+from captions_tools import caption, holds, title
+from task_tools import task_cell
+
+from drift.reading import figures, tasks
+from drift.reading.statistics.intervals import ALPHA
+from drift.reading.wording.numbers import coverage
+
+ONES = np.ones((6, 1), dtype=int)
+HALF = (np.arange(6) < 3).astype(int)[:, None]
+
+
+def cells() -> list[object]:
+    return [
+        task_cell(ones, fold, tokens=tokens, protocol=protocol, kl=kl, change=-kl)
+        for tokens in (1024, 2048)
+        for protocol, fold, kl in (("append", ONES, 1e-3), ("isolated", HALF, 2.0))
+        for ones in (ONES,)
+    ]
+
+
+@holds("found_by_depth")
+def test_the_chart_of_depth_by_length_counts_what_was_found() -> None:
+    figure = figures.found_by_depth(cells())
+    assert "append 12 of 12, isolated 6 of 12 (full attention 12 of 12)" in title(figure)
+    panels = [ax for ax in figure.axes if ax.images]
+    assert len(panels) == 3, "full attention, and each fold"
+    for ax, expected in zip(panels, (12, 12, 6), strict=True):
+        said = [text.get_text().split("/") for text in ax.texts]
+        assert sum(int(hits) for hits, _ in said) == expected
+        assert sum(int(of) for _, of in said) == 12
+        grid = np.ma.filled(np.ma.asarray(ax.images[0].get_array(), dtype=float), np.nan)
+        assert grid.shape == (5, 2)
+    assert figures.found_by_depth([task_cell(ONES, ONES, task="hops")]) is None
+
+
+@holds("found_by_distance")
+def test_the_chart_of_distance_has_exact_intervals() -> None:
+    figure = figures.found_by_distance(cells())
+    assert f"bars: {coverage(ALPHA)} intervals" in caption(figure)
+    (ax,) = figure.axes
+    assert len(ax.containers) == 2
+    assert figures.found_by_distance([]) is None
+
+
+@holds("likelihood_by_task")
+def test_the_title_names_the_reading_that_loses_most() -> None:
+    figure = figures.likelihood_by_task(cells())
+    assert "It loses most under isolated: -2 nats" in title(figure)
+    points = np.concatenate([np.asarray(line.get_xdata(), dtype=float) for line in figure.axes[0].lines[:-1]])
+    assert len(points) == 24
+    assert figures.likelihood_by_task([]) is None
+
+
+@holds("failure_against_drift")
+def test_the_title_correlates_what_is_drawn() -> None:
+    figure = figures.failure_against_drift(cells())
+    found, count = tasks.predicting(tasks.items(cells()))
+    assert f"Rank correlation {found:z.2f} of KL and change of the answer, over {count} items" in title(figure)
+    assert sum(len(line.get_xdata()) for line in figure.axes[0].lines) == 24
+    same = figures.failure_against_drift([task_cell(ONES, ONES)])
+    assert "every answer is as likely" in same.axes[0].texts[0].get_text()
+    assert figures.failure_against_drift([]) is None
+
+
+@holds("costs_of_steps")
+def test_the_chart_of_costs_divides_by_full_attention() -> None:
+    figure = figures.costs_of_steps(cells())
+    assert "1 times the seconds of full attention" in title(figure)
+    for ax in figure.axes:
+        for line in ax.lines[:2]:
+            np.testing.assert_allclose(line.get_ydata(), 1.0)
+    assert figures.costs_of_steps([]) is None
