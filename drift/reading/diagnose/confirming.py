@@ -162,13 +162,13 @@ def _head_errors(found: Diagnosis, model: Recomputes, least: float) -> list[Loca
     dumped = [_whole(dump, final, tokens) for dump in lanes]
     if dumped[0] is not None and dumped[1] is not None:
         for low, high in stretches(compared):
-            a, b = (_relative(x, y, low, high) for x, y in ((dumped[0], want[0][0]), (dumped[1], want[1][0])))
-            result.append(Local(final, low, high, a, b, _relative(own[0], want[0][0], low, high), least))
+            one, two = _relative(dumped[0], want[0][0], low, high), _relative(dumped[1], want[1][0], low, high)
+            result.append(Local(final, low, high, one, two, _relative(own[0], want[0][0], low, high), least))
     if there.size:
         got = [np.concatenate([dump.read(logits, int(row), int(row) + 1) for row in rows]) for dump in lanes]
-        a, b = (_relative(x, y[1], 0, len(rows)) for x, y in zip(got, want, strict=True))
+        one, two = (_relative(x, y[1], 0, len(rows)) for x, y in zip(got, want, strict=True))
         rounding = _relative(own[1], want[0][1], 0, len(rows))
-        result.append(Local(logits, int(rows[0]), int(rows[-1]) + 1, a, b, rounding, least))
+        result.append(Local(logits, int(rows[0]), int(rows[-1]) + 1, one, two, rounding, least))
     return result
 
 
