@@ -319,6 +319,7 @@ class _ServedLogprobs(_Base):
 
 
 class _ServedChoice(_VllmPrompt):
+    text: str | None = None
     logprobs: _ServedLogprobs | None = None
     token_ids: list[_Token] | None = None
 

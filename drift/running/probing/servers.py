@@ -193,6 +193,9 @@ def _number(text: str) -> Token:
 
 
 def _tokens(choice: Mapping[str, Any]) -> Answer:
+    text = choice.get("text")
+    if choice.get("logprobs") is None and text is not None and not text.strip("\ufffd"):
+        return Answer((), ())  # it ended at once, or amid a letter: llama.cpp tells nothing of that
     held = choice.get("logprobs") or {}
     if (content := held.get("content")) is not None:
         numbered = all(one.get("id") is not None for one in content)
