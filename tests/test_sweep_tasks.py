@@ -281,7 +281,7 @@ def test_a_fold_that_fails_takes_no_other_along(tiny: Path, here: Path, monkeypa
 
 
 def test_facts_that_do_not_lie_apart_fail_their_own_cells(tiny: Path, here: Path) -> None:
-    config = asking(tiny, task="hops", protocol="append", chunk_size=[48, 300], documents=1, tokens=800)
+    config = asking(tiny, task="hops", protocol="append", chunk_size=[48, 500], documents=1, tokens=800)
     summary = run(load_config(config), here / "out")
     assert (summary.done, summary.failed) == (1, 1)
     assert "several of the facts" in summary.failures[0]["reason"]
