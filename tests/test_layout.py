@@ -14,6 +14,7 @@ import synthetic_controls as made
 import xarray as xr
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from task_tools import task_cell
 
 from drift.dataset.rungs import RUNGS
 from drift.dataset.sweep import Sweep
@@ -95,6 +96,16 @@ def spoiled(name: str) -> Sweep:
     return Sweep(cells)
 
 
+def asked(name: str) -> list[xr.Dataset]:
+    rng = np.random.default_rng(7)
+    shape, kinds = (8, 2), ("needle", "hops(facts=2)")
+    return [
+        task_cell(rng.integers(0, 2, shape), rng.integers(0, 2, shape), change=-0.3 * rng.random(shape),
+                  kl=rng.random(shape), model=m, protocol=p, task=t, tokens=n)
+        for m in sweep(name).values("model") for p in PROTOCOLS[:4] for t in kinds for n in (1024, 2048)
+    ]  # fmt: skip
+
+
 FIGURES: dict[str, Callable[[str], Figure | None]] = {
     "attribution": lambda n: figures.attribution(ladder.attributions(gold(n))),
     "depth_growth": lambda n: figures.depth_growth(sweep(n)),
@@ -120,6 +131,11 @@ FIGURES: dict[str, Callable[[str], Figure | None]] = {
     "growth_with_position": lambda n: figures.growth_with_position(explained(n)),
     "inherited_per_step": lambda n: figures.inherited_per_step(explained(n)),
     "inherited_through_depth": lambda n: figures.inherited_through_depth(explained(n)),
+    "costs_of_steps": lambda n: figures.costs_of_steps(asked(n)),
+    "failure_against_drift": lambda n: figures.failure_against_drift(asked(n)),
+    "found_by_depth": lambda n: figures.found_by_depth(asked(n)),
+    "found_by_distance": lambda n: figures.found_by_distance(asked(n)),
+    "likelihood_by_task": lambda n: figures.likelihood_by_task(asked(n)),
     "worst_tokens": lambda n: figures.worst_tokens(sweep(n)),
 }
 

@@ -40,7 +40,8 @@ def llama(gguf: Path, tokens: int = 2048) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engine") / "tiny.gguf"
-    write_gguf(path)
+    # A byte that is no letter of its own has no log-probability in llama.cpp's answers.
+    write_gguf(path, ascii_only=True)
     return path
 
 
@@ -98,15 +99,16 @@ class Mixing(BaseHTTPRequestHandler):
         self._hand_on(self.rfile.read(int(self.headers["Content-Length"])))
 
 
-def test_a_cache_of_other_weights_is_found(
+def test_a_cache_of_other_weights_never_passes(
     tiny_gguf: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DRIFT_CACHE", str(tmp_path))
-    write_gguf(tmp_path / "other.gguf", seed=1)
+    write_gguf(tmp_path / "other.gguf", seed=1, ascii_only=True)
     with llama(tiny_gguf) as one, llama(tmp_path / "other.gguf") as other, serving((one, other), Mixing) as endpoint:
         told = probed(endpoint, capfd, "--model", str(tiny_gguf), "--against", str(tiny_gguf))
-    assert told["exit_code"] == 1
-    assert pairs(told)["warm"]["verdict"] == pairs(told)["shared prefix"]["verdict"] == "beyond_floor"
+    # Texts of two such models part at their first token, so that nothing is there to be compared.
+    assert told["exit_code"] == 3
+    assert pairs(told)["warm"]["verdict"] == pairs(told)["shared prefix"]["verdict"] == "undetermined"
     assert pairs(told)["repeat 1"]["verdict"] == "same_bits"
 
 

@@ -95,7 +95,12 @@ def test_what_the_readme_says_of_the_deep_chains_is_what_they_say() -> None:
     said = f"by {percent(smol.growth_per_doubling).lstrip('+')} per doubling in bf16"
     assert said in " ".join(README.split()), said
     assert f"{100 * low:.1f} to {100 * high:.1f} %" in README
-    assert smol.documents == 20
-    assert "twenty documents" in README
+    assert smol.documents == 8
+    assert "eight documents" in README
+    over = [ds.drift.plateau(of="excess") for ds in sweep.sel(protocol="append", chunk_size=8)]
+    assert all(found.verdict.is_plateau for found in over)
+    assert all(ds.drift.rounding().is_rounding for ds in sweep.sel(protocol="append", chunk_size=8))
+    reached = [found.level for found in over]
+    assert f"at {min(reached):.2f} to {max(reached):.2f} floors" in README
     levels = [ds.drift.plateau().level for ds in sweep.sel(protocol="reprime")]
     assert f"at drifts of {min(levels):.1f} to {max(levels):.1f}".replace("0.", ".") in README
