@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -342,9 +343,16 @@ def test_the_wrong_answer_is_another_texts_or_another_one(documents: int, questi
         ({"on_row": 1}, "on_row is 1"),
     ],
 )
-def test_what_cannot_be_taken_is_said_before_anything_is_computed(options: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_taken_is_said_before_anything_is_computed(
+    options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of()
-    model.forward = None
+
+    @wraps(type(model).forward)
+    def never(*given: Any, **more: Any) -> None:
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(type(model), "forward", never)
     with pytest.raises(ConfigError, match=said):
         taken(model, made(), **options)
 

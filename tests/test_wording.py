@@ -84,6 +84,8 @@ def text_of(setting: Setting) -> str:
         ("family", 8.0, ["within a factor 8,", ": three bits, where"], ["within a factor 2,", ": one bit, where"]),
         ("proportional", 0.1, ["within 0.1 of 1"], ["within 0.2 of 1"]),
         ("rise", 3.0, ["at least 3 times"], ["at least 1.5 times"]),
+        ("retrieval", 0.1, ["10 points"], ["5 points"]),
+        ("likelihood", 2.5, ["2.5 nats"], ["0.69 nats"]),
         ("alpha", 0.001, ["fewer than eleven families"], ["fewer than six families"]),
     ],
 )
@@ -91,7 +93,9 @@ def test_texts_of_claims_have_the_numbers_of_the_setting(
     name: str, value: float, said: list[str], default: list[str]
 ) -> None:
     usual, other = text_of(Setting()), text_of(replace(Setting(), **{name: value}))
-    assert set(vars(Setting())) == {"growth", "precision", "chunk", "family", "proportional", "rise", "alpha"}
+    assert set(vars(Setting())) == {
+        "growth", "precision", "chunk", "family", "proportional", "rise", "alpha", "retrieval", "likelihood",
+    }  # fmt: skip
     for text in default:
         assert text in usual
         assert text not in other
