@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 
+from drift._command_lines import above_zero
 from drift.boundary import command
 
 __all__ = ["main"]
 
 _UNITS = ("token", "sequence")
-
-
-def _ratio(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no ratio above 0")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,8 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("b", metavar="B", help="what it is compared with: ratios are B / A")
     parser.add_argument("--floor", nargs="+", metavar="C", default=[], help="repeats of A, computed in other ways that "
                         "are accepted as well: how far they are from A is the floor")  # fmt: skip
-    parser.add_argument("--clip", nargs=2, type=_ratio, metavar=("LOW", "HIGH"), help="count the probability ratios "
-                        "outside of these, as a clipped objective does (0.8 1.2)")  # fmt: skip
+    parser.add_argument("--clip", nargs=2, type=above_zero("ratio"), metavar=("LOW", "HIGH"), help="count the "
+                        "probability ratios outside of these, as a clipped objective does (0.8 1.2)")  # fmt: skip
     parser.add_argument("--units", choices=_UNITS, default=_UNITS[0], help="what ratios are of: a token (default), or "
                         "a sequence, as the product over its tokens")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="a JSON object on stdout instead of the page")

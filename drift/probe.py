@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from drift._bounds import MOST_GENERATED, MOST_PARAMETER_BYTES, MOST_PROMPT, MOST_PROMPTS, MOST_REPEATS
+from drift._command_lines import above_zero
 from drift._outside import Form, OutsideError, parse_json
 from drift.boundary import command
 from drift.dataset.rungs import RUNGS, rung_name
@@ -43,16 +44,6 @@ def _between(least: int, most: int) -> Callable[[str], int]:
         return value
 
     return whole
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return value
 
 
 def _lane_names(text: str) -> frozenset[str]:
@@ -110,8 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--floor-dtype", type=rung_name, default="bf16", choices=list(RUNGS), help="and the precision whose distance "
         "from it is the floor (default: %(default)s)")  # fmt: skip
     add("--device", default="cpu", help="where that model runs: cpu, cuda, ... or auto (default: %(default)s)")
-    add("--timeout", type=_seconds, default=120.0, metavar="S", help="seconds for one request (default: %(default)g)")
-    add("--seconds", type=_seconds, default=1800.0, metavar="S", help="seconds for all of them (default: %(default)g)")
+    seconds = above_zero("number of seconds")
+    add("--timeout", type=seconds, default=120.0, metavar="S", help="seconds for one request (default: %(default)g)")
+    add("--seconds", type=seconds, default=1800.0, metavar="S", help="seconds for all of them (default: %(default)g)")
     add("--json", action="store_true", help="a JSON object on stdout instead of the page")
     add("--junit", metavar="FILE", help="JUnit XML, a test case per pair")
     add("--out", metavar="FILE", help="the page as HTML")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from drift._command_lines import whole_above_zero
 from drift.boundary import command
 from drift.running.sweep.checking import check
 from drift.running.sweep.config import AXES, DEFAULTS, OPTIONS, load_config, presets
@@ -66,15 +67,8 @@ def _epilog() -> str:
     )
 
 
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
-
-
 def _jobs(text: str) -> int | None:
-    return None if text == "auto" else _positive(text)
+    return None if text == "auto" else whole_above_zero(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="folder of the sweep (default: data/sweeps/NAME)")
     add("--dry-run", action="store_true", help="list the cells, what is done, and estimates; compute nothing")
     add("--only", action="append", default=[], metavar="AXIS=A,B", help="compute matching cells only; repeatable")
-    add("--limit", type=_positive, metavar="N", help="compute N cells at most")
+    add("--limit", type=whole_above_zero, metavar="N", help="compute N cells at most")
     add("--force", action="store_true", help="compute cells again that are done")
     add("--retry-failed", action="store_true", help="compute cells again that failed")
     add("--fail-fast", action="store_true", help="stop at the first cell that fails")

@@ -12,27 +12,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
+from drift._command_lines import above_zero, whole_above_zero
 from drift.boundary import command
 from drift.shown import printable
 
 __all__ = ["main"]
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,18 +33,18 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="a sweep's folder, whole or thinned; it is only read")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--sample", type=_positive, default=2, metavar="N",
+    which.add_argument("--sample", type=whole_above_zero, default=2, metavar="N",
                        help="draw N cells, over all models, folds before controls (default: %(default)s)")  # fmt: skip
     which.add_argument("--all", action="store_true", help="every cell, and every document of it")
     which.add_argument("--cell", action="append", default=[], metavar="FILE",
                        help="this cell, and every document of it; repeatable")  # fmt: skip
-    add("--seconds", type=_seconds, default=60.0, metavar="S",
+    add("--seconds", type=above_zero("number of seconds", endless=True), default=60.0, metavar="S",
         help="time for the sample, by the estimate: of long cells fewer documents are drawn, one at least "
         "(default: %(default)g)")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="another seed draws other cells (default: %(default)s)")
     add("--model", action="append", default=[], metavar="PATH|ID",
         help="where weights lie that are no embedded checkpoint; repeatable")  # fmt: skip
-    add("--threads", type=_positive, metavar="N", help="threads (default: as the cell was computed with)")
+    add("--threads", type=whole_above_zero, metavar="N", help="threads (default: as the cell was computed with)")
     add("--dry-run", action="store_true", help="say which cells would be computed, and how long it would take")
     add("--json", action="store_true", help="a JSON object on stdout, everything else on stderr")
     return parser

@@ -96,6 +96,7 @@ def spoiled(name: str) -> Sweep:
     return Sweep(cells)
 
 
+@cache
 def asked(name: str) -> list[xr.Dataset]:
     rng = np.random.default_rng(7)
     shape, kinds = (8, 2), ("needle", "hops(facts=2)")

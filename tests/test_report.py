@@ -307,7 +307,7 @@ def test_pages_are_small(rendered: tuple[Path, str]) -> None:
     assert sum(p.stat().st_size for p in rendered[0].rglob("*") if p.is_file()) < 5_000_000
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "retrieval"])
 def test_committed_notebooks_are_clean(name: str) -> None:
     notebook = nbformat.read(resource(f"notebooks/{name}.ipynb"), as_version=4)
     nbformat.validate(notebook)

@@ -155,7 +155,7 @@ def run_block(
     with noted_attention(block, protocol is not None and protocol.wants_attention) as probabilities:
         for place, (chunk, call) in enumerate(zip(chunks, lane.calls_of(index), strict=True)):
             probabilities.clear()
-            pair = _take_chunk(index, lane, place, call, tape)
+            pair = _take_chunk(index, block, lane, place, call, tape)
             if not whole:
                 appended.append(pair)
             del pair
@@ -180,12 +180,13 @@ def run_block(
     return lane.text([k for k, _ in appended]), lane.text([v for _, v in appended]), list(sizes.values())
 
 
-def _take_chunk(index: int, lane: DescendingLane, place: int, call: Call, tape: TapeCache) -> tuple[Tensor, Tensor]:
+def _take_chunk(
+    index: int, block: torch.nn.Module, lane: DescendingLane, place: int, call: Call, tape: TapeCache
+) -> tuple[Tensor, Tensor]:
     """Take one chunk through the block; return the keys and values that it computed, and keep them if it is kept."""
     chunk, model = lane.lane.chunks[place], lane.model
     before = [] if chunk.kept else take_snapshot(tape)
     own = TapeCache(text_config(model)) if chunk.alone else tape
-    block = blocks_of(model)[index]
     args, kwargs = call.given(own, lane.handed[place])
     lane.put_out(place, block(lane.states[place], *args, **kwargs))
     if len(own.appended) != 1 or not isinstance(own.layers[index], DynamicLayer):

@@ -49,17 +49,12 @@ class Asking(Work):
     _done = 0  # texts of all lanes
     _of = 1
 
-    def compute(self) -> float:
-        """Ask; returns the seconds spent after loading."""
-        failure = self.load()
-        if failure is not None:
-            self.fail(self.cells, failure)
-            return 0.0
-        began = time.monotonic()
+    def attempt(self) -> bool:
+        """Ask; whether there were texts."""
         first, loaded = self.cells[0], self.weights.loaded
         cells = self.with_their_tokens(loaded.tokenizer)
         if not cells:
-            return 0.0
+            return False
         try:
             made = quiz(
                 loaded.tokenizer, first.task, first.tokens,
@@ -73,10 +68,10 @@ class Asking(Work):
             examiner.check(protocols.parse(FULL), made.length)
         except Exception as error:
             self.fail(cells, Failure.of(error))
-            return 0.0
+            return False
         self._of = len(made.documents) * (1 + len(cells)) + 2
         self._ask(cells, examiner)
-        return time.monotonic() - began
+        return True
 
     def _ask(self, cells: Sequence[Cell], examiner: Examiner) -> None:
         made = examiner.quiz

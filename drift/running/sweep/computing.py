@@ -5,7 +5,6 @@ Torch is needed here. Who only plans or hands out gets here by :func:`drift.runn
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,13 +89,8 @@ class _Descent(Work):
 
     _read = ""  # sha256 of all tokens, of documents that are not to be computed too
 
-    def compute(self) -> float:
-        """Compute the cells; returns the seconds spent after loading."""
-        failure = self.load()
-        if failure is not None:
-            self.fail(self.cells, failure)
-            return 0.0
-        began = time.monotonic()
+    def attempt(self) -> bool:
+        """Measure; whether there were texts."""
         first, tokenizer = self.cells[0], self.weights.loaded.tokenizer
         try:
             tokens = corpus.documents(first.corpus, tokenizer, first.documents, first.tokens, first.seed)
@@ -104,9 +98,9 @@ class _Descent(Work):
             tokens = tokens[list(first.only)] if first.only else tokens
         except Exception as error:
             self.fail(self.cells, Failure.of(error, "corpus"))
-            return 0.0
+            return False
         self._descend(self.with_their_tokens(tokenizer), tokens)
-        return time.monotonic() - began
+        return True
 
     def _descend(self, cells: Sequence[Cell], tokens: Any) -> None:
         """Compute cells in one descent, or, where that fails for reasons that may lie in one of them, one by one."""

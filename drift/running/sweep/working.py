@@ -6,6 +6,7 @@ Torch is needed here.
 from __future__ import annotations
 
 import gc
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -109,9 +110,18 @@ class Work(ABC):
         self._fraction = fraction
         self.say = say
 
-    @abstractmethod
     def compute(self) -> float:
-        """Compute the cells; returns the seconds spent after loading."""
+        """Compute the cells; returns the seconds spent after loading, 0 where there was nothing to compute from."""
+        failure = self.load()
+        if failure is not None:
+            self.fail(self.cells, failure)
+            return 0.0
+        began = time.monotonic()
+        return time.monotonic() - began if self.attempt() else 0.0
+
+    @abstractmethod
+    def attempt(self) -> bool:
+        """Compute the cells, the weights in memory; whether there were texts to compute them from."""
 
     def load(self) -> Failure | None:
         """Have the weights in memory, if what is to be done with them can fit."""

@@ -149,6 +149,21 @@ class Source:
             self._held[path] = Held({shown[name]: one for name, one in held.tensors.items()}, held.metadata)
         return self._held[path]
 
+    def only(self, writer: str) -> Path:
+        """The one file of tensors that there is, as there must be of a program that writes one per request.
+
+        Raises
+        ------
+        DatasetError
+            If there are more, or none.
+        """
+        if len(self.containers) != 1:
+            raise DatasetError(
+                f"{clipped(self.path)}: holds {len(self.containers)} files of tensors; {writer} writes one per "
+                "request: name that of one."
+            )
+        return self.containers[0]
+
     def parts(self, path: Path) -> tuple[str, ...]:
         """Names of the folders that a file lies in, from the one that was given, and its own."""
         return path.relative_to(self.path).parts if path != self.path else (path.name,)

@@ -16,7 +16,6 @@ from drift._outside import OutsideError, regular
 from drift.errors import DatasetError
 from drift.reading.diagnose.importers.base import Found, Importer, Options, Piece, Source, bounded
 from drift.reading.diagnose.stored import Place, Stored
-from drift.shown import clipped
 
 __all__ = ["EDGE_LLM"]
 
@@ -79,12 +78,7 @@ def _caches(rounds: dict[int, dict[Place, Stored]], lengths: dict[int, int], fou
 
 
 def _read(source: Source, options: Options) -> Found:
-    if len(source.containers) != 1:
-        raise DatasetError(
-            f"{clipped(source.path)}: holds {len(source.containers)} files of tensors; the layer debugger writes one "
-            "per request: name that of one."
-        )
-    (path,) = source.containers
+    path = source.only("the layer debugger")
     held = source.held(path)
     found = Found(
         metadata=held.metadata,

@@ -15,7 +15,6 @@ from drift._tensor_files import BYTES
 from drift.errors import DatasetError
 from drift.reading.diagnose.importers.base import Found, Importer, Options, Piece, Source
 from drift.reading.diagnose.stored import Place, Stored
-from drift.shown import clipped
 
 __all__ = ["VLLM"]
 
@@ -31,12 +30,7 @@ def _knows(source: Source) -> bool:
 
 
 def _read(source: Source, options: Options) -> Found:
-    if len(source.containers) != 1:
-        raise DatasetError(
-            f"{clipped(source.path)}: holds {len(source.containers)} files of tensors; vLLM writes one per request: "
-            "name that of one."
-        )
-    (path,) = source.containers
+    path = source.only("vLLM")
     held = source.held(path)
     if not _fits(held.tensors):
         raise DatasetError(f"{path}: holds other tensors than {_STATES} [token, layer, feature] and {_TOKENS}.")
