@@ -40,6 +40,9 @@ KILLED = (1, 3, *TIMEOUT)  # an endless loop does not go unnoticed
 PASSED, FAILED = 0, (1, 2)
 LONGEST = 3600
 """Seconds that a suite may take before it counts as one that does not end."""
+START = "forkserver"
+"""How a mutant's process starts. A server that has imported the libraries is forked for each mutant: importing them takes
+longer than most tests."""
 LIBRARIES = ("torch", "transformers.models.auto.modeling_auto", "scipy.stats", "xarray")
 EQUIVALENT, SURVIVES, OUT_OF_TIME = "equivalent", "survives", "killed by running out of time"
 
@@ -79,8 +82,7 @@ def tested(tree: Path, name: str, tests: Sequence[Path]) -> tuple[int, str]:
     int, str
         Pytest's exit code, and the test that failed; its last words where it names none.
     """
-    # A server that has imported the libraries is forked for each mutant: importing them takes longer than most tests.
-    server = multiprocessing.get_context("forkserver")
+    server = multiprocessing.get_context(START)
     server.set_forkserver_preload(list(LIBRARIES))
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

@@ -107,7 +107,8 @@ def test_other(): pass
 
 
 def test_a_mutant_is_put_to_the_tests_of_a_tree(mutants: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mutants, "LIBRARIES", ("pytest",))
+    # A process has one fork server, and another test's may have imported drift already.
+    monkeypatch.setattr(mutants, "START", "spawn")
     for folder, name, text in (("drift", "__init__.py", SOURCE), ("tests", "test_answer.py", TEST)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_text(text)
