@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fuzz_dumps
 import fuzz_strategies as strategies
 import h5py
 import logits_tools
@@ -429,6 +430,7 @@ def formats() -> dict[str, Format]:
         "manifest": Format(manifests, probe_manifest),
         "csv": Format(tables, probe_csv, 0.5),
         "dumps": Format(st.tuples(*[st.one_of(sound_dumps(), sound_dumps(), dumps)] * 2), probe_dump, 0.5),
+        "imports": Format(fuzz_dumps.inputs(), fuzz_dumps.probe, 0.3),
         "logits": Format(logit_files(), probe_logits, 0.3),
         "labels": Format(strategies.labels([*protocols.available(), "nothing"], OPTION_NAMES), probe_label, 2.0),
         "parameters": Format(text, probe_parameter),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,6 +24,7 @@ from hypothesis.extra import numpy as hnp
 from drift import dataset
 from drift.dataset.contract import FLOORS
 from drift.dataset.curves import floor_curves
+from drift.dataset.netcdf import encode
 from drift.errors import DatasetError
 
 
@@ -63,6 +66,47 @@ def test_same_dataset_same_bytes(small: xr.Dataset, written: Path, tmp_path: Pat
 def test_any_netcdf_reader_sees_the_same(written: Path) -> None:
     with xr.open_dataset(written, engine="h5netcdf", mask_and_scale=False, decode_times=False) as opened:
         assert dataset.same_data(opened.load(), dataset.read(written)) == []
+
+
+def test_a_file_is_laid_out_as_xarray_lays_it_out(small: xr.Dataset) -> None:
+    """What netCDF asks of a file, and the filters that find a flipped bit, held against h5netcdf's own writing."""
+    coded = small.drop_encoding()
+    filters = {"zlib": True, "complevel": 4, "shuffle": True, "fletcher32": True}
+    numbers = {name: {"_FillValue": None} for name, item in coded.variables.items() if item.dtype.kind == "f"}
+    wanted = {str(name): {**numbers.get(name, {}), **filters} for name in coded.data_vars}
+    theirs = bytes(coded.to_netcdf(None, engine="h5netcdf", encoding={**numbers, **wanted}))
+    options: dict[str, Any] = {"engine": "h5netcdf", "mask_and_scale": False, "decode_times": False}
+    with (
+        xr.open_dataset(io.BytesIO(encode(coded)), **options) as ours,
+        xr.open_dataset(io.BytesIO(theirs), **options) as expected,
+    ):
+        xr.testing.assert_identical(ours, expected)
+    with h5py.File(io.BytesIO(encode(coded))) as mine, h5py.File(io.BytesIO(theirs)) as other:
+        assert set(mine) == set(other)
+        for name, item in mine.items():
+            told = [(i.dtype, i.shape, i.compression, i.compression_opts, i.shuffle, i.fletcher32, i.fillvalue == 0)
+                    for i in (item, other[name])]  # fmt: skip
+            assert told[0] == told[1], name
+            assert set(item.attrs) | {"_Netcdf4Coordinates", "_Netcdf4Dimid"} >= set(other[name].attrs), name
+            assert item.attrs.get("CLASS") == other[name].attrs.get("CLASS")
+
+
+def test_an_array_that_is_large_is_cut_and_read_alike(small: xr.Dataset) -> None:
+    steps = small.sizes["step"]
+    wide = xr.Dataset({"wide": (("step", "slot"), np.arange(steps * 300_000.0).reshape(steps, -1))},
+                      {"step": small["step"], "slot": np.arange(300_000)})  # fmt: skip
+    payload = encode(wide)
+    with h5py.File(io.BytesIO(payload)) as file:
+        assert file["wide"].chunks != file["wide"].shape
+    with xr.open_dataset(io.BytesIO(payload), engine="h5netcdf") as back:
+        xr.testing.assert_equal(back, wide)
+
+
+def test_what_netcdf_cannot_hold_is_refused(small: xr.Dataset) -> None:
+    with pytest.raises(DatasetError, match="'flag' holds bool; a cell holds numbers and text"):
+        encode(small.assign(flag=("step", np.ones(small.sizes["step"], dtype=bool))))
+    with pytest.raises(DatasetError, match="dimension 'slot' has no coordinate of its name"):
+        encode(small.assign(more=("slot", np.ones(3))))
 
 
 def test_long_attributes_survive(small: xr.Dataset, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import xarray as xr
 from drift._bounds import MOST_CELL_BYTES, MOST_FILE_BYTES
 from drift._outside import OutsideError, read_bytes
 from drift.dataset.contract import COORDINATES, SCHEMA_VERSION, VARIABLES, schema_of
+from drift.dataset.netcdf import encode
 from drift.dataset.task_contract import TASK_COORDINATES, TASK_SCHEMA_VERSION, TASK_VARIABLES, is_task
 from drift.dataset.validating import validate
 from drift.errors import DatasetError, Fault
@@ -61,7 +62,7 @@ def write(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     target = outside_path(path, DatasetError)
     validate(ds, source=target.name)
     # Through memory: a full disk is then an OSError of ours, not a crash inside the HDF5 library.
-    payload = bytes(_clean(ds).to_netcdf(None, engine="h5netcdf", encoding=_encoding(ds)))
+    payload = encode(_clean(ds))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, payload)
@@ -91,18 +92,6 @@ def _names(ds: xr.Dataset) -> list[str]:
     """Variables of a cell in the contract's order, those that only a newer contract knows last."""
     known = TASK_VARIABLES if is_task(ds.variables) else VARIABLES
     return [n for n in known if n in ds.data_vars] + sorted(str(n) for n in ds.data_vars if n not in known)
-
-
-def _encoding(ds: xr.Dataset) -> dict[str, dict[str, object]]:
-    encoding: dict[str, dict[str, object]] = {}
-    for name in [*map(str, ds.coords), *_names(ds)]:
-        array = ds[name]
-        if array.dtype.kind == "f":
-            encoding[name] = {"_FillValue": None}  # NaN is a value here, not a hole
-        if name in ds.data_vars and array.size and array.dtype.kind != "U":
-            # fletcher32: a flipped bit on the disk is refused instead of plotted
-            encoding.setdefault(name, {}).update(zlib=True, complevel=4, shuffle=True, fletcher32=True)
-    return encoding
 
 
 def read(path: str | os.PathLike[str]) -> xr.Dataset:
