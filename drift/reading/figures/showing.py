@@ -19,7 +19,7 @@ def png(figure: Figure, colours: int = 192) -> bytes:
 
     take_as_text(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 0})
     buffer.seek(0)
     with Image.open(buffer) as image:
         small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)

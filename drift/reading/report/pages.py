@@ -118,15 +118,20 @@ def _sections(notebook: Any) -> list[list[Any]]:
     return parts
 
 
-def _fragment(notebook: Any, cells: Sequence[Any]) -> str:
+@cache
+def _exporter() -> Any:
+    """One for all sections of all pages: each would compile its templates anew."""
     from nbconvert import HTMLExporter
 
+    return HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+
+
+def _fragment(notebook: Any, cells: Sequence[Any]) -> str:
     part = copy.copy(notebook)
     part.cells = list(cells)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
-        fragment, _ = exporter.from_notebook_node(part)
+        fragment, _ = _exporter().from_notebook_node(part)
     return str(fragment)
 
 
