@@ -58,7 +58,7 @@ def coordinate_faults(ds: xr.Dataset, coordinates: Mapping[str, Coordinate], new
     for name, c in coordinates.items():
         if name not in ds.coords:
             continue
-        array = ds[name]
+        array = ds.variables[name]  # without its coordinates, which take ten times as long to find
         if array.dims != c.dims:
             yield f"coordinate {name} is on {array.dims}, not {c.dims}"
         if c.kind == "U" and array.dtype.kind != "U":
@@ -84,7 +84,7 @@ def variable_faults(
     for name, v in variables.items():
         if name not in ds.data_vars:
             continue
-        array = ds[name]
+        array = ds.variables[name]
         if array.dims != v.dims:
             yield f"{name} is on {array.dims}, not {v.dims}"
         if array.dtype.kind != "U" if v.dtype == "U" else array.dtype != np.dtype(v.dtype):
@@ -100,7 +100,7 @@ def bound_faults(ds: xr.Dataset, variables: Mapping[str, Variable]) -> Iterator[
     for name, v in variables.items():
         if name not in ds.data_vars:
             continue
-        values = ds[name].values
+        values = ds.variables[name].values
         if v.lower is not None and (values < v.lower).any():
             yield f"{name} has {int((values < v.lower).sum())} values below {v.lower:g} (lowest {values.min():g})"
         if v.upper is not None and (values > v.upper).any():

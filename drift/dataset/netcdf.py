@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import h5py
 import numpy as np
@@ -51,27 +51,28 @@ def encode(ds: xr.Dataset) -> bytes:
             raise DatasetError(f"{name!r} holds {variable.dtype}; a cell holds numbers and text. Convert it first.")
     for dim in dims:
         if dim not in ds.coords:
-            raise DatasetError(
-                f"the dimension {dim!r} has no coordinate of its name. Give it one, such as 0, 1, 2, ..."
-            )
+            raise DatasetError(f"the dimension {dim!r} has no coordinate of its name. Give it one: 0, 1, 2, ...")
     # Times of change are not kept, so that the same numbers are the same bytes.
     with h5py.File(stream, "w", track_order=True) as file:
         file.attrs["_NCProperties"] = np.bytes_(_VERSION)
         _note(file.attrs, ds.attrs)
         for name in sorted(variables, key=dims.__contains__):
-            _create(file, name, variables[name], compress=name in ds.data_vars)
+            _create(file, name, variables[name], compress=name not in ds.coords)
         for number, dim in enumerate(dims):
             file[dim].make_scale(dim)
             file[dim].attrs["_Netcdf4Dimid"] = np.int32(number)
         scales = {dim: file[dim] for dim in dims}
+        beside = {str(name): set(ds.variables[name].dims) for name in sorted(map(str, ds.coords)) if name not in scales}
         for name, variable in variables.items():
             if name in scales:
                 continue
             item = file[name]
             for axis, dim in enumerate(variable.dims):
                 item.dims[axis].attach_scale(scales[str(dim)])
-            if name in ds.data_vars:
-                item.attrs["coordinates"] = " ".join(_beside(ds, variable.dims))
+            if name not in beside:
+                # The CF conventions have the coordinates named that are not those of the dimensions.
+                held = set(variable.dims)
+                item.attrs["coordinates"] = " ".join(other for other, needs in beside.items() if needs <= held)
     return stream.getvalue()
 
 
@@ -89,9 +90,3 @@ def _create(file: h5py.File, name: str, variable: xr.Variable, compress: bool) -
 def _note(attributes: h5py.AttributeManager, said: Mapping[str, object]) -> None:
     for name, value in said.items():
         attributes[name] = value if isinstance(value, str) else np.atleast_1d(np.asarray(value))
-
-
-def _beside(ds: xr.Dataset, dims: Iterable[object]) -> list[str]:
-    """Coordinates of a variable beside its dimensions', as the CF conventions have them named."""
-    held = set(dims)
-    return sorted(str(name) for name, item in ds.coords.items() if name not in ds.dims and set(item.dims) <= held)
