@@ -94,10 +94,11 @@ class Zygote:
     """
 
     _PROGRAM = """
-import json, os, signal, sys
+import gc, json, os, signal, sys
 import torch, transformers
 import drift.dataset, drift.sweep as sweep, drift.running.checkpoints.loading, drift.running.tracing
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 - imported lazily
+gc.collect(); gc.freeze()
 for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()
