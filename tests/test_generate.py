@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -292,14 +291,6 @@ def test_what_was_folded_keeps_its_protocol_and_its_context(tiny: Any) -> None:
         allow_beyond_context=False,
     )  # fmt: skip
     assert within.folded.position == 64
-
-
-def test_the_door_is_the_function_whatever_was_imported_first() -> None:
-    for first in ("drift.generate", "import drift.generate", "import drift.running.folding.generating"):
-        code = (
-            f"import drift; {first}; assert callable(drift.generate) and callable(drift.fold) and drift.generate.main"
-        )
-        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------- command line
