@@ -287,7 +287,7 @@ def test_full_attention_with_noise_is_a_plain_pass_over_disturbed_embeddings(tin
     assert (ds["answer_logit_rel_l2"].values > 0).all()
 
 
-def test_cells_say_what_the_sweep_reckons_they_take_and_the_published_size(computed: Path) -> None:
+def test_cells_say_what_the_sweep_reckons_they_take_and_the_published_size(computed: Path, tiny: Path) -> None:
     ds = of(computed, "append", 48)
     found = json.loads(ds.attrs["reckoned_json"])
     said = found["published"]
@@ -295,6 +295,9 @@ def test_cells_say_what_the_sweep_reckons_they_take_and_the_published_size(compu
     least = 2 * (8.03e9 + 2 * 131_072 * 32 * 8 * 128)
     assert least < said["memory_bytes"] < 2.5 * least
     assert (said["tokens"], said["chunk_size"], said["dtype"], said["device"]) == (131_072, 48, "bf16", "cuda")
+    assert said["shape"] == {"layers": 32, "heads": 32, "kv_heads": 8, "head_dim": 128, "parameters": 8_030_261_248}
+    config = json.loads((tiny / "tiny" / "config.json").read_text())
+    assert found["own"]["shape"]["layers"] == config["num_hidden_layers"]
     assert 0 < found["own"]["fold_seconds"] < said["fold_seconds"]
     assert 0 < found["own"]["memory_bytes"] < said["memory_bytes"]
 
