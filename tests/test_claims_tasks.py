@@ -229,7 +229,7 @@ def test_the_published_size_is_predicted_by_the_sweep_and_by_the_line_over_the_s
     words = only([cell], "C6 cost").words
     assert "drift's sweep reckons with 65.4 GB for asking it" in words
     assert "and with 40 s for the fold on cuda" in words
-    assert "at a peak of 1.0 and 2.0 GB; reckoned by sweep/memory: 2.5 GB" in words
+    assert "at a peak of 1.0 and 2.0 GB, of the process so far; reckoned by sweep/memory: 2.5 GB" in words
     # 2048 steps of 64 tokens: the first as the weights, each further as attention.
     want = sum(0.2 * 8_030_261_248 / 494e6 + 0.01 * (32 * 32 * 128) / (24 * 14 * 64) * k for k in range(2048))
     assert stretched((0.2, 0.01), cell) == pytest.approx(want)

@@ -131,6 +131,7 @@ def _in_all(longest: xr.Dataset, part: pd.DataFrame) -> Iterator[str]:
     yield in_all_words(
         int(own["tokens"].iloc[0]), own["fold_seconds"].mean(), own["full_seconds"].mean(),
         float(own["fold_peak"].max()), float(own["full_peak"].max()), float(own["reckoned_peak"].iloc[0]),
+        str(own["device"].iloc[0]),
     )  # fmt: skip
 
 

@@ -155,12 +155,15 @@ def stretched_words(seconds: float, device: str) -> str:
     )
 
 
-def in_all_words(tokens: int, fold: float, full: float, peak: float, full_peak: float, reckoned: float) -> str:
-    """Say what the longest texts took in all: seconds, and the most memory (bytes) that was held."""
+def in_all_words(
+    tokens: int, fold: float, full: float, peak: float, full_peak: float, reckoned: float, device: str
+) -> str:
+    """Say what the longest texts took in all: seconds, and the most memory (bytes) that was held on a device."""
+    so_far = ", of the process so far" if device == "cpu" else ""
     known = "" if math.isnan(reckoned) else f"; reckoned by sweep/memory: {reckoned / 1e9:.1f} GB"
     return (
         f"in all, {tokens} tokens take {number(fold)} s folded and {number(full)} s in one pass, at a peak of "
-        f"{peak / 1e9:.1f} and {full_peak / 1e9:.1f} GB{known}"
+        f"{peak / 1e9:.1f} and {full_peak / 1e9:.1f} GB{so_far}{known}"
     )
 
 
