@@ -322,6 +322,12 @@ def test_the_first_page_has_their_rows_whoever_asked() -> None:
     without = answers([Exhibit(Sweep(drift))])
     assert not any(row.name.startswith("C5") for row in without.rows)
     assert [line[:2] for line in without.not_run if line[:2] in ("C5", "C6")] == ["C5", "C6"]
+    few = Exhibit(Sweep([], tasks=[task_cell(hits(2, 2), hits(2, 2))]), "retrieval-few.html", "few")
+    for exhibits in ([Exhibit(Sweep(drift)), few, asked], [Exhibit(Sweep(drift)), asked, few]):
+        both = {row.name: row.fields[said.readings.index("append")] for row in answers(exhibits).rows}
+        # Whoever asked most answers, whatever stands first, of what is never tested, too.
+        for name in ("C5 retrieval", "C5 as full attention", "C6 cost"):
+            assert both[name].source == "x", name
     alone = answers([asked])
     assert [row.name for row in alone.rows][:2] == ["C5 retrieval", "C5 as full attention"]
     assert alone.readings == ["append"]
