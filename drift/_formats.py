@@ -17,6 +17,7 @@ __all__ = ["faults"]
 _FEW = 3  # faults that are told
 _LONGEST = 60  # characters of a value that are shown
 _MOST_BYTES = 1 << 62
+_MOST_SECONDS = 1e12
 _MOST_NAME = 4096  # characters of the name of a served model
 
 
@@ -214,6 +215,34 @@ class Thinned(_Base):
     bits: Annotated[int, Field(ge=1, le=64)]
     relative_error: Annotated[float, Field(ge=0)] = 0.0
     nonfinite_dropped: Count = 0
+
+
+class _FoldShape(_Base):
+    layers: Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    parameters: Annotated[int, Field(ge=1, le=_MOST_BYTES)]
+
+
+class _Taken(_Base):
+    memory_bytes: Annotated[float, Field(gt=0, le=_MOST_BYTES)]
+    fold_seconds: Annotated[float, Field(gt=0, le=_MOST_SECONDS)]
+    shape: _FoldShape | None = None
+
+
+class _Published(_Taken):
+    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    chunk_size: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    dtype: str
+    device: str
+
+
+class Reckoned(_Base):
+    """What a sweep reckoned that a task cell takes, and the published size."""
+
+    published: _Published
+    own: _Taken | None = None
 
 
 # ---------------------------------------------------------------- log-probabilities

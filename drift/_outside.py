@@ -52,6 +52,7 @@ class Form(Enum):
     THINNED = "Thinned"
     SWEEP_CELL = "SweepCell"
     FLOOR = "Floor"
+    RECKONED = "Reckoned"
     GRIDS = "Grids"
     TEXT = "Text"
     LOGPROBS = "Logprobs"

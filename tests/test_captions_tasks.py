@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from captions_tools import caption, holds, title
 from task_tools import task_cell
 
@@ -58,12 +59,26 @@ def test_the_title_names_the_reading_that_loses_most() -> None:
 
 @holds("failure_against_drift")
 def test_the_title_correlates_what_is_drawn() -> None:
-    figure = figures.failure_against_drift(cells())
-    found, count = tasks.predicting(tasks.items(cells()))
-    assert f"Rank correlation {found:z.2f} of KL and change of the answer, over {count} items" in title(figure)
-    assert sum(len(line.get_xdata()) for line in figure.axes[0].lines) == 24
+    floors = [task_cell(ONES, ONES, tokens=n, protocol="full(noise=1,seed=1)", kl=1e-6) for n in (1024, 2048)]
+    drawn = [*cells(), *floors[:1]]
+    figure = figures.failure_against_drift(drawn)
+    for (name, by), ax, points in zip((("Excess", "excess"), ("KL", "answer_kl")), figure.axes, (12, 24), strict=True):
+        found = tasks.predicting(tasks.items(drawn), by)
+        assert found.count == points
+        said = f"{name}: rank correlation {found.correlation:z.2f} with the change of the answer over {points} items"
+        # Lost are half of isolated, which ties with its other half: larger than two thirds of those kept.
+        assert f"{said}, larger for a lost answer in {100 * (2 / 3 + 1 / 6):.0f} % of pairs" in title(figure)
+        assert sum(len(line.get_xdata()) for line in ax.lines) == points
+        lost = [line for line in ax.lines if line.get_fillstyle() == "full"]
+        assert sum(len(line.get_xdata()) for line in lost) == points // 4
+    assert max(figure.axes[0].lines[-1].get_xdata()) == pytest.approx((2.0 / 1e-6) ** 0.5)
+    # Within a reading all items are alike here: nothing is correlated.
+    assert "within a reading" not in caption(figure)
+    assert "Excess: too few items to say (0)" in title(figures.failure_against_drift(cells()))
     same = figures.failure_against_drift([task_cell(ONES, ONES)])
-    assert "every answer is as likely" in same.axes[0].texts[0].get_text()
+    assert "no floor was asked" in same.axes[0].texts[0].get_text()
+    assert "every answer is as likely" in same.axes[1].texts[0].get_text()
+    assert figures.failure_against_drift(floors) is None, "they are no folds"
     assert figures.failure_against_drift([]) is None
 
 
@@ -71,7 +86,13 @@ def test_the_title_correlates_what_is_drawn() -> None:
 def test_the_chart_of_costs_divides_by_full_attention() -> None:
     figure = figures.costs_of_steps(cells())
     assert "1 times the seconds of full attention" in title(figure)
-    for ax in figure.axes:
+    *ratios, steps = figure.axes
+    assert len(ratios) == 2
+    for ax in ratios:
         for line in ax.lines[:2]:
             np.testing.assert_allclose(line.get_ydata(), 1.0)
+    # Of the longest text of each reading 30 steps of 64 tokens, the last of which may be shorter; and the line.
+    assert [len(line.get_xdata()) for line in steps.lines] == [29 + 1] * 4
+    for line in steps.lines:
+        np.testing.assert_allclose(line.get_ydata(), 0.5)
     assert figures.costs_of_steps([]) is None

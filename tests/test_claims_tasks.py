@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -13,11 +14,12 @@ from scipy import stats
 from task_tools import task_cell
 
 from drift.dataset.sweep import Sweep
+from drift.dataset.validating import validate
 from drift.errors import ConfigError, DatasetError
 from drift.reading import tasks
 from drift.reading.claims import CLAIMS, shares
 from drift.reading.claims.auditing import audit
-from drift.reading.claims.cost import PUBLISHED_BYTES, growth_of_steps, predicted
+from drift.reading.claims.cost import PUBLISHED_BYTES, growth_of_steps, predicted, stretched
 from drift.reading.claims.model import ClaimSummary, Finding, Setting, check_setting, settings
 from drift.reading.report.answers import answers
 from drift.reading.report.exhibits import Exhibit
@@ -210,6 +212,65 @@ def test_cost_is_told_and_the_published_size_is_predicted_not_tested() -> None:
     assert (cache + weights) / PUBLISHED_BYTES == pytest.approx(1, abs=0.1)
 
 
+OWN = {"layers": 24, "heads": 14, "kv_heads": 2, "head_dim": 64, "parameters": 494_000_000}
+PUBLISHED = {"layers": 32, "heads": 32, "kv_heads": 8, "head_dim": 128, "parameters": 8_030_261_248}
+
+
+def reckoning(ds: Any, own: dict[str, int]) -> Any:
+    taken = {"memory_bytes": 2.5e9, "fold_seconds": 7.0, "shape": own}
+    there = {"tokens": 131_072, "chunk_size": 64, "dtype": "bf16", "device": "cuda", "shape": PUBLISHED}
+    said = {"published": {**there, "memory_bytes": 65.4e9, "fold_seconds": 40.0}, "own": taken}
+    return ds.assign_attrs(reckoned_json=json.dumps(said))
+
+
+def test_the_published_size_is_predicted_by_the_sweep_and_by_the_line_over_the_steps() -> None:
+    cell = reckoning(task_cell(hits(2, 2), hits(2, 2)), OWN)
+    cell["fold_seconds"].values[...] = 0.2 + 0.01 * np.arange(cell.sizes["step"])
+    words = only([cell], "C6 cost").words
+    assert "drift's sweep reckons with 65.4 GB for asking it" in words
+    assert "and with 40 s for the fold on cuda" in words
+    assert "at a peak of 1.0 and 2.0 GB, of the process so far; reckoned by sweep/memory: 2.5 GB" in words
+    # 2048 steps of 64 tokens: the first as the weights, each further as attention.
+    want = sum(0.2 * 8_030_261_248 / 494e6 + 0.01 * (32 * 32 * 128) / (24 * 14 * 64) * k for k in range(2048))
+    assert stretched((0.2, 0.01), cell) == pytest.approx(want)
+    assert f"it would take {want / 3600:.0f} h on cpu" in words
+    assert stretched((0.2, -0.01), cell) == stretched((0.2, 0.0), cell)
+    assert math.isnan(stretched((0.2, 0.01), task_cell(hits(2, 2), hits(2, 2))))
+    with pytest.raises(DatasetError, match=r"published\.memory_bytes"):
+        validate(cell.assign_attrs(reckoned_json='{"published": {"memory_bytes": -1}}'))
+
+
+def test_the_published_size_on_a_gpu_is_measured_and_nothing_is_predicted() -> None:
+    there = {"tokens": 131_040, "chunk_size": 8192, "model": "large"}
+    cell = reckoning(task_cell(hits(2, 2), hits(2, 2), device="cuda", **there), PUBLISHED)
+    words = only([cell], "C6 cost").words
+    assert "measured at the published size: 8.0 s and 1.0 GB at most (published: 171 s, 35.6 GB)" in words
+    assert "predicted" not in words
+    assert "not measured" not in held([cell], "C5 retrieval").words
+    for smaller in (
+        reckoning(task_cell(hits(2, 2), hits(2, 2), device="cpu", **there), PUBLISHED),
+        reckoning(task_cell(hits(2, 2), hits(2, 2), device="cuda", **there), OWN),
+    ):
+        assert "predicted, not measured" in only([smaller], "C6 cost").words
+
+
+def test_rows_say_what_was_published_and_not_measured() -> None:
+    words = held(lengths([38] * 4, [38] * 4), "C5 retrieval").words
+    assert "Measured up to 8,192 tokens; not measured: 131,072 tokens, and a model of 8.0B parameters" in words
+    assert "not measured" not in held(lengths([38] * 4, [38] * 4), "C5 as full attention").words, "nobody published it"
+
+
+def test_what_texts_took_is_listed_by_length() -> None:
+    cells = [reckoning(task_cell(hits(2, 2), hits(2, 2), tokens=n), OWN) for n in (1024, 2048)]
+    table = tasks.costs_table([*cells, task_cell(hits(2, 2), hits(2, 2), protocol="isolated")])
+    assert table["tokens"].tolist() == [1024, 2048, 1024]
+    assert table["seconds, fold"].tolist() == [7.5, 15.5, 7.5]
+    assert table["peak, fold, GB"].tolist() == [1.0] * 3
+    assert table["peak, full attention, GB"].tolist() == [2.0] * 3
+    np.testing.assert_array_equal(table["peak, reckoned by drift's sweep, GB"], [2.5, 2.5, np.nan])
+    assert not len(tasks.costs_table([]))
+
+
 def test_growth_of_steps_is_a_line() -> None:
     cell = task_cell(hits(2, 2), hits(2, 2))
     steps = cell.sizes["step"]
@@ -261,6 +322,12 @@ def test_the_first_page_has_their_rows_whoever_asked() -> None:
     without = answers([Exhibit(Sweep(drift))])
     assert not any(row.name.startswith("C5") for row in without.rows)
     assert [line[:2] for line in without.not_run if line[:2] in ("C5", "C6")] == ["C5", "C6"]
+    few = Exhibit(Sweep([], tasks=[task_cell(hits(2, 2), hits(2, 2))]), "retrieval-few.html", "few")
+    for exhibits in ([Exhibit(Sweep(drift)), few, asked], [Exhibit(Sweep(drift)), asked, few]):
+        both = {row.name: row.fields[said.readings.index("append")] for row in answers(exhibits).rows}
+        # Whoever asked most answers, whatever stands first, of what is never tested, too.
+        for name in ("C5 retrieval", "C5 as full attention", "C6 cost"):
+            assert both[name].source == "x", name
     alone = answers([asked])
     assert [row.name for row in alone.rows][:2] == ["C5 retrieval", "C5 as full attention"]
     assert alone.readings == ["append"]
@@ -269,7 +336,45 @@ def test_the_first_page_has_their_rows_whoever_asked() -> None:
 def test_kl_and_failure_are_correlated_by_ranks() -> None:
     kl, change = np.geomspace(1e-6, 1, 12)[:, None], -np.geomspace(1e-3, 9, 12)[::-1][:, None]
     frame = tasks.items([task_cell(hits(12, 12), hits(6, 12), kl=kl, change=change)])
-    found, count = tasks.predicting(frame)
-    assert found == pytest.approx(stats.spearmanr(kl.ravel(), np.abs(change.ravel())).statistic)
-    assert (round(found), count) == (-1, 12)
-    assert math.isnan(tasks.predicting(frame[:2])[0])
+    found = tasks.predicting(frame)
+    assert found.correlation == pytest.approx(stats.spearmanr(kl.ravel(), np.abs(change.ravel())).statistic)
+    assert (round(found.correlation), found.count, found.lost, found.kept) == (-1, 12, 6, 6)
+    assert math.isnan(tasks.predicting(frame[:2]).correlation)
+    assert tasks.predicting(frame, "excess").count == 0, "no floor was asked"
+
+
+def test_a_lost_answer_has_the_larger_value_as_often_as_mann_and_whitney_count() -> None:
+    kl = np.random.default_rng(3).choice([0.1, 0.2, 0.3, 0.4], size=30)[:, None]  # with ties
+    fold = hits(11, 30)
+    full = np.ones_like(fold)
+    full[-1] = 0  # what full attention does not give cannot be lost
+    found = tasks.predicting(tasks.items([task_cell(full, fold, kl=kl, change=-kl)]))
+    lost, kept = kl[(fold == 0) & (full == 1)], kl[(fold == 1) & (full == 1)]
+    assert found.larger == pytest.approx(stats.mannwhitneyu(lost, kept).statistic / (len(lost) * len(kept)))
+    assert (found.lost, found.kept) == (18, 11)
+
+
+# ---------------------------------------------------------------------------------------------- floors of answers
+def test_excess_is_drift_over_the_floors_of_the_same_texts() -> None:
+    kl = np.array([[1e-4], [4e-2]])
+    floors = [
+        task_cell(hits(2, 2), hits(2, 2), kl=k, protocol=f"full(noise=1,seed={s})") for s, k in ((1, 1e-6), (2, 1e-4))
+    ]
+    cell = task_cell(hits(2, 2), hits(2, 2), kl=kl, chunk_size=128, protocol="isolated")
+    others = [
+        task_cell(hits(2, 2), hits(2, 2), kl=1.0, protocol="full(noise=1,seed=1)", task="hops"),
+        task_cell(hits(2, 2), hits(2, 2), kl=1.0, protocol="full(noise=3,seed=1)"),
+        task_cell(hits(2, 2), hits(2, 2), kl=1.0, protocol="full(attention=eager)"),
+    ]
+    frame = tasks.items([cell, *floors, *others])
+    assert set(frame["protocol"]) == {"isolated"}
+    # The drift of the logits of these cells is the root of KL: floors .001 and .01, of which the geometric mean counts.
+    np.testing.assert_allclose(frame["excess"], np.array([1e-2, 0.2]) / 10**-2.5)
+    assert tasks.items([cell, *others])["excess"].isna().all()
+
+
+def test_floors_are_no_reading_of_the_fold_and_cost_nothing() -> None:
+    cells = lengths([38], [38]) + lengths([38], [38], protocol="full(noise=1,seed=1)", kl=1e-6)
+    found = audit(Sweep([], tasks=cells))
+    assert {s.protocol for s in found.summaries if s.claim.asked is not None} == {"append"}
+    assert len(tasks.costs(cells)) == len(tasks.costs(cells[:1])) == 38

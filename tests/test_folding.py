@@ -21,6 +21,7 @@ from drift.running.descent.lanes import Lane, Recorder
 from drift.running.folding.caches import SharedLayer
 from drift.running.folding.folded import Folded, Step
 from drift.running.folding.sizing import Needs, weights_kept
+from drift.running.lanes import embedding_noise
 from drift.running.model.numerics import numerics, rung_of
 from drift.running.protocols import available, parse
 
@@ -33,7 +34,7 @@ RUN = [
     "streaming(sinks=2,window=10,positions=cache)", "evict(budget=12)", "quantized(format=int4,axis=channel)",
     "quantized(format=fp8)", "merge(budget=12)", "shifted(append,step=2,by=2)", "perturbed(append,step=1,size=0.01)",
     "perturbed(streaming(sinks=2,window=10,positions=cache),step=2,size=0.01)", "random_walk(append,noise=3)",
-    "shifted(reprime,step=1)", "full", "full(attention=eager)",
+    "shifted(reprime,step=1)", "full", "full(attention=eager)", "full(noise=2,seed=3)",
 ]  # fmt: skip
 REFUSED = {
     "decode(append,tokens=3)": "name the protocol whose cache is generated from: append",
@@ -41,7 +42,6 @@ REFUSED = {
     "one_step(append)": "only a pass beside it has",
     "shifted(one_step(append),step=1)": "only a pass beside it has",
     "full(batch=2)": "disturbs full attention",
-    "full(noise=1)": "disturbs full attention",
     "isolated(probe=1)": "its cache is that of isolated",
 }
 
@@ -71,7 +71,8 @@ class Cached(Recorder):
 
 def lane_of(model: Any, text: torch.Tensor, label: str, size: int = SIZE) -> Cached:
     protocol, recorder, computed = parse(label).bind(lambda: BOS), Cached(), rung_of(model.dtype)
-    lane = Lane(text, protocol.chunks(len(text), size), protocol, unit_roundoff=computed.unit_roundoff)
+    noise = embedding_noise(protocol, text, computed)
+    lane = Lane(text, protocol.chunks(len(text), size), protocol, noise=noise, unit_roundoff=computed.unit_roundoff)
     with numerics(computed):
         descend(model, [lane], recorder)
     return recorder
@@ -121,7 +122,7 @@ def test_what_only_a_comparison_can_run_is_refused_with_the_reason(label: str) -
     assert REFUSED[label] in str(refused.value)
 
 
-@pytest.mark.parametrize("label", [label for label in RUN if label != "full(attention=eager)"])
+@pytest.mark.parametrize("label", [label for label in RUN if not label.startswith("full(")])
 @pytest.mark.parametrize("family", ["llama", "gemma3-long-window"])
 def test_tokens_that_follow_are_the_steps_of_decode(family: str, label: str) -> None:
     """The lane of `decode` continues after the text as a fold that is fed token by token."""

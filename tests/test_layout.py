@@ -103,7 +103,8 @@ def asked(name: str) -> list[xr.Dataset]:
     return [
         task_cell(rng.integers(0, 2, shape), rng.integers(0, 2, shape), change=-0.3 * rng.random(shape),
                   kl=rng.random(shape), model=m, protocol=p, task=t, tokens=n)
-        for m in sweep(name).values("model") for p in PROTOCOLS[:4] for t in kinds for n in (1024, 2048)
+        for m in sweep(name).values("model") for p in (*PROTOCOLS[:4], "full(noise=1,seed=1)") for t in kinds
+        for n in (1024, 2048)
     ]  # fmt: skip
 
 

@@ -12,9 +12,11 @@ import sweep_fixtures
 from sweep_fixtures import Said, small
 from sweep_tools import write_config
 
+from drift.reading.claims.model import Setting
 from drift.running import protocols
 from drift.running.sweep.config import load_config, presets
 from drift.running.sweep.gpus import cuda_problem
+from drift.running.sweep.planning import plan
 
 tiny, here, say = sweep_fixtures.tiny, sweep_fixtures.here, sweep_fixtures.say
 
@@ -51,13 +53,24 @@ def test_the_presets_load_and_describe_themselves() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", ["retrieval-deep", "paper"])
-def test_as_many_numbers_are_hidden_as_were_published(preset: str) -> None:
+@pytest.mark.parametrize(("preset", "window"), [("retrieval-deep", 512), ("paper", 1024)])
+def test_as_many_numbers_are_hidden_as_were_published(preset: str, window: int) -> None:
     grids = [grid for grid in load_config(preset).grids if grid.task == ["needle"] and "append" in grid.protocol]
     trials = {tokens: grid.documents[0] for grid in grids for tokens in grid.tokens}
     assert sum(trials.values()) >= 152
     assert 508 <= max(-(-max(grid.tokens) // min(grid.chunk_size)) for grid in grids) <= 512
-    assert all("streaming(window=1024)" in grid.protocol for grid in grids if len(grid.protocol) > 1)
+    windowed = [grid for grid in grids if f"streaming(window={window})" in grid.protocol]
+    # What is found out of the window is bounded by what left it: at least so many texts, where none is found.
+    left = sum((1 - window / tokens) * grid.documents[0] for grid in windowed for tokens in grid.tokens)
+    assert left > math.log(Setting().alpha) / math.log(1 - Setting().retrieval)
+
+
+def test_the_deep_sweep_of_tasks_takes_the_hours_that_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four, of two cores with instructions for 16 bits, by the estimate: what texts share is not taken off."""
+    monkeypatch.setattr("drift.running.sweep.cost.cores", lambda: 2)
+    made = plan(load_config("retrieval-deep", ["device=cpu", "half_matmul=native"]), dry_run=True, look=False)
+    assert "four hours" in made.config.description
+    assert made.estimate(made.cells)["seconds"] == pytest.approx(4 * 3600, rel=0.1)
 
 
 def test_axes_at_the_top_level_hold_for_grids_that_do_not_name_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import sweep_fixtures
 import torch
 from sweep_fixtures import Said, small
 from sweep_tools import cells, differences
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import drift
 from drift import dataset
@@ -257,6 +258,48 @@ def test_log_likelihoods_are_those_of_one_plain_pass(computed: Path, tiny: Path)
         want = float(scores[range(len(asked.answer)), asked.answer].sum())
         for lane in LANES:
             assert ds[f"log_likelihood_{lane}"].values[at, 0] == pytest.approx(want, rel=1e-4)
+
+
+def test_full_attention_with_noise_is_a_plain_pass_over_disturbed_embeddings(tiny: Path, here: Path) -> None:
+    """The floor of an answer: text, question and answer are disturbed by what their tokens decide, and nothing else."""
+    label, size = "full(noise=1000000,seed=1)", 1e6 * 2.0**-24
+    summary = run(load_config(asking(tiny, protocol=label, chunk_size=48, task="needle(keys=2)", questions=2)), here)
+    assert (summary.done, summary.failed) == (1, 0), summary.failures
+    ds = of(here, label, 48)
+    model = AutoModelForCausalLM.from_pretrained(tiny / "tiny", dtype=torch.float32)
+    _, tokenizer = drift.load_model(str(tiny / "tiny"), dtype="fp32", device="cpu")
+    made = drift.quiz(tokenizer, "needle(keys=2)", LENGTH, documents=DOCUMENTS, questions=2)
+    for at, document in enumerate(made.documents):
+        for question, asked in enumerate(document.questions):
+            cache, done, scores = DynamicCache(config=model.config), list[int](), list[torch.Tensor]()
+            for tokens in (document.tokens, asked.tokens, asked.answer[:-1]):
+                done += tokens
+                digest = hashlib.sha256(np.array(done, dtype="<i8").tobytes()).digest()
+                draw = np.random.default_rng((1, *np.frombuffer(digest, dtype="<u4").tolist()))
+                rows = model.get_input_embeddings()(torch.tensor([tokens]))
+                rows = rows * (1 + size * torch.from_numpy(draw.standard_normal(rows.shape[1:])))
+                with torch.inference_mode():
+                    scores.append(model(inputs_embeds=rows.float(), past_key_values=cache).logits[0])
+            every = torch.cat([scores[1][-1:], scores[2]]).double().log_softmax(-1)
+            want = float(every[range(len(asked.answer)), asked.answer].sum())
+            assert ds["log_likelihood_fold"].values[at, question] == pytest.approx(want, rel=1e-5)
+            assert ds["log_likelihood_full"].values[at, question] != pytest.approx(want, rel=1e-4)
+    assert (ds["answer_logit_rel_l2"].values > 0).all()
+
+
+def test_cells_say_what_the_sweep_reckons_they_take_and_the_published_size(computed: Path, tiny: Path) -> None:
+    ds = of(computed, "append", 48)
+    found = json.loads(ds.attrs["reckoned_json"])
+    said = found["published"]
+    # 8.03e9 weights and 131072 tokens x 32 layers x 8 heads x 128 features x 2 of cache, 2 bytes each.
+    least = 2 * (8.03e9 + 2 * 131_072 * 32 * 8 * 128)
+    assert least < said["memory_bytes"] < 2.5 * least
+    assert (said["tokens"], said["chunk_size"], said["dtype"], said["device"]) == (131_072, 48, "bf16", "cuda")
+    assert said["shape"] == {"layers": 32, "heads": 32, "kv_heads": 8, "head_dim": 128, "parameters": 8_030_261_248}
+    config = json.loads((tiny / "tiny" / "config.json").read_text())
+    assert found["own"]["shape"]["layers"] == config["num_hidden_layers"]
+    assert 0 < found["own"]["fold_seconds"] < said["fold_seconds"]
+    assert 0 < found["own"]["memory_bytes"] < said["memory_bytes"]
 
 
 def test_the_folder_is_what_it_should_be(computed: Path) -> None:

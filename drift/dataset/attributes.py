@@ -17,6 +17,7 @@ FORMS = {
     "numerics_json": Form.OBJECT,
     "protocol_json": Form.OBJECT,
     "floor_json": Form.FLOOR,
+    "reckoned_json": Form.RECKONED,
     "thinned_json": Form.THINNED,
 }
 

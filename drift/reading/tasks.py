@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,16 +21,25 @@ __all__ = [
     "EDGE",
     "HELD",
     "LEFT",
+    "PREDICTORS",
+    "PUBLISHED_PARAMETERS",
+    "PUBLISHED_TOKENS",
     "RETRIEVAL",
     "WINDOWED",
     "Failed",
+    "Predicting",
     "asked",
     "controls_table",
     "costs",
+    "costs_table",
     "failed_controls",
+    "is_floor",
+    "is_folded",
+    "is_published_size",
     "is_single",
     "items",
     "predicting",
+    "reckoned",
     "retrieval",
     "select_tasks",
 ]
@@ -40,6 +50,12 @@ HELD, LEFT, EDGE = "held", "left", "edge"
 RETRIEVAL = "needle"
 #: The reading of the fold that has such a window.
 WINDOWED = "streaming"
+#: What may tell where a fold fails, by its column in :func:`items`.
+PREDICTORS = ("excess", "answer_kl")
+#: The largest size that was published: tokens, and parameters of Llama 3.1 8B.
+PUBLISHED_TOKENS, PUBLISHED_PARAMETERS = 131_072, 8.03e9
+_NEARLY = 0.99  # of the published size: a question needs room, too
+_FULL = "full"
 _AXES = ("model", "dtype", "chunk_size", "protocol", "task", "tokens", "device")
 _PER_LANE = ("exact", "score", "log_likelihood", "other_log_likelihood")
 _PER_ITEM = ("answer_kl", "answer_logit_rel_l2", "without_exact", "first_difference")
@@ -70,8 +86,42 @@ def _where(ds: xr.Dataset) -> np.ndarray:
     return np.where(held.all(-1), HELD, np.where(left.all(-1), LEFT, EDGE)).astype(object)
 
 
+def is_folded(ds: xr.Dataset) -> bool:
+    """Whether a task cell asks a fold, and not full attention once more."""
+    return parse_label(scalar(ds, "protocol")).name != _FULL
+
+
+def is_floor(ds: xr.Dataset) -> bool:
+    """Whether it asks full attention whose embeddings are disturbed by one unit roundoff: a rounding floor."""
+    label = parse_label(scalar(ds, "protocol"))
+    return label.name == _FULL and "noise" in label.options and label.number("noise") == 1
+
+
+def _texts(ds: xr.Dataset) -> tuple[object, ...]:
+    """What two cells share that ask the same questions of the same texts, whatever folds them."""
+    axes = ("model", "dtype", "task", "tokens", "device", "attn_implementation")
+    return (*(scalar(ds, name) for name in axes), str(ds.attrs.get("tokens_sha256", "")), *ds["exact_full"].shape)
+
+
+def _floors(cells: Sequence[xr.Dataset]) -> dict[tuple[object, ...], np.ndarray]:
+    """Relative L2 drift of the logits between full attention and its floors: geometric mean, [document, question]."""
+    drawn: dict[tuple[object, ...], list[np.ndarray]] = {}
+    for ds in cells:
+        if is_floor(ds):
+            drawn.setdefault(_texts(ds), []).append(ds["answer_logit_rel_l2"].values)
+    with np.errstate(divide="ignore"):
+        return {texts: np.exp(np.log(np.array(values)).mean(axis=0)) for texts, values in drawn.items()}
+
+
+def _excess(ds: xr.Dataset, floor: np.ndarray | None) -> np.ndarray:
+    """Drift of the logits at the question over its floor, [document, question]; NaN where there is none."""
+    drift = ds["answer_logit_rel_l2"].values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.full(drift.shape, np.nan) if floor is None else np.where(np.isinf(floor), np.nan, drift / floor)
+
+
 def items(cells: Iterable[xr.Dataset]) -> pd.DataFrame:
-    """One row per question and fold.
+    """One row per question and fold; full attention once more is no fold, but the floor of the others.
 
     Parameters
     ----------
@@ -82,11 +132,14 @@ def items(cells: Iterable[xr.Dataset]) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Axes of the cell; ``document``, ``question``; ``exact_full`` and ``exact_fold`` and the like of both lanes;
-        ``change`` of the answer's log-likelihood (nats); ``answer_kl``; ``distance`` in chunks of the farthest fact;
-        ``depth``, where it begins as a share of the text; ``where``, see :data:`HELD`; ``file``.
+        ``change`` of the answer's log-likelihood (nats); ``answer_kl``; ``excess``, drift of the logits at the question
+        over its rounding floor, NaN where none was asked; ``distance`` in chunks of the farthest fact;
+        ``depth``, where it begins as a share of the text; ``where``, see :data:`HELD`; ``published_size``, see
+        :func:`is_published_size`; ``file``.
     """
-    frames = []
-    for ds in cells:
+    cells, frames = list(cells), []
+    floors = _floors(cells)
+    for ds in filter(is_folded, cells):
         shape = ds["exact_full"].shape
         document, question = np.indices(shape)
         start = np.where(ds["fact_start"].values == NONE, np.inf, ds["fact_start"].values).min(-1)
@@ -96,9 +149,11 @@ def items(cells: Iterable[xr.Dataset]) -> pd.DataFrame:
             "question": question.ravel(),
             **{f"{n}_{lane}": ds[f"{n}_{lane}"].values.ravel() for n in _PER_LANE for lane in ("full", "fold")},
             **{name: ds[name].values.ravel() for name in _PER_ITEM},
+            "excess": _excess(ds, floors.get(_texts(ds))).ravel(),
             "distance": ds["fact_distance"].values.max(-1).ravel(),
             "depth": (start / ds["text_tokens"].values[:, None]).ravel(),
             "where": _where(ds).ravel(),
+            "published_size": is_published_size(ds),
             "file": file_name(ds),
         }
         frames.append(pd.DataFrame(columns))
@@ -116,12 +171,14 @@ def costs(cells: Iterable[xr.Dataset]) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Axes of the cell; ``document``; ``steps``; ``text_tokens``; ``fold_seconds`` of all steps, ``full_seconds``;
-        ``fold_bytes`` and ``full_bytes``, the largest cache that was carried; ``first_seconds`` and ``last_seconds`` of
-        a step, medians of the first and of the last quarter of them.
+        ``fold_bytes`` and ``full_bytes``, the largest cache that was carried; ``fold_peak`` and ``full_peak``, most
+        memory (bytes), and ``reckoned_peak``, that by the sweep, NaN where it does not say; ``first_seconds`` and
+        ``last_seconds`` of a step, medians of the first and of the last quarter of them.
     """
     rows = []
-    for ds in cells:
+    for ds in filter(is_folded, cells):
         axes = {name: scalar(ds, name) for name in _AXES}
+        taken = float(reckoned(ds).get("own", {}).get("memory_bytes", math.nan))
         for document in range(ds.sizes["document"]):
             seconds = ds["fold_seconds"].values[document]
             seconds = seconds[np.isfinite(seconds)]
@@ -138,6 +195,9 @@ def costs(cells: Iterable[xr.Dataset]) -> pd.DataFrame:
                     "full_seconds": float(ds["full_seconds"].values[document]),
                     "fold_bytes": int(ds["fold_carried_bytes"].values[document].max()),
                     "full_bytes": int(ds["full_carried_bytes"].values[document]),
+                    "fold_peak": int(ds["fold_peak_bytes"].values[document].max()),
+                    "full_peak": int(ds["full_peak_bytes"].values[document]),
+                    "reckoned_peak": taken,
                     "first_seconds": float(np.median(whole[:quarter])),
                     "last_seconds": float(np.median(whole[-quarter:])),
                     "file": file_name(ds),
@@ -183,14 +243,90 @@ def retrieval(cells: Iterable[xr.Dataset]) -> list[xr.Dataset]:
     return [ds for ds in cells if is_single(ds)]
 
 
-def predicting(frame: pd.DataFrame) -> tuple[float, int]:
-    """Rank correlation (Spearman) of the KL divergence with the size of the answer's change, and of how many items."""
-    known = frame[np.isfinite(frame["answer_kl"]) & np.isfinite(frame["change"])]
-    if len(known) < 3:
-        return math.nan, len(known)
-    kl, change = known["answer_kl"].rank(), known["change"].abs().rank()
-    spread = float(kl.std() * change.std())
-    return (float(kl.cov(change)) / spread if spread else math.nan), len(known)
+@dataclass(frozen=True)
+class Predicting:
+    """How far something that is known at the question tells what becomes of the answer.
+
+    Attributes
+    ----------
+    by : str
+        One of :data:`PREDICTORS`.
+    correlation : float
+        Of ranks (Spearman), with the size of the change of the answer's log-likelihood; NaN of fewer than three items.
+    count : int
+        Items of which both are known.
+    larger : float
+        Of all pairs of an answer that the fold loses and one that it keeps, among those that full attention gives: in
+        which share the lost one has the larger value, ties by half. NaN where there is no such pair.
+    lost, kept : int
+        How many there are of each.
+    """
+
+    by: str
+    correlation: float
+    count: int
+    larger: float
+    lost: int
+    kept: int
+
+
+def predicting(frame: pd.DataFrame, by: str = "answer_kl") -> Predicting:
+    """Say how far a column of :func:`items` tells what becomes of the answers."""
+    known = frame[np.isfinite(frame[by]) & np.isfinite(frame["change"])]
+    given = known[known["exact_full"] == 1]
+    lost, kept = (given.loc[given["exact_fold"] == exact, by].to_numpy(dtype=float) for exact in (0, 1))
+    pairs = np.subtract.outer(lost, kept)
+    larger = float(((pairs > 0) + 0.5 * (pairs == 0)).mean()) if pairs.size else math.nan
+    return Predicting(by, _rank_correlation(known[by], known["change"].abs()), len(known), larger, len(lost), len(kept))
+
+
+def _rank_correlation(a: pd.Series, b: pd.Series) -> float:
+    if len(a) < 3:
+        return math.nan
+    a, b = a.rank(), b.rank()
+    spread = float(a.std() * b.std())
+    return float(a.cov(b)) / spread if spread else math.nan
+
+
+def reckoned(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """What the sweep reckoned that a cell takes (``own``), and the published size; empty where it did not.
+
+    Raises
+    ------
+    DatasetError
+        If the attribute is not what it should be.
+    """
+    return {name: value for name, value in attribute(ds.attrs, "reckoned_json").items() if isinstance(value, dict)}
+
+
+def is_published_size(ds: xr.Dataset) -> bool:
+    """Whether a cell is of a text and a model that are as large as published."""
+    shape = reckoned(ds).get("own", {}).get("shape") or {}
+    parameters = int(shape.get("parameters", 0))
+    return int(scalar(ds, "tokens")) >= _NEARLY * PUBLISHED_TOKENS and parameters >= _NEARLY * PUBLISHED_PARAMETERS
+
+
+def costs_table(cells: Sequence[xr.Dataset]) -> pd.DataFrame:
+    """What texts took: a row per model, reading, chunk size and length; means over texts, and the most of all steps."""
+    frame, rows = costs(cells), []
+    keys = ["model", "dtype", "protocol", "chunk_size", "tokens", "device"]
+    for key, own in frame.groupby(keys, sort=True) if len(frame) else ():
+        rows.append(
+            {
+                **dict(zip(keys, key, strict=True)),
+                "texts": len(own),
+                "chain steps": int(own["steps"].max()),
+                "seconds, fold": own["fold_seconds"].mean(),
+                "seconds, full attention": own["full_seconds"].mean(),
+                "first steps, s": own["first_seconds"].mean(),
+                "last steps, s": own["last_seconds"].mean(),
+                "carried, GB": own["fold_bytes"].max() / 1e9,
+                "peak, fold, GB": own["fold_peak"].max() / 1e9,
+                "peak, full attention, GB": own["full_peak"].max() / 1e9,
+                "peak, reckoned by drift's sweep, GB": own["reckoned_peak"].max() / 1e9,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def select_tasks(sweep: Sweep, models: Sequence[str] | str | None = None) -> list[xr.Dataset]:

@@ -26,6 +26,7 @@ from drift.reading.claims.model import Audit, Claim, ClaimSummary, Finding, Sett
 from drift.reading.claims.published import CLAIMS
 from drift.reading.claims.wording import claim_sentence
 from drift.reading.statistics.intervals import holm
+from drift.reading.tasks import is_folded
 
 __all__ = ["audit"]
 
@@ -55,7 +56,7 @@ def _one_step_of(sweep: Sweep, protocol: str) -> Sweep:
 
 def _asked(claim: Claim, sweep: Sweep, setting: Setting) -> Iterator[ClaimSummary]:
     """Hold the task cells of a sweep against a claim, protocol by protocol."""
-    protocols = dict.fromkeys(str(scalar(ds, "protocol")) for ds in sweep.tasks)
+    protocols = dict.fromkeys(str(scalar(ds, "protocol")) for ds in sweep.tasks if is_folded(ds))
     if claim.asked is None or not protocols:
         if claim.not_tested:
             yield ClaimSummary(claim, "", Status.NOT_TESTED, claim.not_tested)

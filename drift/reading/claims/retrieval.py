@@ -98,7 +98,8 @@ def _finding(
     measure = _LIKELY if part == "across chunks" else _EXACT
     return Finding(
         "C5", part, str(found["protocol"].iloc[0]), measure, scope, status, effect, estimate, interval, margin, *tests,
-        f"{words}.", "", tuple(sorted(set(found["file"]))), detail,
+        f"{words}.", "", tuple(sorted(set(found["file"]))),
+        {"tokens": int(found["tokens"].max()), "published_size": bool(found["published_size"].any()), **detail},
     )  # fmt: skip
 
 

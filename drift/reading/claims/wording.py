@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from drift.reading.claims.model import Claim, Finding, Status
+from drift.reading.tasks import PUBLISHED_PARAMETERS, PUBLISHED_TOKENS
 from drift.reading.wording.numbers import fixed_number, percent, rise_words
+from drift.reading.wording.tasks import unmeasured_words
 from drift.reading.wording.verdicts import STORAGE_WORDS, is_stored_coarsely
 
 __all__ = ["GROWTH_CLAIMS", "claim_sentence", "span", "writer"]
@@ -29,6 +31,8 @@ def _counted(kinds: Sequence[str]) -> str:
 def claim_sentence(claim: Claim, findings: Sequence[Finding], status: Status) -> str:
     """One sentence on a summary, from the findings."""
     note = f" {STORAGE_WORDS}" if claim.key == "C2" and is_stored_coarsely(findings[0].protocol) else ""
+    if claim.key == "C5" and not claim.ours:
+        note += _unmeasured(findings)
     if len(findings) == 1:
         return f"{findings[0].scope}: {findings[0].words}{note}"
     good = [f for f in findings if math.isfinite(f.estimate)]
@@ -61,10 +65,18 @@ def claim_sentence(claim: Claim, findings: Sequence[Finding], status: Status) ->
         if inherited:
             text += f"; in {inherited} the one-step error is exactly zero too often for a ratio: drift is inherited"
     if claim.key == "C6":
-        text += f"; {findings[0].detail['beyond']}"
+        text += f"; {findings[-1].detail['beyond']}"
     if claim.key == "C2":
         text += _counted([f.detail["kind"] for f in findings if f.detail])
     return f"{text}.{note}"
+
+
+def _unmeasured(findings: Sequence[Finding]) -> str:
+    """Say what was published and not measured: larger models and longer texts; empty where they were."""
+    if any(f.detail["published_size"] for f in findings):
+        return ""
+    longest = max(f.detail["tokens"] for f in findings)
+    return f" {unmeasured_words(longest, PUBLISHED_TOKENS, PUBLISHED_PARAMETERS)}"
 
 
 def span(values: Sequence[int]) -> str:

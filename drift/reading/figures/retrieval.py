@@ -12,6 +12,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from drift.dataset.sweep import scalar
+from drift.reading.claims.cost import growth_of_steps, whole_steps
 from drift.reading.figures.finishing import finish_figure
 from drift.reading.figures.style import (
     DPI,
@@ -34,9 +36,9 @@ from drift.reading.figures.style import (
 from drift.reading.statistics.arrays import Float
 from drift.reading.statistics.intervals import ALPHA
 from drift.reading.statistics.proportions import effective_share
-from drift.reading.tasks import costs, items, predicting, retrieval
+from drift.reading.tasks import PREDICTORS, costs, is_folded, items, predicting, retrieval
 from drift.reading.wording.numbers import coverage
-from drift.reading.wording.tasks import found_words, predicting_words
+from drift.reading.wording.tasks import found_words, predictor_words, within_words
 
 __all__ = ["costs_of_steps", "failure_against_drift", "found_by_depth", "found_by_distance", "likelihood_by_task"]
 
@@ -163,34 +165,55 @@ def likelihood_by_task(cells: Sequence[xr.Dataset]) -> Figure | None:
         )  # fmt: skip
 
 
+_PREDICTOR_NAMES = {
+    "excess": "excess drift at the question\n(logits, over their rounding floor) [1]",
+    "answer_kl": "KL(full ‖ fold)\nwhere the answer begins [nat]",
+}
+_PREDICTORS_IN_SHORT = {"excess": "Excess", "answer_kl": "KL"}
+
+
 def failure_against_drift(cells: Sequence[xr.Dataset]) -> Figure | None:
-    """Draw the change of the answer's log-likelihood over the KL divergence where it begins: a point per item."""
+    """Draw the change of the answer's log-likelihood over excess drift and KL at the question: a point per item."""
     frame = items(cells)
     if not len(frame):
         return None
     protocols = list(frame["protocol"].unique())
     colour, marker = colours_of(protocols), cycle_styles(protocols, MARKERS)
+    found = {by: predicting(frame, by) for by in PREDICTORS}
     with set_style():
-        figure = make_figure(7.6, 4.6)
-        ax = figure.subplots()
-        drawn = frame[(frame["answer_kl"] > 0) & (frame["change"] != 0)]
-        if not len(drawn):
-            say_empty(ax, "every answer is as likely as under full attention")
-        for protocol in protocols:
-            own = drawn[drawn["protocol"] == protocol]
-            for lost, fill in ((False, "none"), (True, "full")):
-                part = own[(own["exact_full"] > own["exact_fold"]) == lost]
-                ax.plot(part["answer_kl"], part["change"].abs(), linestyle="none", color=colour[protocol],
-                        marker=marker[protocol], markersize=4.5, fillstyle=fill)  # fmt: skip
-        if len(drawn):
-            ax.set_xscale("log")
-            log_y(ax)
-        ax.set_xlabel("KL(full ‖ fold) where the answer begins [nat]", fontsize=9)
-        ax.set_ylabel("change of the answer's\nlog-likelihood [nat]", fontsize=9)
+        figure, axes = wrap_panels(len(PREDICTORS), height=3.4, width=4.4, sharey=True)
+        for ax, by in zip(axes, PREDICTORS, strict=True):
+            _items_over(ax, frame, by, colour, marker)
+            ax.set_xlabel(_PREDICTOR_NAMES[by], fontsize=9)
+        axes[0].set_ylabel("change of the answer's\nlog-likelihood [nat]", fontsize=9)
         lines = {p: {"color": colour[p], "marker": marker[p], "linestyle": "none"} for p in protocols}
-        caption = "Filled: full attention answers, the fold does not. Items that are exactly as likely are not drawn."
-        title = f"Does drift tell where the fold fails? {predicting_words(*predicting(frame))}"
+        within = within_words({p: predicting(own).correlation for p, own in frame.groupby("protocol", sort=False)})
+        caption = (
+            "Filled: full attention answers, the fold does not. Not drawn: items that are exactly as likely, or have "
+            f"no floor. {within}"
+        )
+        said = [
+            predictor_words(_PREDICTORS_IN_SHORT[by], one.correlation, one.count, one.larger, one.lost)
+            for by, one in found.items()
+        ]
+        title = f"Does drift tell where the fold fails? {'; '.join(said)}"
         return finish_figure(figure, title, caption, [("reading", legend_lines(lines))])
+
+
+def _items_over(ax: Axes, frame: pd.DataFrame, by: str, colour: dict[Any, Any], marker: dict[Any, Any]) -> None:
+    """Items that changed, over one of the predictors; those that the fold loses are filled."""
+    known = frame[np.isfinite(frame[by])]
+    drawn = known[(known[by] > 0) & (known["change"] != 0)]
+    if not len(drawn):
+        say_empty(ax, "every answer is as likely as under full attention" if len(known) else "no floor was asked")
+        return
+    for protocol, own in drawn.groupby("protocol", sort=False):
+        for lost, fill in ((False, "none"), (True, "full")):
+            part = own[(own["exact_full"] > own["exact_fold"]) == lost]
+            ax.plot(part[by], part["change"].abs(), linestyle="none", color=colour[protocol],
+                    marker=marker[protocol], markersize=4.5, fillstyle=fill)  # fmt: skip
+    ax.set_xscale("log")
+    log_y(ax)
 
 
 def costs_of_steps(cells: Sequence[xr.Dataset]) -> Figure | None:
@@ -201,9 +224,9 @@ def costs_of_steps(cells: Sequence[xr.Dataset]) -> Figure | None:
     protocols = list(frame["protocol"].unique())
     colour, style, marker = colours_of(protocols), cycle_styles(protocols, STYLES), cycle_styles(protocols, MARKERS)
     with set_style():
-        figure, axes = wrap_panels(2, height=3.2, width=4.4)
+        figure, axes = wrap_panels(3, height=3.2, width=3.4)
         columns = (("fold_seconds", "full_seconds", "seconds"), ("fold_bytes", "full_bytes", "carried cache"))
-        for ax, (of, by, what) in zip(axes, columns, strict=True):
+        for ax, (of, by, what) in zip(axes[:2], columns, strict=True):
             for (protocol, _, _), own in frame.groupby(["protocol", "model", "chunk_size"], sort=True):
                 sums = own.groupby("tokens")[[of, by]].sum()
                 ax.plot(sums.index, sums[of] / sums[by], color=colour[protocol], linestyle=style[protocol],
@@ -212,10 +235,31 @@ def costs_of_steps(cells: Sequence[xr.Dataset]) -> Figure | None:
             log2_x(ax, [frame["tokens"].min(), frame["tokens"].max()])
             ax.set_xlabel("tokens of the prompt", fontsize=8.5)
             ax.set_ylabel(f"{what}, fold / full attention [1]", fontsize=8.5)
+        _seconds_of_steps(axes[2], cells, colour)
         lines = {
             p: {"color": colour[p], "linestyle": style[p], "marker": marker[p], "markersize": 5} for p in protocols
         }
         ratio = float(frame["fold_seconds"].sum() / frame["full_seconds"].sum())
         title = f"What does folding cost? {ratio:.2g} times the seconds of full attention, over all texts"
-        caption = "A line per model and chunk size; sums over the texts of a length. Black: as full attention."
+        caption = (
+            "A line per model and chunk size; sums over the texts of a length. Black: as full attention. Right: the "
+            "longest texts, median over texts; a line is fitted to all whole steps."
+        )
         return finish_figure(figure, title, caption, [("reading", legend_lines(lines))])
+
+
+def _seconds_of_steps(ax: Axes, cells: Sequence[xr.Dataset], colour: dict[Any, Any]) -> None:
+    """Seconds of every whole chain step of the longest texts, and the line through them: per model, fold and size."""
+    longest: dict[tuple[object, ...], xr.Dataset] = {}
+    for ds in sorted(filter(is_folded, cells), key=lambda ds: ds.sizes["step"]):
+        longest[tuple(scalar(ds, name) for name in ("model", "dtype", "chunk_size", "protocol", "device"))] = ds
+    for ds in longest.values():
+        seconds, size = whole_steps(ds), int(scalar(ds, "chunk_size"))
+        at = np.arange(seconds.shape[1])
+        own = colour[scalar(ds, "protocol")]
+        ax.plot(at * size, np.nanmedian(seconds, axis=0), linestyle="none", marker=".", markersize=2.5, color=own)
+        first, slope = growth_of_steps(ds)
+        ax.plot(at * size, first + slope * at, linewidth=0.9, color=own)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("tokens before the step", fontsize=8.5)
+    ax.set_ylabel("a chain step [s]", fontsize=8.5)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from shlex import quote
 
+from drift.dataset.sweep import scalar
 from drift.reading import floor, summary
 from drift.reading.cells import deepest, file_name
 from drift.reading.claims.model import SIGNS, Claim, ClaimSummary, Status
@@ -217,7 +218,7 @@ def _rows(exhibits: Sequence[Exhibit], readings: Sequence[str]) -> list[Row]:
 
 
 def _task_rows(asking: Sequence[Exhibit], readings: Sequence[str]) -> list[Row]:
-    """The claims that tasks can test, one row each; of several exhibits the first that tests it, or asks anything."""
+    """The claims that tasks can test, one row each; of several exhibits that test it the one that asked most."""
     rows = []
     for claim in dict.fromkeys(s.claim for one in asking for s in one.audit.summaries if s.claim.asked is not None):
         found = [_asked(asking, claim, reading) for reading in readings]
@@ -231,8 +232,13 @@ def _asked(asking: Sequence[Exhibit], claim: Claim, reading: str) -> tuple[Exhib
     wanted = (claim.name, reading)
     pairs = [(one, s) for one in asking for s in one.audit.summaries if (s.claim.name, s.protocol) == wanted]
     # A finding that a model cannot do a task says more than that nothing was asked.
-    pairs.sort(key=lambda pair: (pair[1].status is Status.NOT_TESTED, not pair[1].findings))
+    pairs.sort(key=lambda pair: (pair[1].status is Status.NOT_TESTED, not pair[1].findings, -_count(pair[0], reading)))
     return pairs[0] if pairs else (asking[0], None)
+
+
+def _count(one: Exhibit, reading: str) -> int:
+    """Questions that were asked of a reading."""
+    return sum(ds["exact_fold"].size for ds in one.sweep.tasks if scalar(ds, "protocol") == reading)
 
 
 def _summary(exhibit: Exhibit, claim: Claim, reading: str) -> ClaimSummary | None:

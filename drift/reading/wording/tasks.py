@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -20,14 +20,20 @@ __all__ = [
     "found_words",
     "growth_words",
     "hits_words",
+    "in_all_words",
     "lengths_words",
     "none_left",
     "points",
     "predicted_words",
-    "predicting_words",
+    "predictor_words",
+    "reached_words",
+    "reckoned_words",
     "share_words",
     "step_words",
+    "stretched_words",
     "trials_words",
+    "unmeasured_words",
+    "within_words",
 ]
 
 
@@ -132,6 +138,57 @@ def predicted_words(tokens: int, parameters: float, cache: float, weights: float
     )
 
 
+def reckoned_words(memory: float, seconds: float, device: str) -> str:
+    """Say what drift's own sweep reckons that asking a text of the published size takes."""
+    return (
+        f"; drift's sweep reckons with {memory / 1e9:.1f} GB for asking it, full attention of the same text and the "
+        f"cache of a branch included (sweep/memory), and with {number(seconds)} s for the fold on {device} (sweep/cost)"
+    )
+
+
+def stretched_words(seconds: float, device: str) -> str:
+    """Say how long the published fold would take by the line over the steps that were measured; empty without one."""
+    if math.isnan(seconds):
+        return ""
+    return (
+        f"; by the line over the measured steps and the two shapes it would take {number(seconds / 3600)} h on {device}"
+    )
+
+
+def in_all_words(
+    tokens: int, fold: float, full: float, peak: float, full_peak: float, reckoned: float, device: str
+) -> str:
+    """Say what the longest texts took in all: seconds, and the most memory (bytes) that was held on a device."""
+    so_far = ", of the process so far" if device == "cpu" else ""
+    known = "" if math.isnan(reckoned) else f"; reckoned by sweep/memory: {reckoned / 1e9:.1f} GB"
+    return (
+        f"in all, {tokens} tokens take {number(fold)} s folded and {number(full)} s in one pass, at a peak of "
+        f"{peak / 1e9:.1f} and {full_peak / 1e9:.1f} GB{so_far}{known}"
+    )
+
+
+def reached_words(seconds: float, memory: float, published_seconds: float, published: float) -> str:
+    """Say what the published size took where it was measured."""
+    return (
+        f"measured at the published size: {number(seconds)} s and {memory / 1e9:.1f} GB at most (published: "
+        f"{published_seconds:g} s, {published / 1e9:.1f} GB)"
+    )
+
+
+def unmeasured_words(tokens: int, published: int, parameters: float) -> str:
+    """Say that what was published of larger models and texts was not measured."""
+    return (
+        f"Measured up to {tokens:,} tokens; not measured: {published:,} tokens, and a model of {parameters / 1e9:.1f}B "
+        "parameters, as published."
+    )
+
+
+def within_words(correlations: Mapping[str, float]) -> str:
+    """Say what the rank correlation comes to within each reading: that over all of them may be between them alone."""
+    known = [f"{name} {value:z.2f}" for name, value in correlations.items() if not math.isnan(value)]
+    return f"Rank correlation of KL within a reading: {', '.join(known)}." if known else ""
+
+
 def found_words(frame: pd.DataFrame) -> str:
     """Say how many items each reading finds, and full attention: ``append 8 of 8, isolated 0 of 8 (full 8 of 8)``."""
     said = [
@@ -141,8 +198,13 @@ def found_words(frame: pd.DataFrame) -> str:
     return f"{', '.join(said)} (full attention {int(once['exact_full'].sum())} of {len(once)})"
 
 
-def predicting_words(correlation: float, count: int) -> str:
-    """Say how the divergence at the question goes with the change of the answer."""
+def predictor_words(name: str, correlation: float, count: int, larger: float, lost: int) -> str:
+    """Say how far something known at the question tells what becomes of the answer."""
     if math.isnan(correlation):
-        return f"Too few items to say ({count})"
-    return f"Rank correlation {correlation:z.2f} of KL and change of the answer, over {count} items"
+        return f"{name}: too few items to say ({count})"
+    said = f"{name}: rank correlation {correlation:z.2f} with the change of the answer over {count} items"
+    return (
+        said
+        if math.isnan(larger)
+        else f"{said}, larger for a lost answer in {100 * larger:.0f} % of pairs ({lost} lost)"
+    )

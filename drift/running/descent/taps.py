@@ -17,6 +17,7 @@ from drift.running.descent.caches import restore_snapshot, take_snapshot
 from drift.running.descent.decoders import blocks_of, decoder_of, driving_of, text_config
 from drift.running.descent.lanes import Lane
 from drift.running.model.weights import weights_of
+from drift.running.noise import EmbeddingNoise
 from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "attention_as",
     "attention_of",
     "call_memory",
+    "disturbed_states",
     "noted_attention",
     "replaced_forwards",
     "rotary_tables",
@@ -289,6 +291,26 @@ def rotary_tables(model: PreTrainedModel, like: Tensor, positions: int) -> list[
             )
         tables.append((cos, sin))
     return tables
+
+
+@contextmanager
+def disturbed_states(block: torch.nn.Module, noise: EmbeddingNoise | None) -> Iterator[None]:
+    """Within it, a block is given its hidden states [1, token, feature] with noise on them, if there is any."""
+    if noise is None:
+        yield
+        return
+    disturb = noise.stream()
+
+    def put(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (disturb(args[0][0])[None], *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": disturb(kwargs["hidden_states"][0])[None]}
+
+    handle = block.register_forward_pre_hook(put, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -22,9 +22,10 @@ from drift.running.descent.caches import TapeCache
 from drift.running.descent.carrying import CarriedStep, KeyRotation
 from drift.running.descent.decoders import blocks_of, driving_of, takes, text_config
 from drift.running.descent.guard import admit, check_reading
-from drift.running.descent.taps import attention_as, attention_of, noted_attention
+from drift.running.descent.taps import attention_as, attention_of, disturbed_states, noted_attention
 from drift.running.folding.caches import FoldCache
 from drift.running.folding.meters import PeakMemory
+from drift.running.lanes import embedding_noise
 from drift.running.model.numerics import computing_rung, numerics
 from drift.running.model.weights import weights_of
 from drift.running.protocols import parse
@@ -301,7 +302,10 @@ class Folded:
         if driving.positions:
             first = chunk.first_position + driving.origin
             options["position_ids"] = torch.arange(first, first + len(chunk), device=self.device)[None]
-        out = self.model(input_ids=ids[None], past_key_values=own, use_cache=True, **options)
+        # By all tokens so far: whatever was asked before, a question gets the same noise.
+        noise = embedding_noise(self.protocol, torch.cat([self.tokens, ids]), self._rung)
+        with disturbed_states(blocks_of(self.model)[0], noise):
+            out = self.model(input_ids=ids[None], past_key_values=own, use_cache=True, **options)
         if isinstance(own, TapeCache):
             for index, (keys, values) in enumerate(own.appended):
                 self.cache.update(keys, values, index)

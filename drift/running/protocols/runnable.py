@@ -28,10 +28,10 @@ def check_runnable(protocol: Protocol) -> None:
             f"{label} continues every chunk from full attention's own keys and values, which only a pass beside it "
             "has: it can be measured (drift.trace), not run."
         )
-    if protocol.texts_at_once > 1 or protocol.embedding_noise is not None:
+    if protocol.texts_at_once > 1:
         raise ConfigError(
-            f"{label} disturbs full attention to see what that changes (other texts in the batch, or noise on the "
-            "embeddings): it can be measured (drift.trace), and there is nothing to run but full."
+            f"{label} disturbs full attention by other texts in the batch, to see what that changes: it can be "
+            "measured (drift.trace), and there is nothing to run but full."
         )
     if not protocol.measures_what_it_carries:
         raise ConfigError(

@@ -24,6 +24,7 @@ from drift.running.protocols.base import Protocol
 from drift.running.provenance import provenance
 from drift.running.sweep.cells import Cell
 from drift.running.sweep.outcome import Failure
+from drift.running.sweep.published import reckoned
 from drift.running.sweep.working import Work, free_memory
 from drift.running.tasks.examining import FULL, Examiner
 from drift.running.tasks.quizzes import Document, quiz
@@ -168,6 +169,7 @@ class Asking(Work):
             "protocol_summary": bound.in_words,
             "bos_token_id": -1 if bos is None else int(bos),
             "chat_template": int(chat),
+            "reckoned_json": reckoned(cell),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 

@@ -21,6 +21,7 @@ __all__ = [
     "cell_bytes",
     "cores",
     "correction",
+    "fold_seconds",
     "group_cost",
     "show_bytes",
     "show_seconds",
@@ -181,6 +182,11 @@ def task_cost(
     seconds = full + sum(documents * (pace.lane(tokens, size, -(-tokens // size)) + each) for size in folds)
     load = 2.0 * shape.parameters / _LOAD_BYTES_PER_SECOND
     return Cost(seconds=seconds, load_seconds=_LOAD_SECONDS + load, memory_bytes=way.bytes)
+
+
+def fold_seconds(shape: Sized, *, dtype: str, device: str, half_matmul: str, tokens: int, chunk_size: int) -> float:
+    """Estimate the folding of one text, in seconds; as for :func:`group_cost`."""
+    return _Pace(shape, dtype, device, half_matmul).lane(tokens, chunk_size, -(-tokens // chunk_size))
 
 
 def task_bytes(*, documents: int, questions: int, tokens: int, chunk_size: int) -> float:

@@ -99,7 +99,7 @@ class Examiner:
         if not self._beyond:
             reached = Reached.through(protocol, longest, size)
             check_reach(self._model, protocol, reached, size, self._questions, self._new)
-        if self.quiz.task.apart and protocol.label != FULL:
+        if self.quiz.task.apart and protocol.name != FULL:
             for document in self.quiz.documents:
                 for question in range(len(document.questions)):
                     self._check_apart(document.distances(question, chunk_size), chunk_size)
@@ -113,7 +113,7 @@ class Examiner:
 
     def _size(self, protocol: Protocol, chunk_size: int) -> int:
         """Tokens per chunk: full attention takes the question in one pass, too, whatever the chunks of the folds."""
-        return self.quiz.length if protocol.label == FULL else chunk_size
+        return self.quiz.length if protocol.name == FULL else chunk_size
 
     def lane(self, protocol: Protocol, chunk_size: int, documents: Sequence[Document]) -> Iterator[Examined]:
         """Ask all questions of some documents, text by text.
