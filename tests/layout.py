@@ -18,7 +18,7 @@ SLACK = 1.0
 def wrong(figure: Figure, widest: float, highest: float) -> list[str]:
     """List the faults: figures too large, texts outside, and texts or legends that cover one another."""
     renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
+    figure.draw_without_rendering()
     width, height = (figure.dpi * inches for inches in figure.get_size_inches())
     faults = [f"{width:.0f} x {height:.0f} pixels"] if width > widest + SLACK or height > highest + SLACK else []
     texts = [(name, letters(text, renderer)) for name, text in drawn(figure)]

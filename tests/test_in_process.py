@@ -17,7 +17,7 @@ from drift.reading.report import rendering
 
 
 def render(folder: Path, out: Path) -> dict[str, bytes]:
-    rendering.render(folder, ["plateau"], out, report=lambda line: None)
+    rendering.render(folder, ["precision"], out, report=lambda line: None)
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 

@@ -29,7 +29,7 @@ def text(smollm2: str) -> np.ndarray:
 
 def test_drift_is_that_of_a_plain_transformers_loop(smollm2: str, text: np.ndarray) -> None:
     model, _ = drift.load_model(smollm2, dtype="bf16")
-    cell = drift.trace(model, text[:, :192], 64, half_matmul="float32")
+    cell = drift.trace(model, text[:, :192], 64, half_matmul="float32", floor_draws=0)
     ids = torch.from_numpy(text[:, :192])
     with numerics(rung("bf16"), half_matmul="float32"):
         full = model(ids, past_key_values=DynamicCache(config=model.config), output_hidden_states=True)
@@ -49,7 +49,7 @@ def test_drift_is_that_of_a_plain_transformers_loop(smollm2: str, text: np.ndarr
 # out bit for bit as in full attention on some machines, and there would be no rounding to measure.
 def levels(smollm2: str, text: np.ndarray, dtype: str, **options: Any) -> Any:
     model, _ = drift.load_model(smollm2, dtype=dtype)
-    return drift.trace(model, text, 100, half_matmul="float32", logit_stride=4, **options)
+    return drift.trace(model, text, 100, half_matmul="float32", logit_stride=4, floor_draws=0, **options)
 
 
 def mean_drift(cell: Any) -> float:
@@ -113,7 +113,7 @@ def test_structural_readings_do_not_care_about_precision(smollm2: str, text: np.
     for dtype in ("bf16", "fp32"):
         model, _ = drift.load_model(smollm2, dtype=dtype)
         folds = [(32, name, to) for name in ("restart", "reprime") for to in ("full", "gold", "fold64")]
-        cells = drift.trace_folds(model, text[:, :128], folds, half_matmul="float32", logit_stride=8)
+        cells = drift.trace_folds(model, text[:, :128], folds, half_matmul="float32", logit_stride=8, floor_draws=0)
         late = [cell.isel(document=0, layer=-1, step=slice(1, None)) for cell in cells]
         for (plain, gold, fold64), least in zip((late[:3], late[3:]), (0.3, 0.05), strict=True):
             wide = gold.hidden_rel_l2_structural

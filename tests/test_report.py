@@ -23,7 +23,7 @@ from drift import dataset
 from drift import report as drift_report
 from drift._resources import resource
 from drift.claims import main as claims_main
-from drift.errors import ReportError
+from drift.errors import DriftError, ReportError
 from drift.plateau import main as judge
 from drift.reading import controls, floor
 from drift.reading.claims import auditing, model
@@ -64,9 +64,9 @@ def test_the_kernel_is_this_interpreter_whatever_others_there_are(sweep: Path, t
     trap.mkdir(parents=True)
     spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "trap", "language": "python"}
     (trap / "kernel.json").write_text(json.dumps(spec))
-    done = run(sweep, "--notebook", "layers", "--out", tmp_path / "out", JUPYTER_PATH=str(tmp_path / "jupyter"))
+    done = run(sweep, "--notebook", "precision", "--out", tmp_path / "out", JUPYTER_PATH=str(tmp_path / "jupyter"))
     assert done.returncode == 0, done.stderr
-    assert "<img" in (tmp_path / "out" / "layers.html").read_text().split("<main>")[1]
+    assert "<img" in (tmp_path / "out" / "precision.html").read_text().split("<main>")[1]
 
 
 def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
@@ -272,10 +272,10 @@ def test_margins_reach_the_claims_and_the_commands(sweep: Path, tmp_path: Path) 
     assert name in text
 
 
-def test_a_margin_that_does_not_exist_is_named(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    given = ["-p", 'margins={"growht": 0.2}']
-    assert drift_report.main([str(sweep), "--notebook", "claims", "--out", str(tmp_path), *given]) == 1
-    assert "growht=0.2" in capfd.readouterr().err
+@pytest.mark.usefixtures("notebooks_here")
+def test_a_margin_that_does_not_exist_is_named(sweep: Path, tmp_path: Path) -> None:
+    with pytest.raises(DriftError, match=r"growht=0\.2"):
+        rendering.render(sweep, ["claims"], tmp_path, {"margins": {"growht": 0.2}}, report=lambda line: None)
 
 
 @pytest.mark.parametrize("measure", ["hidden_rel_l2", "logit_kl"])
