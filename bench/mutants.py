@@ -41,8 +41,7 @@ PASSED, FAILED = 0, (1, 2)
 LONGEST = 3600
 """Seconds that a suite may take before it counts as one that does not end."""
 START = "forkserver"
-"""How a mutant's process starts. A server that has imported the libraries is forked for each mutant: importing them takes
-longer than most tests."""
+"""How a mutant's process starts: forked from a server that has the libraries, which take longer than most tests."""
 LIBRARIES = ("torch", "transformers.models.auto.modeling_auto", "scipy.stats", "xarray")
 EQUIVALENT, SURVIVES, OUT_OF_TIME = "equivalent", "survives", "killed by running out of time"
 
