@@ -22,9 +22,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 #: Files that take longest, by what a whole run measured (`pytest --durations`): begun first, so that no processor is
 #: left alone with one of them at the end.
 LONGEST = (
-    "test_readings_page", "test_real_checkpoint", "test_sweep_dask", "test_end_to_end", "test_verify", "test_report",
-    "test_memory", "test_sweep_kill", "test_sweep_controls", "test_entry_points", "test_sweep_jobs", "test_gate",
-    "test_extending", "test_front",
+    "test_report", "test_layout", "test_real_checkpoint", "test_sweep_dask", "test_readings_page", "test_end_to_end",
+    "test_one_answer", "test_models", "test_diagnose", "test_plots", "test_take_quiz", "test_memory", "test_fuzz",
+    "test_gate", "test_sweep_jobs", "test_sweep_kill", "test_in_process", "test_probe_engine",
 )  # fmt: skip
 
 
