@@ -58,17 +58,17 @@ def encode(ds: xr.Dataset) -> bytes:
         _note(file.attrs, ds.attrs)
         for name in sorted(variables, key=dims.__contains__):
             _create(file, name, variables[name], compress=name not in ds.coords)
-        for number, dim in enumerate(dims):
-            file[dim].make_scale(dim)
-            file[dim].attrs["_Netcdf4Dimid"] = np.int32(number)
         scales = {dim: file[dim] for dim in dims}
+        for number, (dim, scale) in enumerate(scales.items()):
+            scale.make_scale(dim)
+            scale.attrs["_Netcdf4Dimid"] = np.int32(number)
         beside = {str(name): set(ds.variables[name].dims) for name in sorted(map(str, ds.coords)) if name not in scales}
         for name, variable in variables.items():
             if name in scales:
                 continue
             item = file[name]
-            for axis, dim in enumerate(variable.dims):
-                item.dims[axis].attach_scale(scales[str(dim)])
+            for axis, along in enumerate(variable.dims):
+                item.dims[axis].attach_scale(scales[str(along)])
             if name not in beside:
                 # The CF conventions have the coordinates named that are not those of the dimensions.
                 held = set(variable.dims)
