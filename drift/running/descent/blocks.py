@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import RoomyLayer, TapeCache, restore_snapshot, take_snapshot
 from drift.running.descent.carrying import CarriedStep, KeyRotation, held_by
-from drift.running.descent.decoders import blocks_of, text_config
+from drift.running.descent.decoders import blocks_of, driving_of, text_config
 from drift.running.descent.lanes import Lane
 from drift.running.descent.taps import (
     Call,
@@ -78,7 +78,7 @@ class DescendingLane:
     def put_out(self, place: int, out: Any) -> None:
         """Take what a block made of a chunk: its states, or a tuple that begins with them."""
         states, *rest = out if isinstance(out, tuple) else (out,)
-        self.states[place] = states
+        self.states[place] = driving_of(self.model).streams.joined(states)
         if self._hands_on:
             self.handed[place] = tuple(rest)
 
@@ -188,7 +188,7 @@ def _take_chunk(
     before = [] if chunk.kept else take_snapshot(tape)
     own = TapeCache(text_config(model)) if chunk.alone else tape
     args, kwargs = call.given(own, lane.handed[place])
-    lane.put_out(place, block(lane.states[place], *args, **kwargs))
+    lane.put_out(place, block(driving_of(model).streams.parted(lane.states[place]), *args, **kwargs))
     if len(own.appended) != 1 or not isinstance(own.layers[index], DynamicLayer):
         raise UnsupportedModelError(
             f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "

@@ -142,7 +142,7 @@ class KeyRotation:
                 _, calls = taps.run(DynamicCache(config=config), ids, first)
                 tape = TapeCache(config, index)
                 args, kwargs = calls[index].given(tape, (None,) * driving_of(model).outputs)
-                blocks_of(model)[index](states, *args, **kwargs)
+                blocks_of(model)[index](driving_of(model).streams.parted(states), *args, **kwargs)
                 keys.append(tape.appended[0][0])
         off = float("inf")
         if self._tables[index][0].shape[-1] <= keys[0].shape[-1]:

@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 from drift.errors import UnsupportedModelError
+from drift.running.descent.streams import Streams
 
 __all__ = [
     "TESTED",
@@ -61,6 +62,8 @@ class Driving:
         does behind its last block takes one token as well as all, and blocks put out their states alone.
     outputs : int
         Length of the tuple that blocks put out; 0 where that is the states alone.
+    streams : Streams
+        How the states lie in memory that blocks are given and put out.
     origin : int
         Position id that the model itself gives the first token of a text.
     positions : bool
@@ -77,6 +80,7 @@ class Driving:
 
     plain: bool = True
     outputs: int = 0
+    streams: Streams = Streams()
     origin: int = 0
     positions: bool = True
     token: int = 0
@@ -111,7 +115,8 @@ def text_config(model: PreTrainedModel) -> Any:
 def context_of(model: PreTrainedModel) -> int | None:
     """How many positions a model declares, counted from that of a text's first token; None where it does not say."""
     context = getattr(text_config(model), "max_position_embeddings", None)
-    return None if context is None else int(context) - driving_of(model).origin
+    # There are architectures that say -1 for none.
+    return None if context is None or int(context) <= 0 else int(context) - driving_of(model).origin
 
 
 def has_position_table(model: PreTrainedModel) -> bool:

@@ -34,7 +34,6 @@ from drift.running.descent.descending import descend
 from drift.running.descent.lanes import Lane, Limits, Recorder
 from drift.running.descent.taps import Taps, attention_as, attention_of
 from drift.running.descent.trials import (
-    CHUNK,
     Chunked,
     Seen,
     Verdict,
@@ -42,6 +41,7 @@ from drift.running.descent.trials import (
     chunked_inference,
     own_pass,
     parting,
+    trial_chunk,
     trial_text,
 )
 from drift.running.model.numerics import default_half_matmul, numerics, rung_of
@@ -236,15 +236,16 @@ def _looked_at(model: PreTrainedModel) -> Driving:
     try:
         ids = trial_text(model)
         chunks = [parse(reading).chunks(len(ids), size) for reading, size in _readings(len(ids))]
-        whole, outputs = own_pass(model, ids, [len(ids)])
+        whole, shapes = own_pass(model, ids, [len(ids)])
         folded, _ = own_pass(model, ids, [len(chunk) for chunk in chunks[1]])
         verdict = parting(folded, whole, rung_of(model.dtype).unit_roundoff)
         if verdict.chunked is not Chunked.AGREES:
             raise UnsupportedModelError(f"{name} computes another function in chunks than in one pass.")
-        if len(outputs) != 1:
-            raise UnsupportedModelError(f"{name}: its blocks put out different numbers of things ({sorted(outputs)}).")
+        if len(shapes.outputs) != 1:
+            said = sorted(shapes.outputs)
+            raise UnsupportedModelError(f"{name}: its blocks put out different numbers of things ({said}).")
         positions = takes(model, "position_ids") and takes(decoder_of(model), "position_ids")
-        driving = Driving(False, outputs.pop(), 0, positions, int(ids[0]), "bitwise", model.dtype)
+        driving = Driving(False, shapes.outputs.pop(), shapes.streams.pop(), 0, positions, int(ids[0]), "bitwise", model.dtype)
         remember(model, driving)
         driving = replace(driving, origin=_origin(model, ids))
         remember(model, driving)
@@ -264,7 +265,7 @@ def _looked_at(model: PreTrainedModel) -> Driving:
 
 def _readings(tokens: int) -> list[tuple[str, int]]:
     """The passes that are tried: whole, in chunks, and in chunks that begin at position 0."""
-    size = min(CHUNK, tokens)
+    size = trial_chunk(tokens)
     return [("append", tokens), ("append", size), ("restart", size)]
 
 

@@ -125,9 +125,9 @@ class Taps:
         def tap(*args: Any, **kwargs: Any) -> Any:
             states = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
             rest = () if not args else args[1:]
-            if not isinstance(states, Tensor) or states.ndim != 3:
+            if not self._driving.streams.fits(states):
                 raise UnsupportedModelError(
-                    f"{name}: block {index} is not called with hidden states [batch, token, feature]; "
+                    f"{name}: block {index} is not called with the hidden states that the block before put out; "
                     "this architecture cannot be driven layer by layer."
                 )
             call = Call(
@@ -140,7 +140,7 @@ class Taps:
                 )
             # A stub of one number per token moves the cache on, as the real keys and values would: masks and
             # positions of the next chunk depend on how much is cached.
-            stub = states.new_zeros((1, 1, states.shape[1], 1))
+            stub = states.new_zeros((1, 1, self._driving.streams.first(states).shape[1], 1))
             self._cache.update(stub, stub, index)
             self._seen.append((index, states, call))
             # What the decoder does behind its last block is not looked at: one token of it will do.
@@ -174,7 +174,7 @@ class Taps:
                 f"{name} does something to the hidden states between its decoder layers, "
                 "which a layer-by-layer descent would miss."
             )
-        return seen[0][1], [call for _, _, call in seen]
+        return self._driving.streams.joined(seen[0][1]), [call for _, _, call in seen]
 
 
 def _blank(model: PreTrainedModel, like: Tensor, tokens: int) -> Tensor:

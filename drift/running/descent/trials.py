@@ -15,10 +15,22 @@ from transformers import PreTrainedModel
 
 from drift.running.descent.caches import TapeCache
 from drift.running.descent.decoders import blocks_of, takes, text_config
+from drift.running.descent.streams import Streams
 from drift.running.model.numerics import rung_of
 from drift.running.model.weights import weights_of
 
-__all__ = ["CHUNK", "Chunked", "Seen", "Verdict", "apart", "chunked_inference", "own_pass", "parting", "trial_text"]
+__all__ = [
+    "Chunked",
+    "Seen",
+    "Shapes",
+    "Verdict",
+    "apart",
+    "chunked_inference",
+    "own_pass",
+    "parting",
+    "trial_chunk",
+    "trial_text",
+]
 
 #: Tokens of the short text, and of its chunks: two whole ones, and one that is not.
 TEXT, CHUNK = 40, 16
@@ -60,9 +72,15 @@ def trial_text(model: PreTrainedModel) -> Tensor:
     vocabulary = min(int(model.get_input_embeddings().weight.shape[0]), int(getattr(config, "vocab_size", 1 << 62)))
     special = {token for each in (model.config, config) for token in _special(each.to_dict())}
     drawn = np.random.default_rng(0).integers(0, vocabulary, size=64 * TEXT).tolist()
-    context = getattr(config, "max_position_embeddings", None) or TEXT + _SPARE
+    context = getattr(config, "max_position_embeddings", None) or 0
+    context = TEXT + _SPARE if int(context) <= 0 else context
     ids = [token for token in drawn if token not in special][: max(1, min(TEXT, int(context) - _SPARE))]
     return torch.tensor(ids, dtype=torch.int64, device=weights_of(model).device)
+
+
+def trial_chunk(tokens: int) -> int:
+    """Tokens of the chunks of a short text of some tokens: more than two chunks, wherever it has three tokens."""
+    return max(1, min(CHUNK, tokens * CHUNK // TEXT))
 
 
 def _special(config: Mapping[str, Any]) -> Iterator[int]:
@@ -73,12 +91,25 @@ def _special(config: Mapping[str, Any]) -> Iterator[int]:
 
 
 @dataclass
+class Shapes:
+    """What was seen of how blocks are called: lengths of the tuples that they put out (0: no tuple), and streams."""
+
+    outputs: set[int] = field(default_factory=set)
+    streams: set[Streams] = field(default_factory=set)
+
+
+@dataclass
 class _Eyes:
-    """Hooks that note what the blocks of one pass are given, put out and cache."""
+    """Hooks that note what the blocks of one pass over a text are given, put out and cache.
+
+    ``tokens`` are those of the chunk that is on its way.
+    """
 
     cache: TapeCache
     seen: dict[str, list[Tensor]] = field(default_factory=dict)
-    outputs: set[int] = field(default_factory=set)
+    shapes: Shapes = field(default_factory=Shapes)
+    tokens: int = 0
+    _streams: Streams = field(default_factory=Streams)
 
     @contextmanager
     def open(self, model: PreTrainedModel) -> Iterator[None]:
@@ -96,7 +127,10 @@ class _Eyes:
             self.seen.setdefault(place, []).append(value[0].clone())
 
     def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.note("the embeddings", args[0] if args else kwargs.get("hidden_states"))
+        states = args[0] if args else kwargs.get("hidden_states")
+        self._streams = Streams.of(states, self.tokens)
+        self.shapes.streams.add(self._streams)
+        self.note("the embeddings", self._streams.joined(states))
 
     def _after(self, block: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
@@ -104,15 +138,16 @@ class _Eyes:
             if len(appended) == 1:
                 self.note(f"the keys of block {block}", appended[0][0])
                 self.note(f"the values of block {block}", appended[0][1])
-            self.outputs.add(len(output) if isinstance(output, tuple) else 0)
-            self.note(f"block {block}", output[0] if isinstance(output, tuple) else output)
+            self.shapes.outputs.add(len(output) if isinstance(output, tuple) else 0)
+            states = output[0] if isinstance(output, tuple) else output
+            self.note(f"block {block}", self._streams.joined(states) if self._streams.fits(states) else states)
 
         return hook
 
 
 def own_pass(
     model: PreTrainedModel, ids: Tensor, sizes: Sequence[int], first: Sequence[int] | None = None
-) -> tuple[Seen, set[int]]:
+) -> tuple[Seen, Shapes]:
     """Run ids [token] through a model's own forward, in chunks of some sizes that share a cache.
 
     Parameters
@@ -128,18 +163,19 @@ def own_pass(
     -------
     seen : dict of Tensor
         Hidden states, keys, values and logits, chunks joined.
-    outputs : set of int
-        Lengths of the tuples that blocks put out; 0 where it is a tensor.
+    shapes : Shapes
+        How blocks were called.
     """
     eyes = _Eyes(TapeCache(text_config(model)))
     with weights_of(model).whole(), eyes.open(model):
         for place, part in enumerate(ids.split(list(sizes))):
             options: dict[str, Any] = {}
+            eyes.tokens = len(part)
             if first is not None:
                 options["position_ids"] = torch.arange(first[place], first[place] + len(part), device=ids.device)[None]
             out = model(input_ids=part[None], past_key_values=eyes.cache, use_cache=True, **options)
             eyes.note("the logits", out.logits)
-    return {place: torch.cat(parts, dim=-2) for place, parts in eyes.seen.items()}, eyes.outputs
+    return {place: torch.cat(parts, dim=-2) for place, parts in eyes.seen.items()}, eyes.shapes
 
 
 def chunked_inference(model: PreTrainedModel) -> Verdict:
@@ -156,7 +192,7 @@ def chunked_inference(model: PreTrainedModel) -> Verdict:
         with weights.whole():
             whole = model(input_ids=ids[None], use_cache=True).logits[0]
             failing, parts, given = Chunked.FAILS, [], dict[str, Any]()
-            for part in ids.split(CHUNK):
+            for part in ids.split(trial_chunk(len(ids))):
                 out = model(input_ids=part[None], use_cache=True, **given)
                 parts.append(out.logits[0])
                 given = {cache: getattr(out, cache)}
