@@ -192,6 +192,7 @@ def _bitwise(model: Any, ids: Any) -> str:
     import torch
     from transformers import DynamicCache
 
+    from drift.running.descent.decoders import cache_argument
     from drift.running.descent.descending import descend
     from drift.running.descent.lanes import Lane, Recorder
     from drift.running.model.numerics import numerics, rung_of
@@ -201,6 +202,7 @@ def _bitwise(model: Any, ids: Any) -> str:
         def __init__(self) -> None:
             self.scores: list[Any] = []
             self.held: dict[int, tuple[Any, Any]] = {}
+            self.left: dict[int, list[Any]] = {}
 
         def logits(self, lane: int, rows: Any, logits: Any) -> None:
             self.scores.append(logits.clone())
@@ -208,18 +210,28 @@ def _bitwise(model: Any, ids: Any) -> str:
         def cached(self, lane: int, block: int, step: int, keys: Any, values: Any) -> None:
             self.held[block - 1] = keys.clone(), values.clone()
 
+        def states(self, lane: int, block: int, step: int, states: Any) -> None:
+            self.left[block - 1] = [state.clone() for state in states]
+
     for size in (TOKENS, CHUNK):
         last = Last()
         with numerics(rung_of(model.dtype)):
             descend(model, [Lane(ids, parse("append").chunks(TOKENS, size))], last)
             cache = DynamicCache(config=model.config)
-            scores = [model(part[None], past_key_values=cache, use_cache=True).logits[0] for part in ids.split(size)]
+            given = {cache_argument(model): cache, "use_cache": True}
+            scores = [model(part[None], **given).logits[0] for part in ids.split(size)]
         if not torch.equal(torch.cat(last.scores), torch.cat(scores)):
             return f"logits, chunks of {size}"
         for index, held in last.held.items():
             layer = cache.layers[index]
             if not (torch.equal(held[0], layer.keys[0]) and torch.equal(held[1], layer.values[0])):
                 return f"cache of block {index + 1}, chunks of {size}"
+        for index, layer in enumerate(cache.layers):
+            plain = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
+            plain = [state[0] for state in plain if state is not None]
+            left = last.left.get(index, [])
+            if len(left) != len(plain) or not all(map(torch.equal, left, plain)):
+                return f"states of block {index + 1}, chunks of {size}"
     return ""
 
 

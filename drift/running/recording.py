@@ -94,7 +94,11 @@ class DocumentRecorder(Recorder):
             fold.layer(states, compared)
 
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Compare what every fold appended to its cache with what its reference did."""
+        """Compare what every fold appended to its cache with what its reference did; NaN of a block that keeps none."""
+        if not keys:
+            for fold in self._folds:
+                fold.blocks.append(fold.no_slots())
+            return
         compared = [self._compare([x.transpose(0, 1).flatten(1) for x in lanes]) for lanes in (keys, values)]
         for fold, key, value in zip(self._folds, *compared, strict=True):
             fold.blocks.append(
@@ -225,6 +229,11 @@ class _Fold:
         self._agreement: list[NDArray[np.float64]] = []
 
     # ------------------------------------------------------------ states
+
+    def no_slots(self) -> Arrays:
+        """What is measured of a block that keeps no keys and values."""
+        nothing = np.full(len(self._starts), np.nan)
+        return {"key_rel_l2": nothing, "value_rel_l2": nothing}
 
     def compared(self, rows: measures.StateRows) -> _Compared:
         """What is measured of a comparison of all tokens."""

@@ -11,10 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
-
 from drift.errors import UnsupportedModelError
-from drift.running.descent.caches import RoomyLayer, TapeCache, restore_snapshot, take_snapshot
+from drift.running.descent.caches import (
+    RoomyLayer,
+    TapeCache,
+    carried_tensors,
+    keeps_slots,
+    restore_snapshot,
+    states_of,
+    take_snapshot,
+)
 from drift.running.descent.carrying import CarriedStep, KeyRotation, held_by
 from drift.running.descent.decoders import blocks_of, driving_of, text_config
 from drift.running.descent.lanes import Lane
@@ -117,7 +123,8 @@ def run_block(
     lane: DescendingLane,
     on_step: Callable[[int, Tensor, Tensor], None],
     source: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, list[int]]:
+    on_states: Callable[[int, list[Tensor]], None] = lambda step, states: None,
+) -> tuple[tuple[Tensor, Tensor] | None, list[int]]:
     """Take one lane through one block.
 
     Parameters
@@ -130,11 +137,14 @@ def run_block(
         Called with the chain step and what the cache then holds: keys and values [head, slot, feature].
     source : tuple of Tensor, optional
         Keys and values [head, token, feature] of the text that are carried on in place of the lane's own.
+    on_states : callable
+        Called with the chain step and the states [...] of convolutions and recurrences that the block then holds, if it
+        has any. They are written over by the next step.
 
     Returns
     -------
-    keys, values : Tensor
-        [head, token, feature] that the text's tokens appended.
+    pair : tuple of Tensor, or None
+        Keys and values [head, token, feature] that the text's tokens appended; None of a block that keeps none.
     sizes : list of int
         Bytes that the cache carries on after each chain step.
 
@@ -143,65 +153,76 @@ def run_block(
     ProtocolError
         If the protocol leaves another number of slots than it says.
     UnsupportedModelError
-        If the block does not cache keys and values once per chunk.
+        If the block does not cache what its kind of layer says, once per chunk.
     """
     protocol, chunks = lane.lane.protocol, lane.lane.chunks
     tape = TapeCache(text_config(lane.model), index, lane.slots)
+    slotted = keeps_slots(tape.layers[index])
     whole = isinstance(tape.layers[index], RoomyLayer) and source is None
     appended: list[tuple[Tensor, Tensor]] = []
     sizes: dict[int, int] = {}
     notes: dict[str, Any] = {}
     block = blocks_of(lane.model)[index]
-    with noted_attention(block, protocol is not None and protocol.wants_attention) as probabilities:
+    wanted = slotted and protocol is not None and protocol.wants_attention
+    with noted_attention(block, wanted) as probabilities:
         for place, (chunk, call) in enumerate(zip(chunks, lane.calls_of(index), strict=True)):
             probabilities.clear()
             pair = _take_chunk(index, block, lane, place, call, tape)
-            if not whole:
+            if pair is not None and not whole:
                 appended.append(pair)
             del pair
             layer = tape.layers[index]
-            if chunk.kept and source is not None:
+            if chunk.kept and source is not None and slotted:
                 _take_over(index, lane, chunk, layer, source)
             if chunk.kept and protocol is not None and protocol.carries:
                 attention = probabilities[-1] if probabilities else None
                 step = CarriedStep(chunk, index, attention, partial(lane.rotate, index), lane.lane.unit_roundoff)
                 step.carry(protocol, layer, notes)
-            held = [x for x in (layer.keys, layer.values) if isinstance(x, Tensor)]
-            sizes[chunk.step] = sum(x[:1].numel() * x.element_size() for x in held)
-            if held:
-                on_step(chunk.step, held[0][0], held[1][0])
-    if whole:
-        keys, values = held_by(tape.layers[index])
+            sizes[chunk.step] = sum(x[:1].numel() * x.element_size() for x in carried_tensors(layer))
+            if slotted and isinstance(layer.keys, Tensor):
+                on_step(chunk.step, layer.keys[0], layer.values[0])
+            if states := states_of(layer):
+                on_states(chunk.step, [state[0] for state in states])
+    held = held_by(tape.layers[index]) if whole else None
+    return _of_text(lane, held, appended) if slotted else None, list(sizes.values())
+
+
+def _of_text(
+    lane: DescendingLane, held: tuple[Tensor, Tensor] | None, appended: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Keys and values [head, token, feature] of the text: of a cache that holds all, or as they were appended."""
+    if held is not None:
         # Without prefixes, what was appended is what the cache holds.
-        if not any(chunk.prefix for chunk in chunks):
-            return keys[0], values[0], list(sizes.values())
-        lengths = [len(chunk) for chunk in chunks]
-        appended = list(zip(keys.split(lengths, dim=-2), values.split(lengths, dim=-2), strict=True))
-    return lane.text([k for k, _ in appended]), lane.text([v for _, v in appended]), list(sizes.values())
+        if not any(chunk.prefix for chunk in lane.lane.chunks):
+            return held[0][0], held[1][0]
+        lengths = [len(chunk) for chunk in lane.lane.chunks]
+        appended = list(zip(held[0].split(lengths, dim=-2), held[1].split(lengths, dim=-2), strict=True))
+    return lane.text([k for k, _ in appended]), lane.text([v for _, v in appended])
 
 
 def _take_chunk(
     index: int, block: torch.nn.Module, lane: DescendingLane, place: int, call: Call, tape: TapeCache
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | None:
     """Take one chunk through the block; return the keys and values that it computed, and keep them if it is kept."""
     chunk, model = lane.lane.chunks[place], lane.model
     before = [] if chunk.kept else take_snapshot(tape)
     own = TapeCache(text_config(model)) if chunk.alone else tape
     args, kwargs = call.given(own, lane.handed[place])
     lane.put_out(place, block(driving_of(model).streams.parted(lane.states[place]), *args, **kwargs))
-    if len(own.appended) != 1 or not isinstance(own.layers[index], DynamicLayer):
+    if len(own.appended) != int(keeps_slots(own.layers[index])):
         raise UnsupportedModelError(
             f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "
-            "(blocks that share a cache, keep none, or attend twice are not supported)."
+            "(blocks that share a cache, keep none where the configuration says that they do, or attend twice are not "
+            "supported)."
         )
-    keys, values = own.appended.pop()
+    pair = own.appended.pop() if own.appended else None
     if not chunk.kept:
         if not chunk.alone:
             restore_snapshot(tape, before)
-    elif chunk.alone:
-        tape.update(keys, values, index)
+    elif chunk.alone and pair is not None:
+        tape.update(*pair, index)
         tape.appended.clear()
-    return keys, values
+    return pair
 
 
 def _take_over(index: int, lane: DescendingLane, chunk: Chunk, layer: Any, source: tuple[Tensor, Tensor]) -> None:

@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-__all__ = ["RoomyLayer", "TapeCache", "restore_snapshot", "take_snapshot"]
+__all__ = [
+    "RoomyLayer",
+    "TapeCache",
+    "branched",
+    "carried_tensors",
+    "keeps_slots",
+    "keeps_states",
+    "move_on",
+    "recurrent_states",
+    "restore_snapshot",
+    "states_of",
+    "take_snapshot",
+]
+
+
+def keeps_slots(layer: object) -> bool:
+    """Whether a layer of a cache holds keys and values, slot by slot."""
+    return isinstance(layer, DynamicLayer)
+
+
+def keeps_states(layer: object) -> bool:
+    """Whether a layer of a cache holds states of convolutions or recurrences, which a pass writes over."""
+    return isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def recurrent_states(layer: Any) -> list[Tensor]:
+    """The states [text, ...] of a layer's recurrences, in the order of their indices; empty where it has none yet."""
+    if not keeps_states(layer):
+        return []
+    return [state for _, state in sorted(layer.recurrent_states.items()) if isinstance(state, Tensor)]
+
+
+def states_of(layer: Any) -> list[Tensor]:
+    """All states [text, ...] that a layer holds: those of its convolutions, then those of its recurrences."""
+    if not keeps_states(layer):
+        return []
+    convolved = [state for _, state in sorted(layer.conv_states.items()) if isinstance(state, Tensor)]
+    return [*convolved, *recurrent_states(layer)]
+
+
+def carried_tensors(layer: Any) -> list[Tensor]:
+    """All that a layer carries on: keys and values, and states."""
+    slots = (layer.keys, layer.values) if keeps_slots(layer) else ()
+    return [*(x for x in slots if isinstance(x, Tensor)), *states_of(layer)]
 
 
 class RoomyLayer(DynamicLayer):
@@ -57,22 +101,36 @@ class TapeCache(DynamicCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
-_Snapshot = list[tuple[Tensor | None, Tensor | None, int | None]]
+def branched(layer: Any) -> Any:
+    """A layer that holds the same and goes its own way from here.
+
+    Keys and values grow by making new tensors, so the old ones may belong to several; states stand in dictionaries and
+    are written in place, so they are copied.
+    """
+    other = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):
+            setattr(other, name, {key: x.clone() if isinstance(x, Tensor) else x for key, x in value.items()})
+    return other
 
 
-def take_snapshot(cache: DynamicCache) -> _Snapshot:
-    """What a cache holds now. Its layers grow by making new tensors, so keeping the old ones is enough."""
-    return [
-        (layer.keys, layer.values, getattr(layer, "cumulative_length", None)) if layer.is_initialized else (None,) * 3
-        for layer in cache.layers
-    ]
+def take_snapshot(cache: DynamicCache) -> list[Any]:
+    """What a cache holds now."""
+    return [branched(layer) for layer in cache.layers]
 
 
-def restore_snapshot(cache: DynamicCache, snapshot: _Snapshot) -> None:
-    """Give a cache back what it held when the snapshot was taken."""
-    for layer, (keys, values, length) in zip(cache.layers, snapshot, strict=True):
-        if keys is None:
-            layer.is_initialized = False
-        layer.keys, layer.values = keys, values
-        if hasattr(layer, "cumulative_length"):
-            layer.cumulative_length = length or 0
+def restore_snapshot(cache: DynamicCache, snapshot: list[Any]) -> None:
+    """Give a cache back what it held when the snapshot was taken, which is then used up."""
+    for layer, held in zip(cache.layers, snapshot, strict=True):
+        vars(layer).clear()
+        vars(layer).update(vars(held))
+
+
+def move_on(cache: DynamicCache, index: int, states: Tensor) -> None:
+    """Move a block's layer on by the tokens of hidden states [text, token, .] without keys and values of them.
+
+    Masks and positions of the next chunk depend on how many slots are held, and on nothing of a recurrence.
+    """
+    if keeps_slots(cache.layers[index]):
+        stub = states.new_zeros((1, 1, states.shape[1], 1))
+        cache.update(stub, stub, index)

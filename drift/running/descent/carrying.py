@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from drift.errors import UnsupportedModelError
-from drift.running.descent.caches import TapeCache
+from drift.running.descent.caches import TapeCache, keeps_slots
 from drift.running.descent.decoders import blocks_of, driving_of, text_config
 from drift.running.descent.taps import Taps, rotary_tables
 from drift.running.model.weights import weights_of
@@ -57,13 +57,17 @@ class CarriedStep:
     unit_roundoff: float
 
     def carry(self, protocol: Protocol, layer: Any, notes: dict[str, Any]) -> None:
-        """Let the protocol change the layer; ``notes`` is its own memory of the block.
+        """Let the protocol change the layer, if it holds keys and values; ``notes`` is its own memory of the block.
+
+        States of convolutions and recurrences stay as the chunk left them.
 
         Raises
         ------
         ProtocolError
             If the protocol leaves another number of slots than it says.
         """
+        if not keeps_slots(layer):
+            return
         keys, values = held_by(layer)
         cache = Carried(
             keys=keys,

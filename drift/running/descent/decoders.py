@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from drift.errors import UnsupportedModelError
+from drift.running.descent.caches import keeps_slots, keeps_states
 from drift.running.descent.streams import Streams
 
 __all__ = [
     "TESTED",
     "Driving",
     "blocks_of",
+    "cache_argument",
+    "carries_states",
     "context_of",
     "decoder_of",
     "driving_of",
@@ -132,6 +135,18 @@ def takes(module: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(module.forward).parameters
 
 
+def cache_argument(module: nn.Module) -> str:
+    """What a module's forward calls the cache; architectures that only recur have another name for it."""
+    return (
+        "past_key_values" if takes(module, "past_key_values") or not takes(module, "cache_params") else "cache_params"
+    )
+
+
+def carries_states(model: PreTrainedModel) -> bool:
+    """Whether a block of a model carries states of convolutions or recurrences from chunk to chunk."""
+    return any(keeps_states(layer) for layer in DynamicCache(config=text_config(model)).layers)
+
+
 def tested(model: PreTrainedModel) -> bool:
     """Whether a model is on the tested list, and all of it is the code that was tested."""
     kind = type(model)
@@ -202,8 +217,9 @@ def _chains(model: nn.Module, count: int | None) -> Iterator[tuple[nn.Module, ..
 
 
 def keeps_more(layer: object) -> bool:
-    """Whether a layer of a cache keeps anything beside keys and values, such as the keys of a sparse index."""
-    return type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
+    """Whether a layer of a cache keeps anything beside keys, values and states, such as the keys of a sparse index."""
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+    return type(layer) not in kinds and not keeps_states(layer)
 
 
 def structural_fault(model: PreTrainedModel) -> str | None:
@@ -215,12 +231,12 @@ def structural_fault(model: PreTrainedModel) -> str | None:
         decoder = decoder_of(model)
     except UnsupportedModelError as error:
         return str(error)
-    if not takes(decoder, "past_key_values"):
-        return f"{name} keeps no KV cache: no module around its layers takes past_key_values."
+    if not takes(decoder, cache_argument(decoder)):
+        return f"{name} keeps no KV cache: no module around its layers takes past_key_values or cache_params."
+    shared = getattr(text_config(model), "kv_sharing_modes", None)
     for index, layer in enumerate(DynamicCache(config=text_config(model)).layers):
-        if isinstance(layer, LinearAttentionCacheLayerMixin):
-            return f"{name}: layer {index} carries recurrent state ({type(layer).__name__}), which drift does not."
-        if not isinstance(layer, DynamicLayer):
+        nothing = isinstance(layer, DummyLayer) and not (shared and shared[index])
+        if not (keeps_slots(layer) or keeps_states(layer) or nothing):
             return (
                 f"{name}: layer {index} keeps no keys and values of its own ({type(layer).__name__}): it takes those "
                 "of another layer, or none."

@@ -92,16 +92,22 @@ class _Descent:
 
     def block(self, index: int, recorder: Recorder) -> None:
         """Take all lanes through one block, and tell the recorder what they cached."""
-        cached: dict[int, tuple[Tensor, Tensor, list[int]]] = {}
+        pairs: dict[int, tuple[Tensor, Tensor] | None] = {}
+        sizes: dict[int, list[int]] = {}
         for key, model in self._models.items():
             with weights_of(model).block(index):
                 for place, lane in self._lanes_of(key):
                     with lane.scope():
-                        source = None if lane.lane.source is None else cached[lane.lane.source][:2]
-                        cached[place] = run_block(index, lane, partial(recorder.cached, place, index + 1), source)
-        keys, values, sizes = zip(*(cached[place] for place in range(len(self._lanes))), strict=True)
-        recorder.cache(index + 1, keys, values)
-        recorder.cache_bytes(index + 1, sizes)
+                        pairs[place], sizes[place] = run_block(
+                            index,
+                            lane,
+                            partial(recorder.cached, place, index + 1),
+                            None if lane.lane.source is None else pairs[lane.lane.source],
+                            partial(recorder.states, place, index + 1),
+                        )
+        told = [pair for _, pair in sorted(pairs.items()) if pair is not None]
+        recorder.cache(index + 1, [keys for keys, _ in told], [values for _, values in told])
+        recorder.cache_bytes(index + 1, [sizes[place] for place in range(len(self._lanes))])
 
     def head(self, references: Sequence[int], stride: int, rows: int, recorder: Recorder) -> None:
         """Take all lanes through the final norm and the output embedding, in step."""

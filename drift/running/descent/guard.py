@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from drift.errors import UnsupportedModelError
+from drift.running.descent.caches import keeps_slots, keeps_states
 from drift.running.descent.decoders import (
     Driving,
     decoder_of,
@@ -39,6 +40,7 @@ from drift.running.descent.trials import (
     Verdict,
     apart,
     chunked_inference,
+    named_states,
     own_pass,
     parting,
     trial_chunk,
@@ -120,6 +122,7 @@ def check_reading(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[C
         Saying what is wrong, and which protocols would work.
     """
     name = type(model).__name__
+    _check_states(model, protocol, chunks)
     edits = protocol.carries or protocol.takes_full_cache or any(c.alone or not c.kept for c in chunks)
     for index, layer in enumerate(DynamicCache(config=text_config(model)).layers if edits else ()):
         if keeps_more(layer):
@@ -136,6 +139,32 @@ def check_reading(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[C
             _looked_at(model)
 
 
+def _check_states(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[Chunk]) -> None:
+    """Refuse what cannot be done with states of convolutions and recurrences, and edits of a cache without slots."""
+    layers = DynamicCache(config=text_config(model)).layers
+    index = next((index for index, layer in enumerate(layers) if keeps_states(layer)), None)
+    if index is None:
+        return
+    name, kind = type(model).__name__, type(layers[index]).__name__
+    if any(chunk.alone for chunk in chunks):
+        raise UnsupportedModelError(
+            f"{name}: layer {index} carries states ({kind}), and those of chunks that were prefilled alone cannot be put "
+            f"together as keys and values can: {protocol.label} has no cache to go on from. Chunked inference is "
+            "possible with it: protocols that go on from chunk to chunk work (append, restart, reprime)."
+        )
+    if protocol.takes_full_cache:
+        raise UnsupportedModelError(
+            f"{name}: layer {index} carries states ({kind}), and one pass over the text leaves none of them at the "
+            f"boundaries of chunks, which {protocol.label} would have to begin from. Chunked inference is possible with "
+            "it: protocols that go on from chunk to chunk work (append, restart, reprime)."
+        )
+    if protocol.carries and not any(keeps_slots(layer) for layer in layers):
+        raise UnsupportedModelError(
+            f"{name} keeps no keys and values, which are what {protocol.label} changes; its states are not. Chunked "
+            "inference is possible with it: protocols that only go on work (append, reprime)."
+        )
+
+
 def _check_positions(name: str, protocol: Protocol, chunks: Sequence[Chunk]) -> None:
     """Refuse passes at other positions than those that a model counts by itself, from what its cache holds."""
     held = 0
@@ -143,9 +172,9 @@ def _check_positions(name: str, protocol: Protocol, chunks: Sequence[Chunk]) -> 
         counted = 0 if chunk.alone else held
         if chunk.first_position != counted:
             raise UnsupportedModelError(
-                f"{name} does not listen to position ids: it counts from what its cache holds. {protocol.label} would "
-                f"have the chunk of step {chunk.step} begin at position {chunk.first_position}, and it would begin at "
-                f"{counted} all the same. Chunked inference is possible with it: protocols whose positions run on as "
+                f"{name} does not listen to position ids: it counts from what its cache holds, or not at all. "
+                f"{protocol.label} would have the chunk of step {chunk.step} begin at position {chunk.first_position}, "
+                f"and it would go on from {counted} all the same. Chunked inference is possible with it: protocols whose positions run on as "
                 "the cache grows work (append, reprime)."
             )
         if chunk.kept:
@@ -213,9 +242,12 @@ class _Everything(Recorder):
             seen[f"block {layer}" if layer else "the embeddings"] = state.clone()
 
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        for seen, key, value in zip(self.lanes, keys, values, strict=True):
+        for seen, key, value in zip(self.lanes if keys else (), keys, values, strict=True):
             seen[f"the keys of block {block}"] = key.clone()
             seen[f"the values of block {block}"] = value.clone()
+
+    def states(self, lane: int, block: int, step: int, states: Sequence[Tensor]) -> None:
+        self.lanes[lane] |= named_states(block, states)
 
     def logits(self, lane: int, rows: Tensor, logits: Tensor) -> None:
         before = self.lanes[lane].get("the logits", logits[:0])
@@ -241,9 +273,11 @@ def _looked_at(model: PreTrainedModel) -> Driving:
         verdict = parting(folded, whole, rung_of(model.dtype).unit_roundoff)
         if verdict.chunked is not Chunked.AGREES:
             raise UnsupportedModelError(f"{name} computes another function in chunks than in one pass.")
-        if len(shapes.outputs) != 1:
-            said = sorted(shapes.outputs)
-            raise UnsupportedModelError(f"{name}: its blocks put out different numbers of things ({said}).")
+        if len(shapes.outputs) != 1 or len(shapes.streams) != 1:
+            raise UnsupportedModelError(
+                f"{name}: its blocks put out different numbers of things ({sorted(shapes.outputs)}), or states of "
+                "different shapes."
+            )
         positions = takes(model, "position_ids") and takes(decoder_of(model), "position_ids")
         driving = Driving(False, shapes.outputs.pop(), shapes.streams.pop(), 0, positions, int(ids[0]), "bitwise", model.dtype)
         remember(model, driving)

@@ -95,12 +95,21 @@ class Recorder(ABC):
         """
 
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """What block ``block`` (1 is the first) cached, one tensor [head, token, feature] per lane."""
+        """What block ``block`` (1 is the first) cached, one tensor [head, token, feature] per lane.
+
+        There are none of a block that keeps no keys and values.
+        """
 
     def cached(self, lane: int, block: int, step: int, keys: Tensor, values: Tensor) -> None:
         """What the cache of block ``block`` holds after chain step ``step``: [head, token, feature], prefixes included.
 
         Layers with a sliding window hold their last tokens only.
+        """
+
+    def states(self, lane: int, block: int, step: int, states: Sequence[Tensor]) -> None:
+        """The states [...] that block ``block`` holds after chain step ``step``: of convolutions, then of recurrences.
+
+        Of a block that holds none nothing is told. The next step writes over them.
         """
 
     def cache_bytes(self, block: int, sizes: Sequence[Sequence[int]]) -> None:

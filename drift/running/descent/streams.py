@@ -29,8 +29,8 @@ class Streams:
     count: int = 1
 
     @classmethod
-    def of(cls, states: object, tokens: int) -> Streams:
-        """How states of one text of ``tokens`` tokens, which a block was given, lie in memory.
+    def of(cls, name: str, states: object, tokens: int) -> Streams:
+        """How states of one text of ``tokens`` tokens lie in memory, which a block called ``name`` was given.
 
         Raises
         ------
@@ -45,8 +45,8 @@ class Streams:
             if states.ndim == 4 and states.shape[1:3] == (1, tokens):
                 return cls(0, states.shape[0])
         raise UnsupportedModelError(
-            "Blocks are not given hidden states [text, token, feature], nor several streams of these: this "
-            "architecture cannot be driven layer by layer."
+            f"{name} is not given hidden states [text, token, feature], nor several streams of these, so the blocks "
+            "of this architecture cannot be driven one by one."
         )
 
     def fits(self, states: object) -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from drift.errors import UnsupportedModelError
-from drift.running.descent.caches import restore_snapshot, take_snapshot
-from drift.running.descent.decoders import blocks_of, decoder_of, driving_of, text_config
+from drift.running.descent.caches import keeps_slots, move_on, restore_snapshot, take_snapshot
+from drift.running.descent.decoders import blocks_of, cache_argument, decoder_of, driving_of, text_config
 from drift.running.descent.lanes import Lane
 from drift.running.model.weights import weights_of
 from drift.running.protocols.base import Chunk, Protocol
@@ -138,10 +138,7 @@ class Taps:
                 raise UnsupportedModelError(
                     f"{name}: block {index} is not handed the KV cache that the model was given."
                 )
-            # A stub of one number per token moves the cache on, as the real keys and values would: masks and
-            # positions of the next chunk depend on how much is cached.
-            stub = states.new_zeros((1, 1, self._driving.streams.first(states).shape[1], 1))
-            self._cache.update(stub, stub, index)
+            move_on(self._cache, index, self._driving.streams.first(states))
             self._seen.append((index, states, call))
             # What the decoder does behind its last block is not looked at: one token of it will do.
             short = self._driving.plain and index + 1 == len(self._blocks)
@@ -163,7 +160,7 @@ class Taps:
             first = first_position + self._driving.origin
             given["position_ids"] = torch.arange(first, first + tokens.shape[1], device=tokens.device)[None]
         with replaced_forwards(self._blocks, self._taps):
-            self._decoder(**given, past_key_values=cache, use_cache=True)
+            self._decoder(**given, **{cache_argument(self._decoder): cache}, use_cache=True)
         seen, self._seen = self._seen, []
         if [index for index, _, _ in seen] != list(range(len(self._blocks))):
             raise UnsupportedModelError(
@@ -221,9 +218,8 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
                 restore_snapshot(cache, before)
         else:
             if chunk.alone:
-                stub = states.new_zeros((1, 1, states.shape[1], 1))
                 for index in range(len(called)):
-                    cache.update(stub, stub, index)
+                    move_on(cache, index, states)
             if lane.protocol is not None and lane.protocol.carries:
                 _carry_stubs(lane.protocol, chunk, cache)
         yield states, called
@@ -232,7 +228,7 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
 def _carry_stubs(protocol: Protocol, chunk: Chunk, cache: DynamicCache) -> None:
     """Leave as many stubs in a tapped cache as the protocol says that it leaves slots."""
     for layer in cache.layers:
-        if not layer.is_sliding:
+        if keeps_slots(layer) and not layer.is_sliding:
             held = layer.keys.shape[-2]
             # Less than none is refused where the number is held against the real cache.
             left = max(0, protocol.slots(chunk.step, held, len(chunk)))
@@ -269,7 +265,10 @@ def rotary_tables(model: PreTrainedModel, like: Tensor, positions: int) -> list[
     with nullcontext() if driving_of(model).plain else weights_of(model).embedding():
         _, calls = Taps(model).run(DynamicCache(config=text_config(model)), _blank(model, like, positions), 0)
     tables = []
-    for index, call in enumerate(calls):
+    for index, (call, layer) in enumerate(zip(calls, DynamicCache(config=text_config(model)).layers, strict=True)):
+        if not keeps_slots(layer):  # nothing of it is ever moved
+            tables.append((like.new_zeros(0), like.new_zeros(0)))
+            continue
         pair = call.kwargs.get("position_embeddings")
         sound = False
         if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(x, Tensor) for x in pair):

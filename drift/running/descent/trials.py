@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drift.running.descent.caches import TapeCache
-from drift.running.descent.decoders import blocks_of, takes, text_config
+from drift.running.descent.caches import TapeCache, states_of
+from drift.running.descent.decoders import blocks_of, cache_argument, takes, text_config
 from drift.running.descent.streams import Streams
 from drift.running.model.numerics import rung_of
 from drift.running.model.weights import weights_of
@@ -45,7 +45,7 @@ _CHOSEN_OTHERWISE = 1 / 16
 _CACHES = ("past_key_values", "cache_params", "mems", "past_buckets_states", "state")
 
 Seen = dict[str, Tensor]
-"""What a pass showed, by the name of its place, in the order of the places: tensors [..., token, feature]."""
+"""What a pass showed, by the name of its place: tensors [..., token, feature], and of states [1, number]."""
 
 
 class Chunked(Enum):
@@ -107,6 +107,7 @@ class _Eyes:
 
     cache: TapeCache
     seen: dict[str, list[Tensor]] = field(default_factory=dict)
+    held: Seen = field(default_factory=dict)
     shapes: Shapes = field(default_factory=Shapes)
     tokens: int = 0
     _streams: Streams = field(default_factory=Streams)
@@ -128,7 +129,7 @@ class _Eyes:
 
     def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs.get("hidden_states")
-        self._streams = Streams.of(states, self.tokens)
+        self._streams = Streams.of(type(module).__name__, states, self.tokens)
         self.shapes.streams.add(self._streams)
         self.note("the embeddings", self._streams.joined(states))
 
@@ -138,11 +139,17 @@ class _Eyes:
             if len(appended) == 1:
                 self.note(f"the keys of block {block}", appended[0][0])
                 self.note(f"the values of block {block}", appended[0][1])
+            self.held |= named_states(block, [state[0] for state in states_of(self.cache.layers[block - 1])])
             self.shapes.outputs.add(len(output) if isinstance(output, tuple) else 0)
             states = output[0] if isinstance(output, tuple) else output
             self.note(f"block {block}", self._streams.joined(states) if self._streams.fits(states) else states)
 
         return hook
+
+
+def named_states(block: int, states: Sequence[Tensor]) -> Seen:
+    """What a block, from 1, holds of convolutions and recurrences [...], under its name: [1, number]."""
+    return {f"state {i} of block {block}": state.reshape(1, -1).clone() for i, state in enumerate(states, 1)}
 
 
 def own_pass(
@@ -162,7 +169,7 @@ def own_pass(
     Returns
     -------
     seen : dict of Tensor
-        Hidden states, keys, values and logits, chunks joined.
+        Hidden states, keys, values and logits, chunks joined; states of convolutions and recurrences after the last.
     shapes : Shapes
         How blocks were called.
     """
@@ -173,9 +180,10 @@ def own_pass(
             eyes.tokens = len(part)
             if first is not None:
                 options["position_ids"] = torch.arange(first[place], first[place] + len(part), device=ids.device)[None]
-            out = model(input_ids=part[None], past_key_values=eyes.cache, use_cache=True, **options)
+            options[cache_argument(model)] = eyes.cache
+            out = model(input_ids=part[None], use_cache=True, **options)
             eyes.note("the logits", out.logits)
-    return {place: torch.cat(parts, dim=-2) for place, parts in eyes.seen.items()}, eyes.shapes
+    return {place: torch.cat(parts, dim=-2) for place, parts in eyes.seen.items()} | eyes.held, eyes.shapes
 
 
 def chunked_inference(model: PreTrainedModel) -> Verdict:
