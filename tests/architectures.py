@@ -53,7 +53,7 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("qk_rope_head_dim", "rotary_dim"), 8),
     **dict.fromkeys(("index_n_heads", "index_heads"), 2), "index_topk": 64, "head_dim": 16, "global_head_dim": 16,
     "qk_head_dim": 24, "first_k_dense_replace": 1, "sliding_window": 16, "query_pre_attn_scalar": 16,
-    "attention_chunk_size": 32, "num_kv_shared_layers": 0, "laurel_rank": 8,
+    "attention_chunk_size": 32, "num_kv_shared_layers": 1, "laurel_rank": 8,
     # convolutions and recurrences
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_d_ssm": 64, "mamba_num_heads": 4,
@@ -62,15 +62,30 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("bos_token_id", "decoder_start_token_id"), 1), "eos_token_id": 2, "pad_token_id": 0,
     "tie_word_embeddings": False, "is_decoder": True, "dropout": 0.0,
 }  # fmt: skip
+_ASSISTANT = {
+    "num_hidden_layers": _LAYERS, "num_kv_shared_layers": _LAYERS, "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+}  # fmt: skip
+#: The part of a configuration that the class of the mapping takes, where it does not take the whole.
+PARTS = {"musicgen": "decoder", "musicgen_melody": "decoder"}
 _MOST_WEIGHTS = 100_000_000
 #: What single architectures need beyond that.
-OWN: dict[str, dict[str, Any]] = {
+OWN: dict[str, dict[str, Any]] = {  # a dictionary is for the configuration of that name within
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0}},
-    "dots3_note": {"num_key_value_heads": _HEADS},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots3_note": {
+        "text_config": {"num_key_value_heads": _HEADS},
+        "vision_config": {"adapter_in_dim": _WIDTH, "adapter_out_dim": _WIDTH, "mlp_layer_types": ["dense"] * _LAYERS},
+        "audio_config": {"adapter_input_size": _WIDTH, "adapter_out_dim": _WIDTH},
+    },
     "dots3_note_text": {"num_key_value_heads": _HEADS},
+    "gemma4_assistant": {"text_config": _ASSISTANT},
     "gemma4_text": {"hidden_size_per_layer_input": 8},
+    "gemma4_unified_assistant": {"text_config": _ASSISTANT},
+    "helium": {"head_dim": _WIDTH // _HEADS},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2},
     "recurrent_gemma": {"attention_window_size": 32},
@@ -118,7 +133,10 @@ def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[st
     """
     from transformers import PreTrainedConfig
 
-    full = kind()
+    try:
+        full = kind()
+    except Exception:
+        full = kind(**{name: value for name, value in own.items() if isinstance(value, dict)})
     said = full.to_dict()
     names = {*said, *(getattr(full, "attribute_map", None) or {})}
     sizes = {name: value for name, value in TINY.items() if name in names and (unset or said.get(name, 0) is not None)}
@@ -132,21 +150,24 @@ def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[st
             kinds = dict.fromkeys(map(str, value))
             picked = [next(v for v in value if str(v) == kind) for kind in kinds]
             sizes[name] = (picked * _LAYERS)[:_LAYERS]
-    for name, inner in vars(full).items():
-        if isinstance(inner, PreTrainedConfig):
-            sizes[name] = type(inner)(**_shrunk(type(inner), {}, unset, lists))
-    return sizes | own
+    within = {name: inner for name, inner in vars(full).items() if isinstance(inner, PreTrainedConfig)}
+    shrunk = {
+        name: type(inner)(**_shrunk(type(inner), own.get(name, {}), unset, lists)) for name, inner in within.items()
+    }
+    return sizes | own | shrunk
 
 
 def _tiny(key: str) -> Any:
     """A tiny model of an architecture, in the first way that its configuration takes."""
     import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     kind, problem = CONFIG_MAPPING[key], Exception()
     for unset, lists in ((False, True), (True, True), (False, False), (True, False)):
         try:
             config = kind(**_shrunk(kind, OWN.get(key, {}), unset, lists))
+            if key in PARTS:
+                return MODEL_FOR_CAUSAL_LM_MAPPING[kind](getattr(config, PARTS[key]))
             with torch.device("meta"):
                 weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
             if weights > _MOST_WEIGHTS:

@@ -85,7 +85,7 @@ class Recomputer:
             raise ArgumentError(f"The dump has a block {block}; {type(model).__name__} has {self.depth} blocks.")
         count = len(states)
         lane = Lane(torch.zeros(count, dtype=torch.int64, device=self._device), (Chunk(0, count),))
-        down = DescendingLane(lane, model, [self._given(states, wide)], handed=[()])
+        down = DescendingLane(lane, model, [self._given(states, wide)], handed=[()], between=[{}])
         with ExitStack() as stack:
             stack.enter_context(weights_of(model).block(block - 1))
             stack.enter_context(numerics(*self._numerics[wide]))

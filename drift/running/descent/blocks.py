@@ -25,6 +25,7 @@ from drift.running.descent.carrying import CarriedStep, KeyRotation, held_by
 from drift.running.descent.decoders import blocks_of, driving_of, text_config
 from drift.running.descent.lanes import Lane
 from drift.running.descent.taps import (
+    Between,
     Call,
     attention_as,
     attention_of,
@@ -41,8 +42,8 @@ __all__ = ["DescendingLane", "run_block"]
 class DescendingLane:
     """A lane on its way down.
 
-    It has its hidden states per chunk, what its last block handed on beside them, and the calls that the tap saw, if
-    they are kept.
+    It has its hidden states per chunk, what its last block handed on beside them, what its blocks left for later ones,
+    and the calls that the tap saw, if they are kept.
     """
 
     lane: Lane
@@ -50,6 +51,7 @@ class DescendingLane:
     states: list[Tensor] = field(default_factory=list)
     calls: list[list[Call]] | None = None
     handed: list[tuple[Any, ...]] = field(default_factory=list)
+    between: list[Between] = field(default_factory=list)
     _hands_on: bool = False
     _rotation: KeyRotation | None = None
 
@@ -64,6 +66,7 @@ class DescendingLane:
                 states = torch.cat([torch.cat([states[0, :first], text])[None], states[1:]])
             self.states.append(states)
             self.handed.append(())
+            self.between.append({})
             self._hands_on |= any(call.hands_on for call in calls)
             if held <= allowed:
                 held += call_memory(calls)
@@ -207,7 +210,7 @@ def _take_chunk(
     chunk, model = lane.lane.chunks[place], lane.model
     before = [] if chunk.kept else take_snapshot(tape)
     own = TapeCache(text_config(model)) if chunk.alone else tape
-    args, kwargs = call.given(own, lane.handed[place])
+    args, kwargs = call.given(own, lane.handed[place], lane.between[place])
     lane.put_out(place, block(driving_of(model).streams.parted(lane.states[place]), *args, **kwargs))
     if len(own.appended) != int(keeps_slots(own.layers[index])):
         raise UnsupportedModelError(

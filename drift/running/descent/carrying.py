@@ -145,7 +145,7 @@ class KeyRotation:
             for first in (0, _MOVED):
                 _, calls = taps.run(DynamicCache(config=config), ids, first)
                 tape = TapeCache(config, index)
-                args, kwargs = calls[index].given(tape, (None,) * driving_of(model).outputs)
+                args, kwargs = calls[index].given(tape, (None,) * driving_of(model).outputs, {})
                 blocks_of(model)[index](driving_of(model).streams.parted(states), *args, **kwargs)
                 keys.append(tape.appended[0][0])
         off = float("inf")

@@ -233,14 +233,9 @@ def structural_fault(model: PreTrainedModel) -> str | None:
         return str(error)
     if not takes(decoder, cache_argument(decoder)):
         return f"{name} keeps no KV cache: no module around its layers takes past_key_values or cache_params."
-    shared = getattr(text_config(model), "kv_sharing_modes", None)
     for index, layer in enumerate(DynamicCache(config=text_config(model)).layers):
-        nothing = isinstance(layer, DummyLayer) and not (shared and shared[index])
-        if not (keeps_slots(layer) or keeps_states(layer) or nothing):
-            return (
-                f"{name}: layer {index} keeps no keys and values of its own ({type(layer).__name__}): it takes those "
-                "of another layer, or none."
-            )
+        if not (keeps_slots(layer) or keeps_states(layer) or isinstance(layer, DummyLayer)):
+            return f"{name}: layer {index} keeps neither keys and values nor states ({type(layer).__name__})."
     if decoder is model:
         return f"{name} has no decoder apart from its language-model head."
     return None

@@ -279,7 +279,9 @@ def _looked_at(model: PreTrainedModel) -> Driving:
                 "different shapes."
             )
         positions = takes(model, "position_ids") and takes(decoder_of(model), "position_ids")
-        driving = Driving(False, shapes.outputs.pop(), shapes.streams.pop(), 0, positions, int(ids[0]), "bitwise", model.dtype)
+        driving = Driving(
+            False, shapes.outputs.pop(), shapes.streams.pop(), 0, positions, int(ids[0]), "bitwise", model.dtype
+        )
         remember(model, driving)
         driving = replace(driving, origin=_origin(model, ids))
         remember(model, driving)

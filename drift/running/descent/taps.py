@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +20,7 @@ from drift.running.model.weights import weights_of
 from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = [
+    "Between",
     "Call",
     "Taps",
     "attention_as",
@@ -61,6 +62,17 @@ class _Handed:
     place: int
 
 
+@dataclass(frozen=True)
+class _Between:
+    """What stands in a noted call for a mapping in which blocks of a pass leave keys and values for later ones."""
+
+    kind: type[MutableMapping[Any, Any]]
+
+
+Between = dict[type[MutableMapping[Any, Any]], MutableMapping[Any, Any]]
+"""The mappings of one pass that its blocks leave something in for each other, by their kind."""
+
+
 @dataclass
 class Call:
     """How the model calls one block for one chunk: its hidden states and cache left out."""
@@ -68,17 +80,37 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @classmethod
+    def noted(cls, cache: DynamicCache, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """A call with a cache, as it is kept."""
+
+        def left_out(value: Any) -> Any:
+            if value is cache:
+                return _Stand.CACHE
+            if isinstance(value, MutableMapping) and not value:
+                return _Between(type(value))
+            return value
+
+        return cls(tuple(left_out(v) for v in args), {name: left_out(v) for name, v in kwargs.items()})
+
     @property
     def hands_on(self) -> bool:
         """Whether the block is given anything that the block before put out beside its states."""
         return any(isinstance(value, _Handed) for value in (*self.args, *self.kwargs.values()))
 
-    def given(self, cache: DynamicCache, handed: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the block behind its states, with a cache, and what the block before handed on."""
+    def given(
+        self, cache: DynamicCache, handed: Sequence[Any], between: Between
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the block behind its states: with a cache, and with what the block before handed on.
+
+        ``between`` has the mappings of the pass; one that is missing is put there.
+        """
 
         def filled(value: Any) -> Any:
             if isinstance(value, _Handed):
                 return handed[value.place]
+            if isinstance(value, _Between):
+                return between.setdefault(value.kind, value.kind())
             return cache if value is _Stand.CACHE else value
 
         return tuple(filled(v) for v in self.args), {name: filled(v) for name, v in self.kwargs.items()}
@@ -130,10 +162,7 @@ class Taps:
                     f"{name}: block {index} is not called with the hidden states that the block before put out; "
                     "this architecture cannot be driven layer by layer."
                 )
-            call = Call(
-                tuple(_Stand.CACHE if value is self._cache else value for value in rest),
-                {key: _Stand.CACHE if value is self._cache else value for key, value in kwargs.items()},
-            )
+            call = Call.noted(self._cache, rest, kwargs)
             if sum(value is _Stand.CACHE for value in (*call.args, *call.kwargs.values())) != 1:
                 raise UnsupportedModelError(
                     f"{name}: block {index} is not handed the KV cache that the model was given."
@@ -166,12 +195,17 @@ class Taps:
             raise UnsupportedModelError(
                 f"{name} does not call its {len(self._blocks)} decoder layers once each, in order."
             )
-        if any(states is not seen[0][1] for _, states, _ in seen):
+        if not all(_same(states, seen[0][1]) for _, states, _ in seen):
             raise UnsupportedModelError(
                 f"{name} does something to the hidden states between its decoder layers, "
                 "which a layer-by-layer descent would miss."
             )
         return self._driving.streams.joined(seen[0][1]), [call for _, _, call in seen]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, or views of all of it."""
+    return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
 
 
 def _blank(model: PreTrainedModel, like: Tensor, tokens: int) -> Tensor:
