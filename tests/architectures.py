@@ -213,7 +213,7 @@ def _bitwise(model: Any, ids: Any) -> str:
     import torch
     from transformers import DynamicCache
 
-    from drift.running.descent.decoders import cache_argument
+    from drift.running.descent.decoders import blocks_of, cache_argument
     from drift.running.descent.descending import descend
     from drift.running.descent.lanes import Lane, Recorder
     from drift.running.model.numerics import numerics, rung_of
@@ -243,9 +243,11 @@ def _bitwise(model: Any, ids: Any) -> str:
             scores = [model(part[None], **given).logits[0] for part in ids.split(size)]
         if not torch.equal(torch.cat(last.scores), torch.cat(scores)):
             return f"logits, chunks of {size}"
+        each = len(cache.layers) // len(blocks_of(model))  # layers of a block that attends more than once
         for index, held in last.held.items():
-            layer = cache.layers[index]
-            if not (torch.equal(held[0], layer.keys[0]) and torch.equal(held[1], layer.values[0])):
+            layers = cache.layers[index * each : (index + 1) * each]
+            keys, values = (torch.cat([getattr(layer, x)[0] for layer in layers]) for x in ("keys", "values"))
+            if not (torch.equal(held[0], keys) and torch.equal(held[1], values)):
                 return f"cache of block {index + 1}, chunks of {size}"
         for index, layer in enumerate(cache.layers):
             plain = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]

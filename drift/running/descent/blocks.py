@@ -159,7 +159,7 @@ def run_block(
         If the block does not cache what its kind of layer says, once per chunk.
     """
     protocol, chunks = lane.lane.protocol, lane.lane.chunks
-    tape = TapeCache(text_config(lane.model), index, lane.slots)
+    tape = TapeCache(text_config(lane.model), index, lane.slots, driving_of(lane.model).attentions)
     slotted = keeps_slots(tape.layers[index])
     whole = isinstance(tape.layers[index], RoomyLayer) and source is None
     appended: list[tuple[Tensor, Tensor]] = []
@@ -209,22 +209,21 @@ def _take_chunk(
     """Take one chunk through the block; return the keys and values that it computed, and keep them if it is kept."""
     chunk, model = lane.lane.chunks[place], lane.model
     before = [] if chunk.kept else take_snapshot(tape)
-    own = TapeCache(text_config(model)) if chunk.alone else tape
+    own = TapeCache(text_config(model), attentions=driving_of(model).attentions) if chunk.alone else tape
     args, kwargs = call.given(own, lane.handed[place], lane.between[place])
     lane.put_out(place, block(driving_of(model).streams.parted(lane.states[place]), *args, **kwargs))
     if len(own.appended) != int(keeps_slots(own.layers[index])):
         raise UnsupportedModelError(
             f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "
-            "(blocks that share a cache, keep none where the configuration says that they do, or attend twice are not "
-            "supported)."
+            "(blocks are not supported that keep none where the configuration says that they do, or of which some "
+            "attend more often than others)."
         )
     pair = own.appended.pop() if own.appended else None
     if not chunk.kept:
         if not chunk.alone:
             restore_snapshot(tape, before)
     elif chunk.alone and pair is not None:
-        tape.update(*pair, index)
-        tape.appended.clear()
+        tape.layers[index].update(*pair)
     return pair
 
 
@@ -239,3 +238,4 @@ def _take_over(index: int, lane: DescendingLane, chunk: Chunk, layer: Any, sourc
     # A layer of the cache has just made these for itself, or has room of its own for them.
     keys[..., -count:, :] = others
     values[..., -count:, :] = other_values
+    layer.keys, layer.values = keys, values

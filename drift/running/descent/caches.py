@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 __all__ = [
+    "JoinedLayer",
     "RoomyLayer",
     "TapeCache",
     "branched",
     "carried_tensors",
+    "joined_heads",
     "keeps_slots",
     "keeps_states",
     "move_on",
@@ -79,6 +83,63 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
+class JoinedLayer(DynamicLayer):
+    """The layers of a block that attends several times, as one: their heads side by side.
+
+    Parameters
+    ----------
+    parts : sequence of DynamicLayer
+        One for each time, in order.
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = list(parts)
+
+    def __copy__(self) -> JoinedLayer:
+        return JoinedLayer([copy.copy(part) for part in self.parts])
+
+    def _joined(self, name: str) -> Tensor | None:
+        held = [getattr(part, name) for part in self.parts if part.is_initialized]
+        return torch.cat(held, dim=1) if len(held) == len(self.parts) else None
+
+    def _parted(self, name: str, joined: Tensor) -> None:
+        for part, own in zip(self.parts, joined.chunk(len(self.parts), dim=1), strict=True):
+            setattr(part, name, own)
+
+    @property
+    def is_initialized(self) -> bool:
+        return all(part.is_initialized for part in self.parts)
+
+    @property
+    def keys(self) -> Tensor | None:
+        return self._joined("keys")
+
+    @keys.setter
+    def keys(self, joined: Tensor) -> None:
+        self._parted("keys", joined)
+
+    @property
+    def values(self) -> Tensor | None:
+        return self._joined("values")
+
+    @values.setter
+    def values(self, joined: Tensor) -> None:
+        self._parted("values", joined)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Cache new keys and values of all parts; returns all there are."""
+        both = (x.chunk(len(self.parts), dim=1) for x in (key_states, value_states))
+        for part, keys, values in zip(self.parts, *both, strict=True):
+            part.update(keys, values)
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """How many slots are held."""
+        return int(self.parts[0].get_seq_length())
+
+
 class TapeCache(DynamicCache):
     """A cache that also notes what each chunk appended (a sliding window forgets it).
 
@@ -86,19 +147,39 @@ class TapeCache(DynamicCache):
     ----------
     config : PretrainedConfig
     index, slots : int, optional
-        The layer that is going to be used, and how much it will hold in all, if nothing is ever taken from it.
+        The block that is going to be used, and how much it will hold in all, if nothing is ever taken from it.
+    attentions : int
+        How often a block attends, each time with a layer of the cache of its own.
     """
 
-    def __init__(self, config: Any, index: int = 0, slots: int | None = None) -> None:
+    def __init__(self, config: Any, index: int = 0, slots: int | None = None, attentions: int = 1) -> None:
         super().__init__(config=config)
         self.appended: list[tuple[Tensor, Tensor]] = []
+        self._attentions, self._waiting = attentions, list[tuple[Tensor, Tensor]]()
+        if attentions > 1:
+            starts = range(0, len(self.layers), attentions)
+            self.layers: list[Any] = [JoinedLayer(self.layers[i : i + attentions]) for i in starts]
         if slots is not None and type(self.layers[index]) is DynamicLayer:
             self.layers[index] = RoomyLayer(slots)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Note the new keys and values, then cache them as usual."""
-        self.appended.append((key_states, value_states))
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        self._waiting.append((key_states, value_states))
+        if len(self._waiting) == self._attentions:
+            self.appended.append(joined_heads(self._waiting))
+            self._waiting.clear()
+        if self._attentions == 1:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        block, part = divmod(layer_idx, self._attentions)
+        return self.layers[block].parts[part].update(key_states, value_states, *args, **kwargs)
+
+
+def joined_heads(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values [text, head, token, feature] of several attentions as those of one, heads side by side."""
+    if len(pairs) == 1:
+        return pairs[0]
+    keys, values = zip(*pairs, strict=True)
+    return torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
 
 def branched(layer: Any) -> Any:
@@ -126,11 +207,12 @@ def restore_snapshot(cache: DynamicCache, snapshot: list[Any]) -> None:
         vars(layer).update(vars(held))
 
 
-def move_on(cache: DynamicCache, index: int, states: Tensor) -> None:
-    """Move a block's layer on by the tokens of hidden states [text, token, .] without keys and values of them.
+def move_on(cache: DynamicCache, index: int, states: Tensor, attentions: int = 1) -> None:
+    """Move a block's layers on by the tokens of hidden states [text, token, .] without keys and values of them.
 
     Masks and positions of the next chunk depend on how many slots are held, and on nothing of a recurrence.
     """
-    if keeps_slots(cache.layers[index]):
-        stub = states.new_zeros((1, 1, states.shape[1], 1))
-        cache.update(stub, stub, index)
+    for layer in range(index * attentions, (index + 1) * attentions):
+        if keeps_slots(cache.layers[layer]):
+            stub = states.new_zeros((1, 1, states.shape[1], 1))
+            cache.update(stub, stub, layer)

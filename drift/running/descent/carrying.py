@@ -144,7 +144,7 @@ class KeyRotation:
             states = states * torch.linspace(1, 2, _FEW, device=self._device, dtype=states.dtype)[:, None]
             for first in (0, _MOVED):
                 _, calls = taps.run(DynamicCache(config=config), ids, first)
-                tape = TapeCache(config, index)
+                tape = TapeCache(config, index, attentions=driving_of(model).attentions)
                 args, kwargs = calls[index].given(tape, (None,) * driving_of(model).outputs, {})
                 blocks_of(model)[index](driving_of(model).streams.parted(states), *args, **kwargs)
                 keys.append(tape.appended[0][0])

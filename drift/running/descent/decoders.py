@@ -67,6 +67,8 @@ class Driving:
         Length of the tuple that blocks put out; 0 where that is the states alone.
     streams : Streams
         How the states lie in memory that blocks are given and put out.
+    attentions : int
+        How often every block attends, each time with a layer of the cache of its own.
     origin : int
         Position id that the model itself gives the first token of a text.
     positions : bool
@@ -84,6 +86,7 @@ class Driving:
     plain: bool = True
     outputs: int = 0
     streams: Streams = Streams()
+    attentions: int = 1
     origin: int = 0
     positions: bool = True
     token: int = 0

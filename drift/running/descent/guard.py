@@ -280,7 +280,14 @@ def _looked_at(model: PreTrainedModel) -> Driving:
             )
         positions = takes(model, "position_ids") and takes(decoder_of(model), "position_ids")
         driving = Driving(
-            False, shapes.outputs.pop(), shapes.streams.pop(), 0, positions, int(ids[0]), "bitwise", model.dtype
+            plain=False,
+            outputs=shapes.outputs.pop(),
+            streams=shapes.streams.pop(),
+            attentions=max(1, *shapes.attentions),
+            positions=positions,
+            token=int(ids[0]),
+            outcome="bitwise",
+            dtype=model.dtype,
         )
         remember(model, driving)
         driving = replace(driving, origin=_origin(model, ids))

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from drift.errors import UnsupportedModelError
-from drift.running.descent.caches import keeps_slots, move_on, restore_snapshot, take_snapshot
+from drift.running.descent.caches import TapeCache, keeps_slots, move_on, restore_snapshot, take_snapshot
 from drift.running.descent.decoders import blocks_of, cache_argument, decoder_of, driving_of, text_config
 from drift.running.descent.lanes import Lane
 from drift.running.model.weights import weights_of
@@ -167,7 +167,7 @@ class Taps:
                 raise UnsupportedModelError(
                     f"{name}: block {index} is not handed the KV cache that the model was given."
                 )
-            move_on(self._cache, index, self._driving.streams.first(states))
+            move_on(self._cache, index, self._driving.streams.first(states), self._driving.attentions)
             self._seen.append((index, states, call))
             # What the decoder does behind its last block is not looked at: one token of it will do.
             short = self._driving.plain and index + 1 == len(self._blocks)
@@ -253,7 +253,7 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
         else:
             if chunk.alone:
                 for index in range(len(called)):
-                    move_on(cache, index, states)
+                    move_on(cache, index, states, driving_of(model).attentions)
             if lane.protocol is not None and lane.protocol.carries:
                 _carry_stubs(lane.protocol, chunk, cache)
         yield states, called
@@ -299,11 +299,13 @@ def rotary_tables(model: PreTrainedModel, like: Tensor, positions: int) -> list[
     with nullcontext() if driving_of(model).plain else weights_of(model).embedding():
         _, calls = Taps(model).run(DynamicCache(config=text_config(model)), _blank(model, like, positions), 0)
     tables = []
-    for index, (call, layer) in enumerate(zip(calls, DynamicCache(config=text_config(model)).layers, strict=True)):
+    layers = TapeCache(text_config(model), attentions=driving_of(model).attentions).layers
+    for index, (call, layer) in enumerate(zip(calls, layers, strict=True)):
         if not keeps_slots(layer):  # nothing of it is ever moved
             tables.append((like.new_zeros(0), like.new_zeros(0)))
             continue
-        pair = call.kwargs.get("position_embeddings")
+        pairs = (value for value in call.args if isinstance(value, tuple))
+        pair = call.kwargs.get("position_embeddings", next(pairs, None))
         sound = False
         if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(x, Tensor) for x in pair):
             cos, sin = (x[0].to(torch.promote_types(x.dtype, torch.float32)) for x in pair)
@@ -332,7 +334,7 @@ def noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tenso
         yield noted
         return
     attention = getattr(block, "self_attn", None)
-    if not isinstance(attention, torch.nn.Module):
+    if not isinstance(attention, torch.nn.Module) or isinstance(attention, torch.nn.ModuleList):
         raise UnsupportedModelError(
             f"{type(block).__name__} has no module `self_attn` to read attention probabilities from. Chunked inference "
             "is possible with it: protocols that need none work (append, merge, quantized)."

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drift.running.descent.caches import TapeCache, states_of
+from drift.running.descent.caches import TapeCache, joined_heads, states_of
 from drift.running.descent.decoders import blocks_of, cache_argument, takes, text_config
 from drift.running.descent.streams import Streams
 from drift.running.model.numerics import rung_of
@@ -92,9 +92,18 @@ def _special(config: Mapping[str, Any]) -> Iterator[int]:
 
 @dataclass
 class Shapes:
-    """What was seen of how blocks are called: lengths of the tuples that they put out (0: no tuple), and streams."""
+    """What was seen of how blocks are called.
+
+    Attributes
+    ----------
+    outputs, attentions : set of int
+        Lengths of the tuples that blocks put out, 0 where that is no tuple, and how often they attend.
+    streams : set of Streams
+        How their states lie in memory.
+    """
 
     outputs: set[int] = field(default_factory=set)
+    attentions: set[int] = field(default_factory=set)
     streams: set[Streams] = field(default_factory=set)
 
 
@@ -136,9 +145,11 @@ class _Eyes:
     def _after(self, block: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
             appended, self.cache.appended = self.cache.appended, []
-            if len(appended) == 1:
-                self.note(f"the keys of block {block}", appended[0][0])
-                self.note(f"the values of block {block}", appended[0][1])
+            self.shapes.attentions.add(len(appended))
+            if appended:
+                keys, values = joined_heads(appended)
+                self.note(f"the keys of block {block}", keys)
+                self.note(f"the values of block {block}", values)
             self.held |= named_states(block, [state[0] for state in states_of(self.cache.layers[block - 1])])
             self.shapes.outputs.add(len(output) if isinstance(output, tuple) else 0)
             states = output[0] if isinstance(output, tuple) else output
