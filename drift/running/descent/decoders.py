@@ -191,6 +191,10 @@ def _found(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     if isinstance(blocks, nn.ModuleList):
         return decoder, blocks
     name, count = type(model).__name__, getattr(text_config(model), "num_hidden_layers", None)
+    if count is None:
+        raise UnsupportedModelError(
+            f"{name} does not say how many decoder layers it has: its configuration has no num_hidden_layers."
+        )
     chains = list(_chains(model, count))
     own = [chain for chain in chains if any(getattr(m, "config", None) is text_config(model) for m in chain[1:])]
     if len(chains) > 1 and len(own) == 1:

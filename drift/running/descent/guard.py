@@ -210,6 +210,12 @@ def _refused(fault: str, verdict: Verdict) -> UnsupportedModelError:
             f"Chunked inference is not possible with it in transformers {version}: chunk after chunk, its own forward "
             f"parts from its own single pass ({verdict.detail})."
         )
+    elif verdict.chunked is Chunked.TOKENS:
+        possible = (
+            f"Chunked inference is possible with it in transformers {version} one token at a time and no faster: its "
+            f"own forward does not go on from a chunk to the next ({clipped(verdict.detail)}), and token after token "
+            "it gives what it gives in one pass."
+        )
     elif verdict.chunked is Chunked.FAILS:
         possible = (
             f"Chunked inference is not possible with it in transformers {version}: its own forward does not go on from "
@@ -217,15 +223,15 @@ def _refused(fault: str, verdict: Verdict) -> UnsupportedModelError:
         )
     elif verdict.chunked is Chunked.BROKEN:
         possible = (
-            f"Chunked inference is not possible with it in transformers {version}: its own forward fails on one pass "
-            f"over a text ({clipped(verdict.detail)})."
+            f"Chunked inference is not possible with it in transformers {version}: with a cache, its own forward fails "
+            f"on one pass over a text ({clipped(verdict.detail)})."
         )
     else:
         possible = "Whether chunked inference is possible with it was not tried: its weights are not there."
     instead = (
         "Run both passes yourself: their logits are compared by python -m drift.logits, dumps of them by python -m "
         "drift.diagnose."
-        if verdict.chunked is Chunked.AGREES
+        if verdict.chunked in (Chunked.AGREES, Chunked.TOKENS)
         else "There is no fold of it to measure; docs/models.md lists the architectures that have one."
     )
     return UnsupportedModelError(f"{fault} {possible} {instead}")

@@ -45,8 +45,8 @@ class Streams:
             if states.ndim == 4 and states.shape[1:3] == (1, tokens):
                 return cls(0, states.shape[0])
         raise UnsupportedModelError(
-            f"{name} is not given hidden states [text, token, feature], nor several streams of these, so the blocks "
-            "of this architecture cannot be driven one by one."
+            f"{name} is not given hidden states [text, token, feature] of a text's tokens, nor several streams of "
+            "these, so the blocks of this architecture cannot be driven one by one."
         )
 
     def fits(self, states: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import TapeCache, joined_heads, states_of
 from drift.running.descent.decoders import blocks_of, cache_argument, takes, text_config
 from drift.running.descent.streams import Streams
@@ -42,16 +43,20 @@ _PARTED = 4.0
 _CHOSEN_OTHERWISE = 1 / 16
 
 #: What architectures call that which they hand on from a text to its continuation.
-_CACHES = ("past_key_values", "cache_params", "mems", "past_buckets_states", "state")
+_CACHES = ("past_key_values", "cache_params", "mems", "past_buckets_states", "state", "cache")
 
 Seen = dict[str, Tensor]
 """What a pass showed, by the name of its place: tensors [..., token, feature], and of states [1, number]."""
 
 
 class Chunked(Enum):
-    """What a model's own forward makes of a text in chunks that share a cache; BROKEN where one pass fails already."""
+    """What a model's own forward makes of a text in chunks that share a cache.
+
+    TOKENS where it goes on by single tokens only, BROKEN where one pass fails already.
+    """
 
     AGREES = "agrees"
+    TOKENS = "tokens"
     PARTS = "parts"
     FAILS = "fails"
     BROKEN = "broken"
@@ -69,7 +74,9 @@ class Verdict:
 def trial_text(model: PreTrainedModel) -> Tensor:
     """Token ids [token] that stand for text and nothing else, the same for every model of a vocabulary."""
     config = text_config(model)
-    vocabulary = min(int(model.get_input_embeddings().weight.shape[0]), int(getattr(config, "vocab_size", 1 << 62)))
+    table = getattr(model.get_input_embeddings(), "weight", None)  # there are models with several tables
+    sizes = (getattr(config, "vocab_size", None), None if table is None else table.shape[0])
+    vocabulary = min((int(size) for size in sizes if size is not None), default=TEXT)
     special = {token for each in (model.config, config) for token in _special(each.to_dict())}
     drawn = np.random.default_rng(0).integers(0, vocabulary, size=64 * TEXT).tolist()
     context = getattr(config, "max_position_embeddings", None) or 0
@@ -205,19 +212,34 @@ def chunked_inference(model: PreTrainedModel) -> Verdict:
     cache = next((name for name in _CACHES if takes(model, name)), None)
     if cache is None:
         return Verdict(Chunked.FAILS, "its forward takes no cache")
+    ids, roundoff = trial_text(model), rung_of(model.dtype).unit_roundoff
+    size = trial_chunk(len(ids))
     failing = Chunked.BROKEN
-    try:
-        ids = trial_text(model)
-        with weights.whole():
-            whole = model(input_ids=ids[None], use_cache=True).logits[0]
-            failing, parts, given = Chunked.FAILS, [], dict[str, Any]()
-            for part in ids.split(trial_chunk(len(ids))):
-                out = model(input_ids=part[None], use_cache=True, **given)
-                parts.append(out.logits[0])
-                given = {cache: getattr(out, cache)}
-    except Exception as error:  # whatever the code of some architecture raises is an answer
-        return Verdict(failing, f"{type(error).__name__}: {error}")
-    return parting({"the logits": torch.cat(parts)}, {"the logits": whole}, rung_of(model.dtype).unit_roundoff)
+    with weights.whole():
+        try:
+            whole = {"the logits": model(input_ids=ids[None], use_cache=True).logits[0]}
+            failing = Chunked.FAILS
+            return parting(_in_parts(model, cache, ids.split(size)), whole, roundoff)
+        except Exception as error:  # whatever the code of some architecture raises is an answer
+            told = str(error) if isinstance(error, UnsupportedModelError) else f"{type(error).__name__}: {error}"
+            verdict = Verdict(failing, told)
+        if failing is Chunked.FAILS:
+            with suppress(Exception):
+                singly = parting(_in_parts(model, cache, [ids[:size], *ids[size:].split(1)]), whole, roundoff)
+                return Verdict(Chunked.TOKENS, verdict.detail) if singly.chunked is Chunked.AGREES else verdict
+    return verdict
+
+
+def _in_parts(model: PreTrainedModel, cache: str, parts: Sequence[Tensor]) -> Seen:
+    """Logits of parts [token] of a text, each of which goes on from what the one before left in ``cache``."""
+    logits, given = [], dict[str, Any]()
+    for part in parts:
+        out = model(input_ids=part[None], use_cache=True, **given)
+        logits.append(out.logits[0])
+        if getattr(out, cache, None) is None:
+            raise UnsupportedModelError(f"it takes {cache} and puts out none")
+        given = {cache: getattr(out, cache)}
+    return {"the logits": torch.cat(logits)}
 
 
 def parting(chunked: Seen, whole: Seen, unit_roundoff: float) -> Verdict:
