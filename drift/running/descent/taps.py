@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -47,6 +47,11 @@ def replaced_forwards(blocks: Sequence[torch.nn.Module], forwards: Sequence[Call
                 block.__dict__.pop("forward", None)
             else:
                 block.__dict__["forward"] = original
+
+
+#: How far from 1 probabilities may sum up, which are rounded to 16 bits.
+_NEARLY_ONE = 2.0**-5
+_WITHOUT_ATTENTION = "Chunked inference is possible with it: protocols that need none work (append, merge, quantized)."
 
 
 class _Stand(Enum):
@@ -328,29 +333,52 @@ def rotary_tables(model: PreTrainedModel, like: Tensor, positions: int) -> list[
 
 @contextmanager
 def noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
-    """Yield a list that receives the attention probabilities of each call of the block."""
+    """Yield a list that receives the attention probabilities of each call of the block.
+
+    They are what the module `self_attn` puts out second; in a block that has none, the one tensor among the outputs of
+    its modules that can be probabilities.
+    """
     noted: list[Tensor] = []
     if not wanted:
         yield noted
         return
     attention = getattr(block, "self_attn", None)
-    if not isinstance(attention, torch.nn.Module) or isinstance(attention, torch.nn.ModuleList):
-        raise UnsupportedModelError(
-            f"{type(block).__name__} has no module `self_attn` to read attention probabilities from. Chunked inference "
-            "is possible with it: protocols that need none work (append, merge, quantized)."
-        )
+    named = isinstance(attention, torch.nn.Module) and not isinstance(attention, torch.nn.ModuleList)
 
     def note(module: torch.nn.Module, args: Any, output: Any) -> None:
         found = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if not isinstance(found, Tensor) or found.ndim != 4:
             raise UnsupportedModelError(
-                f"{type(module).__name__} does not return attention probabilities. Chunked inference is possible with "
-                "it: protocols that need none work (append, merge, quantized)."
+                f"{type(module).__name__} does not return attention probabilities. {_WITHOUT_ATTENTION}"
             )
         noted.append(found)
 
-    handle = attention.register_forward_hook(note)
-    try:
+    def look(module: torch.nn.Module, args: Any, output: Any) -> None:
+        for value in output if isinstance(output, tuple) else ():
+            # Modules hand on what the modules within them put out.
+            if _may_be_probabilities(value) and all(value is not other for other in noted):
+                noted.append(value)
+
+    def settle(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if len(noted) != 1:
+            raise UnsupportedModelError(
+                f"{type(block).__name__} has no module `self_attn`, and {len(noted)} outputs of its modules may be "
+                f"attention probabilities. {_WITHOUT_ATTENTION}"
+            )
+
+    with ExitStack() as stack:
+        if named:
+            stack.callback(attention.register_forward_hook(note).remove)
+        else:
+            inner = [module for module in block.modules() if module is not block]
+            for handle in (*(m.register_forward_hook(look) for m in inner), block.register_forward_hook(settle)):
+                stack.callback(handle.remove)
         yield noted
-    finally:
-        handle.remove()
+
+
+def _may_be_probabilities(value: object) -> bool:
+    """Whether an output may be attention probabilities [text, head, query, slot]: all rows sum to 1."""
+    if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point() or not value.numel():
+        return False
+    sums = value.to(torch.float32).sum(-1)
+    return bool((value >= 0).all() and ((sums - 1).abs() < _NEARLY_ONE).all())
