@@ -1,7 +1,7 @@
 """Some of transformers' causal language models, tiny; ``make test-models`` walks all of them.
 
-Each stands for a way in which blocks are called, or for a class of refusals. All are held in this process: starting one for each
-takes longer than all that is computed in it.
+Each stands for a way in which blocks are called, or for a class of refusals. All are held in this process: starting one
+for each takes longer than all that is computed in it.
 """
 
 from __future__ import annotations

@@ -108,10 +108,12 @@ class JoinedLayer(DynamicLayer):
 
     @property
     def is_initialized(self) -> bool:
+        """Whether all parts hold something."""
         return all(part.is_initialized for part in self.parts)
 
     @property
     def keys(self) -> Tensor | None:
+        """Keys [text, head, slot, feature] of all parts; to be set, but not to be written into."""
         return self._joined("keys")
 
     @keys.setter
@@ -120,6 +122,7 @@ class JoinedLayer(DynamicLayer):
 
     @property
     def values(self) -> Tensor | None:
+        """Values [text, head, slot, feature] of all parts; to be set, but not to be written into."""
         return self._joined("values")
 
     @values.setter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class Driving:
 
     plain: bool = True
     outputs: int = 0
-    streams: Streams = Streams()
+    streams: Streams = field(default_factory=Streams)
     attentions: int = 1
     origin: int = 0
     positions: bool = True

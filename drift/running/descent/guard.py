@@ -127,8 +127,8 @@ def check_reading(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[C
     for index, layer in enumerate(DynamicCache(config=text_config(model)).layers if edits else ()):
         if keeps_more(layer):
             raise UnsupportedModelError(
-                f"{name}: layer {index} keeps more than keys and values ({type(layer).__name__}), such as the keys of a "
-                f"sparse index or of compressed stretches, which {protocol.label} would leave as they are. Chunked "
+                f"{name}: layer {index} keeps more than keys and values ({type(layer).__name__}), such as the keys of "
+                f"a sparse index or of compressed stretches, which {protocol.label} would leave as they are. Chunked "
                 "inference is possible with it: protocols that only append work (append, restart, reprime)."
             )
     if not driving_of(model).positions:

@@ -343,7 +343,6 @@ def noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tenso
         yield noted
         return
     attention = getattr(block, "self_attn", None)
-    named = isinstance(attention, torch.nn.Module) and not isinstance(attention, torch.nn.ModuleList)
 
     def note(module: torch.nn.Module, args: Any, output: Any) -> None:
         found = output[1] if isinstance(output, tuple) and len(output) > 1 else None
@@ -367,7 +366,7 @@ def noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tenso
             )
 
     with ExitStack() as stack:
-        if named:
+        if isinstance(attention, torch.nn.Module) and not isinstance(attention, torch.nn.ModuleList):
             stack.callback(attention.register_forward_hook(note).remove)
         else:
             inner = [module for module in block.modules() if module is not block]
