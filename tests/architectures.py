@@ -71,11 +71,14 @@ OWN: dict[str, dict[str, Any]] = {
     "dots3_note": {"num_key_value_heads": _HEADS},
     "dots3_note_text": {"num_key_value_heads": _HEADS},
     "gemma4_text": {"hidden_size_per_layer_input": 8},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2},
     "recurrent_gemma": {"attention_window_size": 32},
     "reformer": {"axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
+    "zamba2": {"attention_hidden_size": 2 * _WIDTH, "attention_head_dim": 16, "mamba_headdim": 8},
     "zaya": {"num_experts_per_tok": 1},
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
 from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import (
     RoomyLayer,

@@ -148,15 +148,15 @@ def _check_states(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[C
     name, kind = type(model).__name__, type(layers[index]).__name__
     if any(chunk.alone for chunk in chunks):
         raise UnsupportedModelError(
-            f"{name}: layer {index} carries states ({kind}), and those of chunks that were prefilled alone cannot be put "
-            f"together as keys and values can: {protocol.label} has no cache to go on from. Chunked inference is "
+            f"{name}: layer {index} carries states ({kind}), and those of chunks that were prefilled alone cannot be "
+            f"put together as keys and values can: {protocol.label} has no cache to go on from. Chunked inference is "
             "possible with it: protocols that go on from chunk to chunk work (append, restart, reprime)."
         )
     if protocol.takes_full_cache:
         raise UnsupportedModelError(
             f"{name}: layer {index} carries states ({kind}), and one pass over the text leaves none of them at the "
-            f"boundaries of chunks, which {protocol.label} would have to begin from. Chunked inference is possible with "
-            "it: protocols that go on from chunk to chunk work (append, restart, reprime)."
+            f"boundaries of chunks, which {protocol.label} would have to begin from. Chunked inference is possible "
+            "with it: protocols that go on from chunk to chunk work (append, restart, reprime)."
         )
     if protocol.carries and not any(keeps_slots(layer) for layer in layers):
         raise UnsupportedModelError(
@@ -174,8 +174,8 @@ def _check_positions(name: str, protocol: Protocol, chunks: Sequence[Chunk]) -> 
             raise UnsupportedModelError(
                 f"{name} does not listen to position ids: it counts from what its cache holds, or not at all. "
                 f"{protocol.label} would have the chunk of step {chunk.step} begin at position {chunk.first_position}, "
-                f"and it would go on from {counted} all the same. Chunked inference is possible with it: protocols whose positions run on as "
-                "the cache grows work (append, reprime)."
+                f"and it would go on from {counted} all the same. Chunked inference is possible with it: protocols "
+                "whose positions run on as the cache grows work (append, reprime)."
             )
         if chunk.kept:
             held = protocol.slots(chunk.step, held + len(chunk), len(chunk))
