@@ -213,8 +213,8 @@ def _bitwise(model: Any, ids: Any) -> str:
         def cached(self, lane: int, block: int, step: int, keys: Any, values: Any) -> None:
             self.held[block - 1] = keys.clone(), values.clone()
 
-        def states(self, lane: int, block: int, step: int, states: Any) -> None:
-            self.left[block - 1] = [state.clone() for state in states]
+        def states(self, lane: int, block: int, tokens: int, convolved: Any, recurrent: Any) -> None:
+            self.left[block - 1] = [state.clone() for state in (*convolved, *recurrent)]
 
     for size in (TOKENS, CHUNK):
         last = Last()

@@ -152,12 +152,6 @@ def _check_states(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[C
             f"put together as keys and values can: {protocol.label} has no cache to go on from. Chunked inference is "
             "possible with it: protocols that go on from chunk to chunk work (append, restart, reprime)."
         )
-    if protocol.takes_full_cache:
-        raise UnsupportedModelError(
-            f"{name}: layer {index} carries states ({kind}), and one pass over the text leaves none of them at the "
-            f"boundaries of chunks, which {protocol.label} would have to begin from. Chunked inference is possible "
-            "with it: protocols that go on from chunk to chunk work (append, restart, reprime)."
-        )
     if protocol.carries and not any(keeps_slots(layer) for layer in layers):
         raise UnsupportedModelError(
             f"{name} keeps no keys and values, which are what {protocol.label} changes; its states are not. Chunked "
@@ -246,8 +240,10 @@ class _Everything(Recorder):
             seen[f"the keys of block {block}"] = key.clone()
             seen[f"the values of block {block}"] = value.clone()
 
-    def states(self, lane: int, block: int, step: int, states: Sequence[Tensor]) -> None:
-        self.lanes[lane] |= named_states(block, states)
+    def states(
+        self, lane: int, block: int, tokens: int, convolved: Sequence[Tensor], recurrent: Sequence[Tensor]
+    ) -> None:
+        self.lanes[lane] |= named_states(block, [*convolved, *recurrent])
 
     def logits(self, lane: int, rows: Tensor, logits: Tensor) -> None:
         before = self.lanes[lane].get("the logits", logits[:0])
