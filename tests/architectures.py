@@ -65,6 +65,7 @@ TINY: dict[str, Any] = {
 _MOST_WEIGHTS = 100_000_000
 #: What single architectures need beyond that.
 OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0}},
@@ -72,12 +73,15 @@ OWN: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"num_key_value_heads": _HEADS},
     "gemma4_text": {"hidden_size_per_layer_input": 8},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2},
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "indexed_attention", "linear_attention"]},
     "recurrent_gemma": {"attention_window_size": 32},
     "reformer": {"axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
+    "zamba": {"attention_hidden_size": 2 * _WIDTH, "attention_head_dim": 16},
     "zamba2": {"attention_hidden_size": 2 * _WIDTH, "attention_head_dim": 16, "mamba_headdim": 8},
     "zaya": {"num_experts_per_tok": 1},
 }

@@ -41,6 +41,7 @@ from drift.running.descent.trials import (
     Verdict,
     apart,
     chunked_inference,
+    goes_on_singly,
     named_states,
     own_pass,
     parting,
@@ -152,7 +153,7 @@ def _check_states(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[C
             f"put together as keys and values can: {protocol.label} has no cache to go on from. Chunked inference is "
             "possible with it: protocols that go on from chunk to chunk work (append, restart, reprime)."
         )
-    if protocol.carries and not any(keeps_slots(layer) for layer in layers):
+    if protocol.carries and not protocol.carries_states and not any(keeps_slots(layer) for layer in layers):
         raise UnsupportedModelError(
             f"{name} keeps no keys and values, which are what {protocol.label} changes; its states are not. Chunked "
             "inference is possible with it: protocols that only go on work (append, reprime)."
@@ -203,6 +204,12 @@ def _refused(fault: str, verdict: Verdict) -> UnsupportedModelError:
         possible = (
             f"Chunked inference is not possible with it in transformers {version}: chunk after chunk, its own forward "
             f"parts from its own single pass ({verdict.detail})."
+        )
+    elif verdict.chunked is Chunked.SINGLE:
+        possible = (
+            f"Chunked inference is not possible with it in transformers {version}: its code goes on from what it "
+            "carries by single tokens only. Token by token its own forward gives what it gives in one pass; given a "
+            f"chunk, it does not go on from the chunk before, and parts ({verdict.detail})."
         )
     elif verdict.chunked is Chunked.FAILS:
         possible = (
@@ -268,6 +275,8 @@ def _looked_at(model: PreTrainedModel) -> Driving:
         folded, _ = own_pass(model, ids, [len(chunk) for chunk in chunks[1]])
         verdict = parting(folded, whole, rung_of(model.dtype).unit_roundoff)
         if verdict.chunked is not Chunked.AGREES:
+            if goes_on_singly(model, ids, whole):
+                verdict = replace(verdict, chunked=Chunked.SINGLE)
             raise UnsupportedModelError(f"{name} computes another function in chunks than in one pass.")
         if len(outputs) != 1:
             raise UnsupportedModelError(f"{name}: its blocks put out different numbers of things ({sorted(outputs)}).")

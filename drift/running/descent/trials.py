@@ -22,6 +22,7 @@ __all__ = ["CHUNK", "Chunked", "Seen", "Verdict", "apart", "chunked_inference", 
 
 #: Tokens of the short text, and of its chunks: two whole ones, and one that is not.
 TEXT, CHUNK = 40, 16
+_FEW = 8  # tokens that are tried one by one, and as many before them
 _SPARE = 8  # positions of a short context that are left to models that do not begin to count at 0
 #: A token has parted where it is off by more than this many square roots of the unit roundoff, relative to its norm:
 #: many times what rounding leaves, and far less than another function does.
@@ -37,10 +38,15 @@ Seen = dict[str, Tensor]
 
 
 class Chunked(Enum):
-    """What a model's own forward makes of a text in chunks that share a cache; BROKEN where one pass fails already."""
+    """What a model's own forward makes of a text in chunks that share a cache.
+
+    SINGLE where it goes on from what it carries by single tokens, and parts in chunks of more; BROKEN where one pass
+    fails already.
+    """
 
     AGREES = "agrees"
     PARTS = "parts"
+    SINGLE = "single"
     FAILS = "fails"
     BROKEN = "broken"
     UNTRIED = "untried"
@@ -171,6 +177,22 @@ def chunked_inference(model: PreTrainedModel) -> Verdict:
     except Exception as error:  # whatever the code of some architecture raises is an answer
         return Verdict(failing, f"{type(error).__name__}: {error}")
     return parting({"the logits": torch.cat(parts)}, {"the logits": whole}, rung_of(model.dtype).unit_roundoff)
+
+
+def goes_on_singly(model: PreTrainedModel, ids: Tensor, whole: Seen) -> bool:
+    """Whether a model's own forward goes on token by token as in its one pass ``whole`` over ids [token].
+
+    It begins with a few at once: states that architectures keep in their modules are only then begun anew.
+    """
+    few = ids[: 2 * _FEW]
+    first = min(_FEW, len(few))
+    try:
+        seen, _ = own_pass(model, few, [first, *[1] * (len(few) - first)])
+    except Exception:  # whatever the code of some architecture raises is an answer
+        return False
+    place = "the logits"
+    verdict = parting({place: seen[place]}, {place: whole[place][: len(few)]}, rung_of(model.dtype).unit_roundoff)
+    return verdict.chunked is Chunked.AGREES
 
 
 def parting(chunked: Seen, whole: Seen, unit_roundoff: float) -> Verdict:

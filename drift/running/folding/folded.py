@@ -18,9 +18,9 @@ from drift import _arguments as arguments
 from drift._bounds import MOST_TOKENS
 from drift.errors import ConfigError, UnsupportedModelError
 from drift.running.checks import check_chunks, check_planted, check_tokens
-from drift.running.descent.caches import TapeCache
+from drift.running.descent.caches import TapeCache, keeps_slots
 from drift.running.descent.carrying import CarriedStep, KeyRotation
-from drift.running.descent.decoders import blocks_of, driving_of, takes, text_config
+from drift.running.descent.decoders import blocks_of, cache_argument, driving_of, takes, text_config
 from drift.running.descent.guard import admit, check_reading
 from drift.running.descent.taps import attention_as, attention_of, noted_attention
 from drift.running.folding.caches import FoldCache
@@ -261,8 +261,9 @@ class Folded:
             self.switches = stack.enter_context(numerics(self._rung, str(self.device), self._half_matmul))
             stack.enter_context(weights_of(self.model).whole())
             stack.enter_context(attention_as(self.model, attention_of(self.protocol)))
-            wanted = self.protocol.wants_attention
-            self._attention = [stack.enter_context(noted_attention(b, wanted)) for b in blocks_of(self.model)]
+            wanted = [self.protocol.wants_attention and keeps_slots(layer) for layer in self.cache.layers]
+            blocks = zip(blocks_of(self.model), wanted, strict=True)
+            self._attention = [stack.enter_context(noted_attention(*each)) for each in blocks]
             yield
 
     def _take(
@@ -301,11 +302,13 @@ class Folded:
         if driving.positions:
             first = chunk.first_position + driving.origin
             options["position_ids"] = torch.arange(first, first + len(chunk), device=self.device)[None]
-        out = self.model(input_ids=ids[None], past_key_values=own, use_cache=True, **options)
+        options[cache_argument(self.model)] = own
+        out = self.model(input_ids=ids[None], use_cache=True, **options)
         if isinstance(own, TapeCache):
             for index, (keys, values) in enumerate(own.appended):
                 self.cache.update(keys, values, index)
-        if not self.steps and any(layer.get_seq_length() != len(chunk) for layer in self.cache.layers):
+        slotted = [layer for layer in self.cache.layers if keeps_slots(layer)]
+        if not self.steps and any(layer.get_seq_length() != len(chunk) for layer in slotted):
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} does not cache keys and values of its own once per chunk in every block."
             )
