@@ -74,6 +74,7 @@ NO_TEXT = frozenset({"musicgen", "musicgen_melody"})
 _MOST_WEIGHTS = 100_000_000
 #: What single architectures need beyond that.
 OWN: dict[str, dict[str, Any]] = {  # a dictionary is for the configuration of that name within
+    "bamba": {"attn_layer_indices": [1]},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
     "blt": {f"{part}_config": {"head_dim": _WIDTH // _HEADS} for part in ("patcher", "encoder", "decoder", "global")},
@@ -89,12 +90,18 @@ OWN: dict[str, dict[str, Any]] = {  # a dictionary is for the configuration of t
     "gemma4_assistant": {"text_config": _ASSISTANT},
     "gemma4_text": {"hidden_size_per_layer_input": 8},
     "gemma4_unified_assistant": {"text_config": _ASSISTANT},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "helium": {"head_dim": _WIDTH // _HEADS},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2},
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "indexed_attention", "linear_attention"]},
     "recurrent_gemma": {"attention_window_size": 32},
     "reformer": {"axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
+    "zamba": {"attention_hidden_size": 2 * _WIDTH, "attention_head_dim": 16},
+    "zamba2": {"attention_hidden_size": 2 * _WIDTH, "attention_head_dim": 16, "mamba_headdim": 8},
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -235,8 +242,8 @@ def _bitwise(model: Any, ids: Any) -> str:
         def cached(self, lane: int, block: int, step: int, keys: Any, values: Any) -> None:
             self.held[block - 1] = keys.clone(), values.clone()
 
-        def states(self, lane: int, block: int, step: int, states: Any) -> None:
-            self.left[block - 1] = [state.clone() for state in states]
+        def states(self, lane: int, block: int, tokens: int, convolved: Any, recurrent: Any) -> None:
+            self.left[block - 1] = [state.clone() for state in (*convolved, *recurrent)]
 
     for size in (TOKENS, CHUNK):
         last = Last()

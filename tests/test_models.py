@@ -37,7 +37,7 @@ REFUSALS: dict[str, str] = {
     "musicgen": rf"is not possible with it .*with a cache, its own forward fails on one pass.* {_NOTHING}",
     "openai-gpt": rf"keeps no KV cache.* is not possible with it .*\(its forward takes no cache\).* {_NOTHING}",
     "prophetnet": rf"hidden states .* is not possible with it .*does not go on from a chunk to the next.* {_NOTHING}",
-    "reformer": rf"possible with it .* one token at a time.*token after token it gives what it gives in .* {_INSTEAD}",
+    "reformer": rf"is not possible with it .* by single tokens only\. Token by token .* {_NOTHING}",
     "xlm": rf"4 lists of 3 layers.* is not possible with it .*takes cache and puts out none.* {_NOTHING}",
     "xlnet": rf"keeps no KV cache.* is not possible with it .*parts from its own single pass.* {_NOTHING}",
 }

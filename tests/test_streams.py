@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
+import architectures
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,14 @@ from transformers.cache_utils import DynamicLayer
 
 import drift
 from drift.errors import UnsupportedModelError
-from drift.running.descent.caches import JoinedLayer, joined_heads
+from drift.running.descent.caches import JoinedLayer, joined_heads, keeps_slots
 from drift.running.descent.decoders import context_of
+from drift.running.descent.descending import descend
+from drift.running.descent.lanes import Lane, Recorder
 from drift.running.descent.streams import Streams
 from drift.running.descent.trials import trial_chunk, trial_text
+from drift.running.model.numerics import numerics, rung_of
+from drift.running.protocols import parse
 
 TOKENS, STREAMS, WIDTH = 5, 3, 4
 
@@ -93,3 +99,42 @@ def test_a_context_of_minus_one_is_none() -> None:
     model = make_model("llama", max_position_embeddings=-1)
     assert context_of(model) is None
     assert len(trial_text(model)) == 40
+
+
+#: A fold of whole forward passes, whose caches are transformers' own, beside the descent.
+FOLDS = {
+    "gemma3n_text": ("append", "isolated", "streaming(sinks=2,window=20,positions=text)", "evict(budget=20)"),
+    "gemma4_text": ("append", "isolated", "streaming(sinks=2,window=20)", "evict(budget=20)"),
+    "longcat_flash": ("append", "isolated", "streaming(sinks=2,window=20,positions=text)", "merge(budget=20)"),
+}
+
+
+class Held(Recorder):
+    """The keys and values that each block's cache held last."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def cached(self, lane: int, block: int, step: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.held[block - 1] = keys.clone(), values.clone()
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("key", FOLDS)
+def test_edited_caches_of_such_blocks_are_those_of_whole_forward_passes(key: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = architectures.build(key)
+    ids, chunk = trial_text(model), 12
+    for label in FOLDS[key]:
+        protocol, recorder = parse(label), Held()
+        folded = drift.fold(model, ids, chunk, label)
+        with numerics(rung_of(model.dtype)):
+            descend(model, [Lane(ids, protocol.chunks(len(ids), chunk), protocol)], recorder)
+        layers = [layer for layer in folded.cache.layers if keeps_slots(layer)]
+        each = len(layers) // len(recorder.held)
+        assert len(recorder.held) * each == len(layers)
+        for place, (keys, values) in enumerate(recorder.held.values()):
+            own = layers[place * each : (place + 1) * each]
+            assert torch.equal(keys, torch.cat([layer.keys[0] for layer in own])), label
+            assert torch.equal(values, torch.cat([layer.values[0] for layer in own])), label

@@ -89,7 +89,7 @@ class Recomputer:
         with ExitStack() as stack:
             stack.enter_context(weights_of(model).block(block - 1))
             stack.enter_context(numerics(*self._numerics[wide]))
-            pair, _ = run_block(block - 1, down, lambda step, keys, values: None)
+            pair = run_block(block - 1, down, lambda step, keys, values: None).pair
             assert pair is not None  # of a plain model, whose blocks all attend
             found = {"hidden": down.text(down.states), "key": pair[0], "value": pair[1]}
             return {kind: tensor.double().cpu().numpy() for kind, tensor in found.items()}

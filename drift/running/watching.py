@@ -26,7 +26,7 @@ from transformers import DynamicCache
 from drift.dataset.dumps import check_logits
 from drift.errors import ConfigError, PrecisionError, UnsupportedModelError
 from drift.running.capturing import appearing, dump_metadata, free_target
-from drift.running.descent.decoders import blocks_of, text_config
+from drift.running.descent.decoders import blocks_of, carried_kinds, text_config
 from drift.running.descent.guard import check_supported
 from drift.running.model.numerics import rung_of
 from drift.running.model.weights import weights_of
@@ -78,6 +78,11 @@ def watch(
     """
     check_logits(logits)
     check_supported(model)
+    if not any(slots for slots, _ in carried_kinds(model)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps no keys and values, which are what tells how far a call has come. Chunked "
+            "inference may be possible with it: python -m drift.capture runs a lane itself."
+        )
     target = free_target(out)
     notes = _Notes(model, logits)
     with notes.hooked():

@@ -12,11 +12,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 __all__ = [
+    "Enough",
     "JoinedLayer",
     "RoomyLayer",
     "TapeCache",
     "branched",
     "carried_tensors",
+    "convolution_states",
     "joined_heads",
     "keeps_slots",
     "keeps_states",
@@ -38,25 +40,33 @@ def keeps_states(layer: object) -> bool:
     return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
+def convolution_states(layer: Any) -> list[Tensor]:
+    """The states [text, ...] of a layer's convolutions, in the order of their indices; empty where it has none yet."""
+    return _in_order(layer.conv_states) if keeps_states(layer) else []
+
+
 def recurrent_states(layer: Any) -> list[Tensor]:
     """The states [text, ...] of a layer's recurrences, in the order of their indices; empty where it has none yet."""
-    if not keeps_states(layer):
-        return []
-    return [state for _, state in sorted(layer.recurrent_states.items()) if isinstance(state, Tensor)]
+    return _in_order(layer.recurrent_states) if keeps_states(layer) else []
 
 
 def states_of(layer: Any) -> list[Tensor]:
     """All states [text, ...] that a layer holds: those of its convolutions, then those of its recurrences."""
-    if not keeps_states(layer):
-        return []
-    convolved = [state for _, state in sorted(layer.conv_states.items()) if isinstance(state, Tensor)]
-    return [*convolved, *recurrent_states(layer)]
+    return [*convolution_states(layer), *recurrent_states(layer)]
+
+
+def _in_order(states: dict[int, Tensor | None]) -> list[Tensor]:
+    return [state for _, state in sorted(states.items()) if isinstance(state, Tensor)]
 
 
 def carried_tensors(layer: Any) -> list[Tensor]:
     """All that a layer carries on: keys and values, and states."""
     slots = (layer.keys, layer.values) if keeps_slots(layer) else ()
     return [*(x for x in slots if isinstance(x, Tensor)), *states_of(layer)]
+
+
+class Enough(Exception):
+    """All that was wanted of a pass is in its cache: what the block would put out is not."""
 
 
 class RoomyLayer(DynamicLayer):
@@ -144,7 +154,7 @@ class JoinedLayer(DynamicLayer):
 
 
 class TapeCache(DynamicCache):
-    """A cache that also notes what each chunk appended (a sliding window forgets it).
+    """A cache that also notes what each chunk appended (a sliding window forgets it), and how often it was written to.
 
     Parameters
     ----------
@@ -153,11 +163,23 @@ class TapeCache(DynamicCache):
         The block that is going to be used, and how much it will hold in all, if nothing is ever taken from it.
     attentions : int
         How often a block attends, each time with a layer of the cache of its own.
+    enough : int, optional
+        How often it is written to before it ends the pass by :class:`Enough`.
     """
 
-    def __init__(self, config: Any, index: int = 0, slots: int | None = None, attentions: int = 1) -> None:
+    def __init__(
+        self,
+        config: Any,
+        index: int = 0,
+        slots: int | None = None,
+        *,
+        attentions: int = 1,
+        enough: int | None = None,
+    ) -> None:
         super().__init__(config=config)
         self.appended: list[tuple[Tensor, Tensor]] = []
+        self.written = 0
+        self._enough = enough
         self._attentions, self._waiting = attentions, list[tuple[Tensor, Tensor]]()
         if attentions > 1:
             starts = range(0, len(self.layers), attentions)
@@ -172,9 +194,23 @@ class TapeCache(DynamicCache):
             self.appended.append(joined_heads(self._waiting))
             self._waiting.clear()
         if self._attentions == 1:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            return self._wrote(super().update(key_states, value_states, layer_idx, *args, **kwargs))
         block, part = divmod(layer_idx, self._attentions)
-        return self.layers[block].parts[part].update(key_states, value_states, *args, **kwargs)
+        return self._wrote(self.layers[block].parts[part].update(key_states, value_states, *args, **kwargs))
+
+    def update_conv_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep the state of a convolution as usual."""
+        return self._wrote(super().update_conv_state(*args, **kwargs))
+
+    def update_recurrent_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep the state of a recurrence as usual."""
+        return self._wrote(super().update_recurrent_state(*args, **kwargs))
+
+    def _wrote(self, value: Any) -> Any:
+        self.written += 1
+        if self.written == self._enough:
+            raise Enough
+        return value
 
 
 def joined_heads(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from drift.errors import UnsupportedModelError
-from drift.running.descent.caches import TapeCache, keeps_slots
+from drift.running.descent.caches import TapeCache, keeps_slots, states_of
 from drift.running.descent.decoders import blocks_of, driving_of, text_config
 from drift.running.descent.taps import Taps, rotary_tables
 from drift.running.model.weights import weights_of
-from drift.running.protocols.base import Carried, Chunk, Protocol
+from drift.running.protocols.base import Carried, CarriedStates, Chunk, Protocol
 
 __all__ = ["CarriedStep", "KeyRotation", "held_by"]
 
@@ -57,15 +57,18 @@ class CarriedStep:
     unit_roundoff: float
 
     def carry(self, protocol: Protocol, layer: Any, notes: dict[str, Any]) -> None:
-        """Let the protocol change the layer, if it holds keys and values; ``notes`` is its own memory of the block.
-
-        States of convolutions and recurrences stay as the chunk left them.
+        """Let the protocol change the layer; ``notes`` is its own memory of the block.
 
         Raises
         ------
         ProtocolError
             If the protocol leaves another number of slots than it says.
         """
+        if protocol.carries_states and (states := states_of(layer)):
+            held = CarriedStates([*states], self.chunk.step, self.index + 1, self.unit_roundoff)
+            protocol.carry_states(held)
+            for state, new in zip(states, held.states, strict=True):
+                state.copy_(new)
         if not keeps_slots(layer):
             return
         keys, values = held_by(layer)

@@ -21,6 +21,7 @@ __all__ = [
     "Driving",
     "blocks_of",
     "cache_argument",
+    "carried_kinds",
     "carries_states",
     "context_of",
     "decoder_of",
@@ -140,14 +141,18 @@ def takes(module: nn.Module, argument: str) -> bool:
 
 def cache_argument(module: nn.Module) -> str:
     """What a module's forward calls the cache; architectures that only recur have another name for it."""
-    return (
-        "past_key_values" if takes(module, "past_key_values") or not takes(module, "cache_params") else "cache_params"
-    )
+    names = ("past_key_values", "cache_params")
+    return next((name for name in names if takes(module, name)), names[0])
 
 
 def carries_states(model: PreTrainedModel) -> bool:
     """Whether a block of a model carries states of convolutions or recurrences from chunk to chunk."""
-    return any(keeps_states(layer) for layer in DynamicCache(config=text_config(model)).layers)
+    return any(states for _, states in carried_kinds(model))
+
+
+def carried_kinds(model: PreTrainedModel) -> list[tuple[bool, bool]]:
+    """Of each block, whether it keeps keys and values, and whether it keeps states."""
+    return [(keeps_slots(layer), keeps_states(layer)) for layer in DynamicCache(config=text_config(model)).layers]
 
 
 def tested(model: PreTrainedModel) -> bool:

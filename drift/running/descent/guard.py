@@ -40,6 +40,7 @@ from drift.running.descent.trials import (
     Verdict,
     apart,
     chunked_inference,
+    goes_on_singly,
     named_states,
     own_pass,
     parting,
@@ -148,17 +149,11 @@ def _check_states(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[C
     name, kind = type(model).__name__, type(layers[index]).__name__
     if any(chunk.alone for chunk in chunks):
         raise UnsupportedModelError(
-            f"{name}: layer {index} carries states ({kind}), and those of chunks that were prefilled alone cannot be put "
-            f"together as keys and values can: {protocol.label} has no cache to go on from. Chunked inference is "
+            f"{name}: layer {index} carries states ({kind}), and those of chunks that were prefilled alone cannot be "
+            f"put together as keys and values can: {protocol.label} has no cache to go on from. Chunked inference is "
             "possible with it: protocols that go on from chunk to chunk work (append, restart, reprime)."
         )
-    if protocol.takes_full_cache:
-        raise UnsupportedModelError(
-            f"{name}: layer {index} carries states ({kind}), and one pass over the text leaves none of them at the "
-            f"boundaries of chunks, which {protocol.label} would have to begin from. Chunked inference is possible with "
-            "it: protocols that go on from chunk to chunk work (append, restart, reprime)."
-        )
-    if protocol.carries and not any(keeps_slots(layer) for layer in layers):
+    if protocol.carries and not protocol.carries_states and not any(keeps_slots(layer) for layer in layers):
         raise UnsupportedModelError(
             f"{name} keeps no keys and values, which are what {protocol.label} changes; its states are not. Chunked "
             "inference is possible with it: protocols that only go on work (append, reprime)."
@@ -174,8 +169,8 @@ def _check_positions(name: str, protocol: Protocol, chunks: Sequence[Chunk]) -> 
             raise UnsupportedModelError(
                 f"{name} does not listen to position ids: it counts from what its cache holds, or not at all. "
                 f"{protocol.label} would have the chunk of step {chunk.step} begin at position {chunk.first_position}, "
-                f"and it would go on from {counted} all the same. Chunked inference is possible with it: protocols whose positions run on as "
-                "the cache grows work (append, reprime)."
+                f"and it would go on from {counted} all the same. Chunked inference is possible with it: protocols "
+                "whose positions run on as the cache grows work (append, reprime)."
             )
         if chunk.kept:
             held = protocol.slots(chunk.step, held + len(chunk), len(chunk))
@@ -210,11 +205,11 @@ def _refused(fault: str, verdict: Verdict) -> UnsupportedModelError:
             f"Chunked inference is not possible with it in transformers {version}: chunk after chunk, its own forward "
             f"parts from its own single pass ({verdict.detail})."
         )
-    elif verdict.chunked is Chunked.TOKENS:
+    elif verdict.chunked is Chunked.SINGLE:
         possible = (
-            f"Chunked inference is possible with it in transformers {version} one token at a time and no faster: its "
-            f"own forward does not go on from a chunk to the next ({clipped(verdict.detail)}), and token after token "
-            "it gives what it gives in one pass."
+            f"Chunked inference is not possible with it in transformers {version}: its code goes on from what it "
+            "carries by single tokens only. Token by token its own forward gives what it gives in one pass; given a "
+            f"chunk, it does not go on from the chunk before ({clipped(verdict.detail)})."
         )
     elif verdict.chunked is Chunked.FAILS:
         possible = (
@@ -231,7 +226,7 @@ def _refused(fault: str, verdict: Verdict) -> UnsupportedModelError:
     instead = (
         "Run both passes yourself: their logits are compared by python -m drift.logits, dumps of them by python -m "
         "drift.diagnose."
-        if verdict.chunked in (Chunked.AGREES, Chunked.TOKENS)
+        if verdict.chunked is Chunked.AGREES
         else "There is no fold of it to measure; docs/models.md lists the architectures that have one."
     )
     return UnsupportedModelError(f"{fault} {possible} {instead}")
@@ -252,8 +247,10 @@ class _Everything(Recorder):
             seen[f"the keys of block {block}"] = key.clone()
             seen[f"the values of block {block}"] = value.clone()
 
-    def states(self, lane: int, block: int, step: int, states: Sequence[Tensor]) -> None:
-        self.lanes[lane] |= named_states(block, states)
+    def states(
+        self, lane: int, block: int, tokens: int, convolved: Sequence[Tensor], recurrent: Sequence[Tensor]
+    ) -> None:
+        self.lanes[lane] |= named_states(block, [*convolved, *recurrent])
 
     def logits(self, lane: int, rows: Tensor, logits: Tensor) -> None:
         before = self.lanes[lane].get("the logits", logits[:0])
@@ -278,6 +275,8 @@ def _looked_at(model: PreTrainedModel) -> Driving:
         folded, _ = own_pass(model, ids, [len(chunk) for chunk in chunks[1]])
         verdict = parting(folded, whole, rung_of(model.dtype).unit_roundoff)
         if verdict.chunked is not Chunked.AGREES:
+            if goes_on_singly(model, ids, whole):
+                verdict = replace(verdict, chunked=Chunked.SINGLE)
             raise UnsupportedModelError(f"{name} computes another function in chunks than in one pass.")
         if len(shapes.outputs) != 1 or len(shapes.streams) != 1:
             raise UnsupportedModelError(

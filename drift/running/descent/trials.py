@@ -35,6 +35,7 @@ __all__ = [
 
 #: Tokens of the short text, and of its chunks: two whole ones, and one that is not.
 TEXT, CHUNK = 40, 16
+_FEW = 8  # tokens before those that are tried one by one
 _SPARE = 8  # positions of a short context that are left to models that do not begin to count at 0
 #: A token has parted where it is off by more than this many square roots of the unit roundoff, relative to its norm:
 #: many times what rounding leaves, and far less than another function does.
@@ -52,12 +53,13 @@ Seen = dict[str, Tensor]
 class Chunked(Enum):
     """What a model's own forward makes of a text in chunks that share a cache.
 
-    TOKENS where it goes on by single tokens only, BROKEN where one pass fails already.
+    SINGLE where it goes on from what it carries by single tokens, and parts or fails in chunks of more; BROKEN where
+    one pass fails already.
     """
 
     AGREES = "agrees"
-    TOKENS = "tokens"
     PARTS = "parts"
+    SINGLE = "single"
     FAILS = "fails"
     BROKEN = "broken"
     UNTRIED = "untried"
@@ -226,7 +228,7 @@ def chunked_inference(model: PreTrainedModel) -> Verdict:
         if failing is Chunked.FAILS:
             with suppress(Exception):
                 singly = parting(_in_parts(model, cache, [ids[:size], *ids[size:].split(1)]), whole, roundoff)
-                return Verdict(Chunked.TOKENS, verdict.detail) if singly.chunked is Chunked.AGREES else verdict
+                return Verdict(Chunked.SINGLE, verdict.detail) if singly.chunked is Chunked.AGREES else verdict
     return verdict
 
 
@@ -240,6 +242,21 @@ def _in_parts(model: PreTrainedModel, cache: str, parts: Sequence[Tensor]) -> Se
             raise UnsupportedModelError(f"it takes {cache} and puts out none")
         given = {cache: getattr(out, cache)}
     return {"the logits": torch.cat(logits)}
+
+
+def goes_on_singly(model: PreTrainedModel, ids: Tensor, whole: Seen) -> bool:
+    """Whether a model's own forward goes on token by token as in its one pass ``whole`` over ids [token].
+
+    It begins with a few at once: states that architectures keep in their modules are only then begun anew.
+    """
+    first = min(_FEW, len(ids))
+    try:
+        seen, _ = own_pass(model, ids, [first, *[1] * (len(ids) - first)])
+    except Exception:  # whatever the code of some architecture raises is an answer
+        return False
+    place = "the logits"
+    verdict = parting({place: seen[place]}, {place: whole[place]}, rung_of(model.dtype).unit_roundoff)
+    return verdict.chunked is Chunked.AGREES
 
 
 def parting(chunked: Seen, whole: Seen, unit_roundoff: float) -> Verdict:
