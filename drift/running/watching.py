@@ -154,6 +154,8 @@ class _Notes:
         self._parts: list[_Part] = []
         self._rows: Tensor | None = None
         self._cache: Any = None
+        self._depth = len(blocks_of(model))
+        self._tokens = 0
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -198,6 +200,7 @@ class _Notes:
             self._rows = kwargs["logits_indices"]
             ends = np.cumsum([0, *(tokens for _, tokens in planned)])
             first = [int(kwargs["position_ids"][0, end]) for end in ends[:-1]]
+        self._tokens = ids.shape[1]
         start = 0
         for (name, tokens), position in zip(planned, first, strict=True):
             self._take(name, ids[0, start : start + tokens].tolist(), position, start)
@@ -264,6 +267,8 @@ class _Notes:
         """The cache's ``update``, noted."""
 
         def noted(key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            if layer_idx >= self._depth:
+                raise self._refused(f"it caches more than once in a block, under {layer_idx + 1} and beyond")
             self._keep(f"block.{layer_idx + 1}.key", key_states[0])
             self._keep(f"block.{layer_idx + 1}.value", value_states[0])
             return update(key_states, value_states, layer_idx, *args, **kwargs)
@@ -271,13 +276,25 @@ class _Notes:
         return noted
 
     def _embeddings(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._keep("layer.0.hidden", (args[0] if args else kwargs["hidden_states"])[0])
+        self._states(0, args[0] if args else kwargs["hidden_states"])
 
     def _after(self, layer: int) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            self._keep(f"layer.{layer}.hidden", (output[0] if isinstance(output, tuple) else output)[0])
+            self._states(layer, output[0] if isinstance(output, tuple) else output)
 
         return hook
+
+    def _states(self, layer: int, states: Tensor) -> None:
+        """Note hidden states [text, token, feature], and nothing that only looks like them."""
+        if states.ndim != 3 or states.shape[1] != self._tokens:
+            raise self._refused(f"layer {layer} hands on {tuple(states.shape)} for {self._tokens} tokens")
+        self._keep(f"layer.{layer}.hidden", states[0])
+
+    def _refused(self, fact: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{type(self._model).__name__} cannot be followed from outside: {fact}, which a dump has no place for. "
+            "Chunked inference may be possible with it: drift.trace says so."
+        )
 
     def _before_head(self, module: Any, args: tuple[Any, ...]) -> None:
         self._last_rows("final", args[0][0])
