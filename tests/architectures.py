@@ -131,11 +131,6 @@ def mapping() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def sample(every: int) -> list[str]:
-    """The same part of the mapping every time: each `every`-th architecture."""
-    return mapping()[::every]
-
-
 def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[str, Any]:
     """Arguments that make a configuration of a class tiny, and the configurations within it.
 
