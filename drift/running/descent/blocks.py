@@ -26,7 +26,7 @@ from drift.running.descent.caches import (
     take_snapshot,
 )
 from drift.running.descent.carrying import CarriedStep, KeyRotation, held_by
-from drift.running.descent.decoders import blocks_of, text_config
+from drift.running.descent.decoders import blocks_of, new_cache
 from drift.running.descent.lanes import Lane
 from drift.running.descent.taps import (
     Call,
@@ -115,7 +115,7 @@ class DescendingLane:
             Of a cache that holds what the block carries on from there.
         """
         for mark, upto in self._marked.items():
-            tape = TapeCache(text_config(self.model), index, enough=written)
+            tape = new_cache(self.model, TapeCache, index=index, enough=written)
             args, kwargs = next(upto.calls_of(index)).given(tape, ())
             with suppress(Enough):
                 blocks_of(self.model)[index](given[:1, :mark], *args, **kwargs)
@@ -220,7 +220,7 @@ def run_block(
         If the block does not cache what its kind of layer says, once per chunk.
     """
     protocol, chunks = lane.lane.protocol, lane.lane.chunks
-    tape = TapeCache(text_config(lane.model), index, lane.slots)
+    tape = new_cache(lane.model, TapeCache, index=index, slots=lane.slots)
     slotted = keeps_slots(tape.layers[index])
     whole = isinstance(tape.layers[index], RoomyLayer) and source is None
     given = lane.states[0]
@@ -286,7 +286,7 @@ def _take_chunk(
     """Take one chunk through the block; return the keys and values that it computed, and keep them if it is kept."""
     chunk, model = lane.lane.chunks[place], lane.model
     before = [] if chunk.kept else take_snapshot(tape)
-    own = TapeCache(text_config(model)) if chunk.alone else tape
+    own = new_cache(model, TapeCache) if chunk.alone else tape
     args, kwargs = call.given(own, lane.handed[place])
     lane.put_out(place, block(lane.states[place], *args, **kwargs))
     if len(own.appended) != int(keeps_slots(own.layers[index])):

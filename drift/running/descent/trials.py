@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drift.running.descent.caches import TapeCache, states_of
-from drift.running.descent.decoders import blocks_of, cache_argument, takes, text_config
+from drift.running.descent.decoders import blocks_of, cache_argument, new_cache, takes, text_config
 from drift.running.model.numerics import rung_of
 from drift.running.model.weights import weights_of
 
@@ -144,7 +144,7 @@ def own_pass(
     outputs : set of int
         Lengths of the tuples that blocks put out; 0 where it is a tensor.
     """
-    eyes = _Eyes(TapeCache(text_config(model)))
+    eyes = _Eyes(new_cache(model, TapeCache))
     with weights_of(model).whole(), eyes.open(model):
         for place, part in enumerate(ids.split(list(sizes))):
             options: dict[str, Any] = {}
@@ -177,6 +177,17 @@ def chunked_inference(model: PreTrainedModel) -> Verdict:
     except Exception as error:  # whatever the code of some architecture raises is an answer
         return Verdict(failing, f"{type(error).__name__}: {error}")
     return parting({"the logits": torch.cat(parts)}, {"the logits": whole}, rung_of(model.dtype).unit_roundoff)
+
+
+def logits_in_chunks(model: PreTrainedModel, ids: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Logits of ids [token] in chunks of some sizes, with whatever cache the model's own forward makes for itself."""
+    name, given, parts = cache_argument(model), dict[str, Any](), []
+    with weights_of(model).whole():
+        for part in ids.split(list(sizes)):
+            out = model(input_ids=part[None], use_cache=True, **given)
+            parts.append(out.logits[0])
+            given = {name: getattr(out, name)}
+    return torch.cat(parts)
 
 
 def goes_on_singly(model: PreTrainedModel, ids: Tensor, whole: Seen) -> bool:
