@@ -1,9 +1,9 @@
 """Does drift plateau in a model whose state is bounded? Tiny models with random weights, set to forget or not to.
 
-A trained hybrid takes the hub. What can be had without is the arithmetic: the same chunked scans, states and caches that
-trained models run, with the one number that decides how long a recurrence remembers set by hand, the half-life of its
-states. Attention alone stands beside them. Of each: does drift of the final hidden state and of the recurrent states
-grow with depth, how far is it from its rounding floor, and what becomes of a disturbance of the whole cache.
+A trained hybrid takes the hub. What can be had without is the arithmetic: the same chunked scans, states and caches
+that trained models run, with the one number that decides how long a recurrence remembers set by hand, the half-life of
+its states. Attention alone stands beside them. Of each: does drift of the final hidden state and of the recurrent
+states grow with depth, how far is it from its rounding floor, and what becomes of a disturbance of the whole cache.
 
 ``python bench/recurrent.py`` measures, writes results/recurrent.json and prints the table of docs/recurrent.md;
 ``--show`` prints the table of what was measured.
@@ -87,7 +87,8 @@ def measure(name: str) -> dict[str, Any]:
     ids = np.random.default_rng(0).integers(3, _COMMON["vocab_size"], size=(DOCUMENTS, TOKENS))
     struck = f"perturbed(append,step={STRUCK},size={SIZE})"
     fold, hit = drift.trace_folds(model, ids, [(CHUNK, "append"), (CHUNK, struck, "unperturbed")])
-    response = np.exp(np.log(hit["hidden_rel_l2"].isel(layer=-1).values[:, LOOKED]).mean(0))
+    with np.errstate(divide="ignore"):  # what is gone to the last bit is 0 in the mean, too
+        response = np.exp(np.log(hit["hidden_rel_l2"].isel(layer=-1).values[:, LOOKED]).mean(0))
     found = {"hidden": judged(fold, "hidden_rel_l2"), "response": response.tolist()}
     return found | ({"state": judged(fold, "state_rel_l2")} if "state_rel_l2" in fold else {})
 

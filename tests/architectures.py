@@ -219,7 +219,7 @@ def _bitwise(model: Any, ids: Any) -> str:
     import torch
     from transformers import DynamicCache
 
-    from drift.running.descent.decoders import blocks_of, cache_argument
+    from drift.running.descent.decoders import blocks_of, cache_argument, own_cache
     from drift.running.descent.descending import descend
     from drift.running.descent.lanes import Lane, Recorder
     from drift.running.model.numerics import numerics, rung_of
@@ -244,7 +244,8 @@ def _bitwise(model: Any, ids: Any) -> str:
         last = Last()
         with numerics(rung_of(model.dtype)):
             descend(model, [Lane(ids, parse("append").chunks(TOKENS, size))], last)
-            cache = DynamicCache(config=model.config)
+            own: Any = own_cache(model)
+            cache = DynamicCache(config=model.config) if own is None else own()
             given = {cache_argument(model): cache, "use_cache": True}
             scores = [model(part[None], **given).logits[0] for part in ids.split(size)]
         if not torch.equal(torch.cat(last.scores), torch.cat(scores)):
@@ -257,6 +258,7 @@ def _bitwise(model: Any, ids: Any) -> str:
                 return f"cache of block {index + 1}, chunks of {size}"
         for index, layer in enumerate(cache.layers):
             plain = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
+            plain += [state for state in getattr(cache, "linear_cache", [])[index : index + 1] if len(state)]
             plain = [state[0] for state in plain if state is not None]
             left = last.left.get(index, [])
             if len(left) != len(plain) or not all(map(torch.equal, left, plain)):

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from drift import _arguments as arguments
 from drift._bounds import MOST_TOKENS
 from drift.dataset.contract import FLOORS
 from drift.dataset.rungs import Rung, rung
 from drift.errors import ArgumentError
-from drift.running.descent.decoders import cache_argument, carries_states, takes, text_config
+from drift.running.descent.decoders import cache_argument, carries_states, new_cache, takes
 from drift.running.descent.lanes import Lane
 from drift.running.limits import STATE_STEPS
 from drift.running.model.numerics import numerics
@@ -86,7 +86,7 @@ class FoldRequest:
 
 def generated_continuation(model: PreTrainedModel, text: Tensor, protocol: Decode) -> Tensor:
     """The text [token] and the continuation that full attention generates."""
-    cache = DynamicCache(config=text_config(model))
+    cache = new_cache(model)
     name = cache_argument(model)
     last: dict[str, Any] = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     given = text

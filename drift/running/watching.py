@@ -21,12 +21,11 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from drift.dataset.dumps import check_logits
 from drift.errors import ConfigError, PrecisionError, UnsupportedModelError
 from drift.running.capturing import appearing, dump_metadata, free_target
-from drift.running.descent.decoders import blocks_of, carried_kinds, text_config
+from drift.running.descent.decoders import blocks_of, carried_kinds, new_cache
 from drift.running.descent.guard import check_supported
 from drift.running.model.numerics import rung_of
 from drift.running.model.weights import weights_of
@@ -216,7 +215,7 @@ class _Notes:
             raise ConfigError(
                 "The model is called without a cache, or with one that is not named: hand it past_key_values=."
             )
-        return kwargs | {"past_key_values": DynamicCache(config=text_config(self._model))}
+        return kwargs | {"past_key_values": new_cache(self._model)}
 
     def _take(self, name: str, ids: list[int], position: int, start: int) -> None:
         """Begin a step of a lane."""

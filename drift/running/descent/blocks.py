@@ -26,7 +26,7 @@ from drift.running.descent.caches import (
     take_snapshot,
 )
 from drift.running.descent.carrying import CarriedStep, KeyRotation, held_by
-from drift.running.descent.decoders import blocks_of, driving_of, text_config
+from drift.running.descent.decoders import blocks_of, driving_of, new_cache
 from drift.running.descent.lanes import Lane
 from drift.running.descent.taps import (
     Between,
@@ -119,7 +119,7 @@ class DescendingLane:
         """
         for mark, upto in self._marked.items():
             driving = driving_of(self.model)
-            tape = TapeCache(text_config(self.model), index, attentions=driving.attentions, enough=written)
+            tape = new_cache(self.model, TapeCache, index=index, attentions=driving.attentions, enough=written)
             args, kwargs = next(upto.calls_of(index)).given(tape, (), {})
             with suppress(Enough):
                 blocks_of(self.model)[index](driving.streams.parted(given[:1, :mark]), *args, **kwargs)
@@ -224,7 +224,8 @@ def run_block(
         If the block does not cache what its kind of layer says, once per chunk.
     """
     protocol, chunks = lane.lane.protocol, lane.lane.chunks
-    tape = TapeCache(text_config(lane.model), index, lane.slots, attentions=driving_of(lane.model).attentions)
+    attentions = driving_of(lane.model).attentions
+    tape = new_cache(lane.model, TapeCache, index=index, slots=lane.slots, attentions=attentions)
     slotted = keeps_slots(tape.layers[index])
     whole = isinstance(tape.layers[index], RoomyLayer) and source is None
     given = lane.states[0]
@@ -290,9 +291,10 @@ def _take_chunk(
     """Take one chunk through the block; return the keys and values that it computed, and keep them if it is kept."""
     chunk, model = lane.lane.chunks[place], lane.model
     before = [] if chunk.kept else take_snapshot(tape)
-    own = TapeCache(text_config(model), attentions=driving_of(model).attentions) if chunk.alone else tape
+    driving = driving_of(model)
+    own = new_cache(model, TapeCache, attentions=driving.attentions) if chunk.alone else tape
     args, kwargs = call.given(own, lane.handed[place], lane.between[place])
-    lane.put_out(place, block(driving_of(model).streams.parted(lane.states[place]), *args, **kwargs))
+    lane.put_out(place, block(driving.streams.parted(lane.states[place]), *args, **kwargs))
     if len(own.appended) != int(keeps_slots(own.layers[index])):
         raise UnsupportedModelError(
             f"{type(model).__name__}: block {index} does not cache keys and values of its own once per chunk "

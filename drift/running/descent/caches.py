@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "restore_snapshot",
     "states_of",
     "take_snapshot",
+    "with_states_by_index",
 ]
 
 
@@ -219,6 +221,34 @@ def joined_heads(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
         return pairs[0]
     keys, values = zip(*pairs, strict=True)
     return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+
+class _StatesByIndex(DynamicCache):
+    """Keeps what architectures set and get by a layer's index as that layer's recurrent state."""
+
+    def __init__(self, config: Any) -> None:
+        DynamicCache.__init__(self, config=config)  # with layers that are known beforehand
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def set_linear_cache(self, layer_idx: int, linear_cache: Tensor) -> None:
+        """Keep the state of a recurrence."""
+        layer: Any = self.layers[layer_idx]
+        self.update_recurrent_state(linear_cache, layer_idx)
+        layer.has_previous_state[0] = True
+
+    def get_linear_cache(self, layer_idx: int) -> Tensor | None:
+        """The state of a recurrence, or None where there is none yet."""
+        state: Tensor | None = self.get_recurrent_state(layer_idx)
+        return state
+
+
+@functools.cache
+def with_states_by_index(kind: type[Any], own: type[Any]) -> type[Any]:
+    """A class that is both ``kind``, a :class:`DynamicCache`, and ``own``, which an architecture asks for."""
+    bases = (_StatesByIndex, own) if kind is DynamicCache else (kind, _StatesByIndex, own)
+    return type(own.__name__, bases, {})
 
 
 def branched(layer: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from drift.errors import UnsupportedModelError
-from drift.running.descent.caches import keeps_slots, keeps_states
+from drift.running.descent.caches import keeps_slots, keeps_states, with_states_by_index
 from drift.running.descent.streams import Streams
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "driving_of",
     "has_position_table",
     "keeps_more",
+    "new_cache",
+    "own_cache",
     "remember",
     "remembered",
     "structural_fault",
@@ -50,6 +52,7 @@ TESTED = frozenset(
         "Qwen3MoeForCausalLM",
     }
 )
+_C = TypeVar("_C", bound=DynamicCache)
 _DRIVING = "_drift_driving"  # in the model's own dictionary: it goes where the model goes
 _TESTED_ATTENTION = ("eager", "sdpa")
 _KNOWN_CODE = ("torch.nn.modules.", "transformers.activations", "transformers.models.")
@@ -143,6 +146,23 @@ def cache_argument(module: nn.Module) -> str:
     """What a module's forward calls the cache; architectures that only recur have another name for it."""
     names = ("past_key_values", "cache_params")
     return next((name for name in names if takes(module, name)), names[0])
+
+
+def own_cache(model: PreTrainedModel) -> type[DynamicCache] | None:
+    """The class of cache that a model's decoder asks for, where that is one of its own; None where any will do."""
+    decoder = decoder_of(model)
+    named = inspect.signature(decoder.forward).parameters.get(cache_argument(decoder))
+    kinds = () if named is None else get_args(named.annotation) or (named.annotation,)
+    return next(
+        (k for k in kinds if isinstance(k, type) and issubclass(k, DynamicCache) and k is not DynamicCache), None
+    )
+
+
+def new_cache(model: PreTrainedModel, kind: type[_C] = DynamicCache, **options: Any) -> _C:  # type: ignore[assignment]
+    """An empty cache of a kind for a model's decoder, of the decoder's own class where that is asked for."""
+    own = own_cache(model)
+    made: type[_C] = kind if own is None else with_states_by_index(kind, own)
+    return made(config=text_config(model), **options)
 
 
 def carries_states(model: PreTrainedModel) -> bool:

@@ -24,6 +24,8 @@ from drift.running.descent.decoders import (
     decoder_of,
     driving_of,
     keeps_more,
+    new_cache,
+    own_cache,
     remember,
     remembered,
     structural_fault,
@@ -41,6 +43,7 @@ from drift.running.descent.trials import (
     apart,
     chunked_inference,
     goes_on_singly,
+    logits_in_chunks,
     named_states,
     own_pass,
     parting,
@@ -278,6 +281,9 @@ def _looked_at(model: PreTrainedModel) -> Driving:
             if goes_on_singly(model, ids, whole):
                 verdict = replace(verdict, chunked=Chunked.SINGLE)
             raise UnsupportedModelError(f"{name} computes another function in chunks than in one pass.")
+        sizes = [len(chunk) for chunk in chunks[1]]
+        if own_cache(model) is not None and apart(folded["the logits"], logits_in_chunks(model, ids, sizes)):
+            raise UnsupportedModelError(f"{name} keeps a cache of its own, of which drift's is not the like.")
         if len(shapes.outputs) != 1 or len(shapes.streams) != 1:
             raise UnsupportedModelError(
                 f"{name}: its blocks put out different numbers of things ({sorted(shapes.outputs)}), or states of "
@@ -323,10 +329,10 @@ def _origin(model: PreTrainedModel, ids: Tensor) -> int:
         return 0
     taps, config = Taps(model), text_config(model)
     with weights_of(model).embedding():
-        own, _ = taps.run(DynamicCache(config=config), ids[None], None)
+        own, _ = taps.run(new_cache(model), ids[None], None)
         # Models of the RoBERTa kind begin to count behind the padding token's id.
         for origin in dict.fromkeys((0, (getattr(config, "pad_token_id", None) or 0) + 1)):
-            said, _ = taps.run(DynamicCache(config=config), ids[None], origin)
+            said, _ = taps.run(new_cache(model), ids[None], origin)
             if torch.equal(own, said):
                 return origin
     return 0

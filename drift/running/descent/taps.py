@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import TapeCache, keeps_slots, move_on, restore_snapshot, take_snapshot
-from drift.running.descent.decoders import blocks_of, cache_argument, decoder_of, driving_of, text_config
+from drift.running.descent.decoders import blocks_of, cache_argument, decoder_of, driving_of, new_cache, text_config
 from drift.running.descent.lanes import Lane
 from drift.running.model.weights import weights_of
 from drift.running.protocols.base import Chunk, Protocol
@@ -242,12 +242,12 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
     calls : list of Call
         How each block is called for it.
     """
-    cache = DynamicCache(config=text_config(model))
+    cache = new_cache(model)
     taps = Taps(model)
     again = like is not None
     for chunk in lane.chunks:
         before = [] if chunk.kept else take_snapshot(cache)
-        own = DynamicCache(config=text_config(model)) if chunk.alone else cache
+        own = new_cache(model) if chunk.alone else cache
         plain = again and driving_of(model).plain
         tokens = _blank(model, like, len(chunk)) if plain and like is not None else lane.token_ids(chunk)
         with weights_of(model).embedding() if again and not plain else nullcontext():
@@ -302,9 +302,9 @@ def rotary_tables(model: PreTrainedModel, like: Tensor, positions: int) -> list[
     Rotations can only be added up where they are rotations: the layout of two halves, and no scaling.
     """
     with nullcontext() if driving_of(model).plain else weights_of(model).embedding():
-        _, calls = Taps(model).run(DynamicCache(config=text_config(model)), _blank(model, like, positions), 0)
+        _, calls = Taps(model).run(new_cache(model), _blank(model, like, positions), 0)
     tables = []
-    layers = TapeCache(text_config(model), attentions=driving_of(model).attentions).layers
+    layers = new_cache(model, TapeCache, attentions=driving_of(model).attentions).layers
     for index, (call, layer) in enumerate(zip(calls, layers, strict=True)):
         if not keeps_slots(layer):  # nothing of it is ever moved
             tables.append((like.new_zeros(0), like.new_zeros(0)))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import TapeCache, joined_heads, states_of
-from drift.running.descent.decoders import blocks_of, cache_argument, takes, text_config
+from drift.running.descent.decoders import blocks_of, cache_argument, new_cache, takes, text_config
 from drift.running.descent.streams import Streams
 from drift.running.model.numerics import rung_of
 from drift.running.model.weights import weights_of
@@ -193,7 +193,7 @@ def own_pass(
     shapes : Shapes
         How blocks were called.
     """
-    eyes = _Eyes(TapeCache(text_config(model)))
+    eyes = _Eyes(new_cache(model, TapeCache))
     with weights_of(model).whole(), eyes.open(model):
         for place, part in enumerate(ids.split(list(sizes))):
             options: dict[str, Any] = {}
@@ -242,6 +242,12 @@ def _in_parts(model: PreTrainedModel, cache: str, parts: Sequence[Tensor]) -> Se
             raise UnsupportedModelError(f"it takes {cache} and puts out none")
         given = {cache: getattr(out, cache)}
     return {"the logits": torch.cat(logits)}
+
+
+def logits_in_chunks(model: PreTrainedModel, ids: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Logits of ids [token] in chunks of some sizes, with whatever cache the model's own forward makes for itself."""
+    with weights_of(model).whole():
+        return _in_parts(model, cache_argument(model), ids.split(list(sizes)))["the logits"]
 
 
 def goes_on_singly(model: PreTrainedModel, ids: Tensor, whole: Seen) -> bool:

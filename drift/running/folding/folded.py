@@ -20,7 +20,7 @@ from drift.errors import ConfigError, UnsupportedModelError
 from drift.running.checks import check_chunks, check_planted, check_tokens
 from drift.running.descent.caches import TapeCache, keeps_slots
 from drift.running.descent.carrying import CarriedStep, KeyRotation
-from drift.running.descent.decoders import blocks_of, cache_argument, driving_of, takes, text_config
+from drift.running.descent.decoders import blocks_of, cache_argument, driving_of, new_cache, takes, text_config
 from drift.running.descent.guard import admit, check_reading
 from drift.running.descent.taps import attention_as, attention_of, noted_attention
 from drift.running.folding.caches import FoldCache
@@ -148,7 +148,7 @@ class Folded:
         self.protocol = protocol
         self.chunk_size = chunk_size
         self.device = weights_of(model).device
-        self.cache = FoldCache(text_config(model), None if protocol.carries else slots)
+        self.cache = new_cache(model, FoldCache, slots=None if protocol.carries else slots)
         self.tokens = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.text_tokens = 0
         self.steps: list[Step] = []
@@ -297,7 +297,7 @@ class Folded:
 
     def _pass(self, chunk: Chunk, ids: Tensor, every: bool) -> Tensor:
         """One forward pass, and what the protocol does to the cache after it; logits [token, vocabulary]."""
-        own = TapeCache(text_config(self.model)) if chunk.alone else self.cache
+        own = new_cache(self.model, TapeCache) if chunk.alone else self.cache
         slotted = [index for index, layer in enumerate(self.cache.layers) if keeps_slots(layer)]
         driving = driving_of(self.model)
         options: dict[str, Any] = {} if every else dict(self._last_logits)
