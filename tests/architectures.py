@@ -35,7 +35,8 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "encoder_layers",
                      "num_decoder_layers", "num_encoder_layers"), _LAYERS),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim",
-                     "hidden_size_per_layer_input", "lru_width", "attention_hidden_size", "dim_model"), _WIDTH),
+                     "hidden_size_per_layer_input", "hidden_size_global", "lru_width", "attention_hidden_size",
+                     "dim_model"), _WIDTH),
     **dict.fromkeys(("intermediate_size", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_dim", "dff", "d_inner",
                      "ffn_hidden_size", "dim_ff", "intermediate_size_mlp", "ffn_size"), 48),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "encoder_attention_heads",
@@ -53,7 +54,7 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("qk_rope_head_dim", "rotary_dim"), 8),
     **dict.fromkeys(("index_n_heads", "index_heads"), 2), "index_topk": 64, "head_dim": 16, "global_head_dim": 16,
     "qk_head_dim": 24, "first_k_dense_replace": 1, "sliding_window": 16, "query_pre_attn_scalar": 16,
-    "attention_chunk_size": 32, "num_kv_shared_layers": 0, "laurel_rank": 8,
+    "attention_chunk_size": 32, "num_kv_shared_layers": 1, "laurel_rank": 8,
     # convolutions and recurrences
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_d_ssm": 64, "mamba_num_heads": 4,
@@ -62,20 +63,45 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("bos_token_id", "decoder_start_token_id"), 1), "eos_token_id": 2, "pad_token_id": 0,
     "tie_word_embeddings": False, "is_decoder": True, "dropout": 0.0,
 }  # fmt: skip
+_ASSISTANT = {
+    "num_hidden_layers": _LAYERS, "num_kv_shared_layers": _LAYERS, "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+}  # fmt: skip
+#: The part of a configuration that the class of the mapping takes, where it does not take the whole.
+PARTS = {"musicgen": "decoder", "musicgen_melody": "decoder"}
+#: Those that take other things than one text: they are built, and what is said of them is true.
+NO_TEXT = frozenset({"musicgen", "musicgen_melody"})
 _MOST_WEIGHTS = 100_000_000
 #: What single architectures need beyond that.
-OWN: dict[str, dict[str, Any]] = {
+OWN: dict[str, dict[str, Any]] = {  # a dictionary is for the configuration of that name within
+    "bamba": {"attn_layer_indices": [1]},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
+    "blt": {f"{part}_config": {"head_dim": _WIDTH // _HEADS} for part in ("patcher", "encoder", "decoder", "global")},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0}},
-    "dots3_note": {"num_key_value_heads": _HEADS},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots3_note": {
+        "text_config": {"num_key_value_heads": _HEADS},
+        "vision_config": {"adapter_in_dim": _WIDTH, "adapter_out_dim": _WIDTH, "mlp_layer_types": ["dense"] * _LAYERS},
+        "audio_config": {"adapter_input_size": _WIDTH, "adapter_out_dim": _WIDTH},
+    },
     "dots3_note_text": {"num_key_value_heads": _HEADS},
+    "gemma4_assistant": {"text_config": _ASSISTANT},
     "gemma4_text": {"hidden_size_per_layer_input": 8},
+    "gemma4_unified_assistant": {"text_config": _ASSISTANT},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "helium": {"head_dim": _WIDTH // _HEADS},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2},
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "indexed_attention", "linear_attention"]},
     "recurrent_gemma": {"attention_window_size": 32},
     "reformer": {"axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
+    "zamba": {"attention_hidden_size": 2 * _WIDTH, "attention_head_dim": 16},
+    "zamba2": {"attention_hidden_size": 2 * _WIDTH, "attention_head_dim": 16, "mamba_headdim": 8},
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -105,11 +131,6 @@ def mapping() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def sample(every: int) -> list[str]:
-    """The same part of the mapping every time: each `every`-th architecture."""
-    return mapping()[::every]
-
-
 def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[str, Any]:
     """Arguments that make a configuration of a class tiny, and the configurations within it.
 
@@ -118,7 +139,10 @@ def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[st
     """
     from transformers import PreTrainedConfig
 
-    full = kind()
+    try:
+        full = kind()
+    except Exception:
+        full = kind(**{name: value for name, value in own.items() if isinstance(value, dict)})
     said = full.to_dict()
     names = {*said, *(getattr(full, "attribute_map", None) or {})}
     sizes = {name: value for name, value in TINY.items() if name in names and (unset or said.get(name, 0) is not None)}
@@ -132,21 +156,24 @@ def _shrunk(kind: Any, own: dict[str, Any], unset: bool, lists: bool) -> dict[st
             kinds = dict.fromkeys(map(str, value))
             picked = [next(v for v in value if str(v) == kind) for kind in kinds]
             sizes[name] = (picked * _LAYERS)[:_LAYERS]
-    for name, inner in vars(full).items():
-        if isinstance(inner, PreTrainedConfig):
-            sizes[name] = type(inner)(**_shrunk(type(inner), {}, unset, lists))
-    return sizes | own
+    within = {name: inner for name, inner in vars(full).items() if isinstance(inner, PreTrainedConfig)}
+    shrunk = {
+        name: type(inner)(**_shrunk(type(inner), own.get(name, {}), unset, lists)) for name, inner in within.items()
+    }
+    return sizes | own | shrunk
 
 
 def _tiny(key: str) -> Any:
     """A tiny model of an architecture, in the first way that its configuration takes."""
     import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     kind, problem = CONFIG_MAPPING[key], Exception()
     for unset, lists in ((False, True), (True, True), (False, False), (True, False)):
         try:
             config = kind(**_shrunk(kind, OWN.get(key, {}), unset, lists))
+            if key in PARTS:
+                return MODEL_FOR_CAUSAL_LM_MAPPING[kind](getattr(config, PARTS[key]))
             with torch.device("meta"):
                 weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
             if weights > _MOST_WEIGHTS:
@@ -192,6 +219,7 @@ def _bitwise(model: Any, ids: Any) -> str:
     import torch
     from transformers import DynamicCache
 
+    from drift.running.descent.decoders import blocks_of, cache_argument, own_cache
     from drift.running.descent.descending import descend
     from drift.running.descent.lanes import Lane, Recorder
     from drift.running.model.numerics import numerics, rung_of
@@ -201,6 +229,7 @@ def _bitwise(model: Any, ids: Any) -> str:
         def __init__(self) -> None:
             self.scores: list[Any] = []
             self.held: dict[int, tuple[Any, Any]] = {}
+            self.left: dict[int, list[Any]] = {}
 
         def logits(self, lane: int, rows: Any, logits: Any) -> None:
             self.scores.append(logits.clone())
@@ -208,18 +237,32 @@ def _bitwise(model: Any, ids: Any) -> str:
         def cached(self, lane: int, block: int, step: int, keys: Any, values: Any) -> None:
             self.held[block - 1] = keys.clone(), values.clone()
 
+        def states(self, lane: int, block: int, tokens: int, convolved: Any, recurrent: Any) -> None:
+            self.left[block - 1] = [state.clone() for state in (*convolved, *recurrent)]
+
     for size in (TOKENS, CHUNK):
         last = Last()
         with numerics(rung_of(model.dtype)):
             descend(model, [Lane(ids, parse("append").chunks(TOKENS, size))], last)
-            cache = DynamicCache(config=model.config)
-            scores = [model(part[None], past_key_values=cache, use_cache=True).logits[0] for part in ids.split(size)]
+            own: Any = own_cache(model)
+            cache = DynamicCache(config=model.config) if own is None else own()
+            given = {cache_argument(model): cache, "use_cache": True}
+            scores = [model(part[None], **given).logits[0] for part in ids.split(size)]
         if not torch.equal(torch.cat(last.scores), torch.cat(scores)):
             return f"logits, chunks of {size}"
+        each = len(cache.layers) // len(blocks_of(model))  # layers of a block that attends more than once
         for index, held in last.held.items():
-            layer = cache.layers[index]
-            if not (torch.equal(held[0], layer.keys[0]) and torch.equal(held[1], layer.values[0])):
+            layers = cache.layers[index * each : (index + 1) * each]
+            keys, values = (torch.cat([getattr(layer, x)[0] for layer in layers]) for x in ("keys", "values"))
+            if not (torch.equal(held[0], keys) and torch.equal(held[1], values)):
                 return f"cache of block {index + 1}, chunks of {size}"
+        for index, layer in enumerate(cache.layers):
+            plain = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
+            plain += [state for state in getattr(cache, "linear_cache", [])[index : index + 1] if len(state)]
+            plain = [state[0] for state in plain if state is not None]
+            left = last.left.get(index, [])
+            if len(left) != len(plain) or not all(map(torch.equal, left, plain)):
+                return f"states of block {index + 1}, chunks of {size}"
     return ""
 
 
@@ -248,7 +291,8 @@ def look(key: str, readings: Sequence[str] = READINGS) -> Row:
         short = np.arange(3, 40)
     ids = short[np.random.default_rng(1).integers(0, len(short), size=TOKENS)]
     try:
-        model(torch.from_numpy(ids)[None])
+        if key not in NO_TEXT:
+            model(torch.from_numpy(ids)[None], use_cache=False)
     except Exception as error:
         row.outcome, row.said = UNBUILT, f"its own forward fails: {type(error).__name__}: {error}"[:300]
         return row

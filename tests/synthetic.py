@@ -122,8 +122,12 @@ def cell(
     seed: int = 0,
     floor: Curve | None = None,
     draws: Sequence[int] = (1, 2),
+    recurrent: bool = False,
 ) -> xr.Dataset:
-    """Return one cell. `level` and `floor` map steps (float array) to final-layer drift and its floor, noiseless."""
+    """Return one cell. `level` and `floor` map steps (float array) to final-layer drift and its floor, noiseless.
+
+    One that is `recurrent` is of a model whose first block carries states alone, and whose others carry all there is.
+    """
     config = {"model": model, "dtype": dtype, "protocol": protocol, "chunk_size": chunk_size, "tokens": tokens}
     rng = np.random.default_rng([seed, zlib.crc32(dataset.canonical_json(config).encode())])
     start = np.arange(0, tokens, chunk_size)
@@ -134,13 +138,19 @@ def cell(
     drift = base * np.exp(sigma * rng.standard_normal((documents, len(start))))
     depth = layers or LAYERS.get(model, 4)
     variables = arrays(drift, layers=depth, tokens=stop - start, dtype=dtype, rng=rng, noise=noise)
+    if recurrent:
+        variables["state_rel_l2"] = 0.5 * variables["value_rel_l2"]
+        variables |= {name: np.where(_first(depth), np.nan, variables[name]) for name in ("key_rel_l2", "value_rel_l2")}
     if floor is not None:
         under = floor(np.arange(len(start), dtype=float))
         spread = np.exp(noise * rng.standard_normal((len(draws), documents, len(start))))
         drawn = [
             arrays(under * s, layers=depth, tokens=stop - start, dtype=dtype, rng=rng, noise=noise) for s in spread
         ]
-        variables |= {of: np.stack([one[name] for one in drawn], axis=-1) for name, of in FLOORS.items()}
+        if recurrent:
+            drawn = [one | {"state_rel_l2": 0.5 * one["value_rel_l2"]} for one in drawn]
+        held = [name for name in FLOORS if name in variables]
+        variables |= {FLOORS[name]: np.stack([one[name] for one in drawn], axis=-1) for name in held}
     return dataset.build(
         variables,
         scalars={
@@ -158,7 +168,13 @@ def cell(
         token_stop=stop,
         attrs=attrs(config, seed=seed),
         draws=draws,
+        carries=["states", *["keys, values and states"] * (depth - 1)] if recurrent else (),
     )
+
+
+def _first(blocks: int) -> np.ndarray:
+    """Which block is the first: [1, block, 1]."""
+    return (np.arange(blocks) == 0)[None, :, None]
 
 
 def cells(

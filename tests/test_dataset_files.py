@@ -120,7 +120,9 @@ def test_long_attributes_survive(small: xr.Dataset, tmp_path: Path) -> None:
 
 
 def test_a_rounding_floor_is_read_by_draw_and_asked_for_whole(tmp_path: Path) -> None:
-    made = synthetic.cell(tokens=256, chunk_size=64, layers=3, floor=lambda step: 1e-3 + 0 * step, draws=(4, 7, 9))
+    made = synthetic.cell(
+        tokens=256, chunk_size=64, layers=3, floor=lambda step: 1e-3 + 0 * step, draws=(4, 7, 9), recurrent=True
+    )
     dataset.write(made, tmp_path / "cell.nc")
     cell = dataset.read(tmp_path / "cell.nc")
     assert cell["draw"].values.tolist() == [4, 7, 9]

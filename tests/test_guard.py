@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
@@ -15,10 +16,11 @@ from transformers import DynamicCache
 import drift
 from drift.errors import ConfigError, UnsupportedModelError
 from drift.running.descent import decoders
-from drift.running.descent.decoders import driving_of
+from drift.running.descent.decoders import blocks_of, driving_of
 from drift.running.descent.descending import descend
 from drift.running.descent.guard import admit
 from drift.running.descent.lanes import Lane, Recorder
+from drift.running.descent.taps import noted_attention
 from drift.running.model.numerics import numerics, rung_of
 from drift.running.protocols import parse
 
@@ -212,7 +214,7 @@ def test_readings_whose_positions_nobody_listens_to_are_refused(protocol: str) -
 )
 def test_readings_that_would_leave_an_index_behind_are_refused(protocol: str) -> None:
     model = indexed()
-    with pytest.raises(UnsupportedModelError, match=r"layer 0 keeps more than keys and values \(DynamicIndexedLayer"):
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 keeps more than keys and values \(DynamicIndexedLayer\)"):
         drift.trace(model, text_of(), CHUNK, protocol)
     cell = drift.trace(model, text_of(), CHUNK, floor_draws=0)
     assert cell.attrs["descent"] == "bitwise"
@@ -255,3 +257,45 @@ def test_there_is_nothing_beyond_a_table_of_positions() -> None:
         ConfigError, match=r"beyond the model's context of 64 tokens\. It looks positions up in a table"
     ):
         drift.trace(model, text_of(70), CHUNK, allow_beyond_context=True)
+
+
+@pytest.mark.parametrize("config", ["GPT2Config", "GPTNeoXConfig", "RobertaConfig"])
+def test_attention_is_what_the_model_itself_puts_out(config: str) -> None:
+    model, ids = random_model(config, attn_implementation="eager"), text_of()
+    with ExitStack() as stack:
+        noted = [stack.enter_context(noted_attention(block, True)) for block in blocks_of(model)]
+        told = model(ids[None], output_attentions=True).attentions
+    assert [len(each) for each in noted] == [1] * len(told)
+    for (seen,), want in zip(noted, told, strict=True):
+        assert torch.equal(seen, want)
+    assert drift.trace(model, ids, CHUNK, "evict(budget=20)", floor_draws=0).attrs["descent"] == "bitwise"
+
+
+class Attending(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return states, torch.full((1, 2, 3, self.width), 1 / self.width)
+
+
+@pytest.mark.parametrize("widths", [(), (3, 4)])
+def test_what_may_be_attention_twice_or_not_at_all_is_not_taken_for_it(widths: tuple[int, ...]) -> None:
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = torch.nn.ModuleList(Attending(width) for width in widths)
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            for part in self.parts:
+                states = part(states)[0]
+            return states
+
+    with (
+        pytest.raises(
+            UnsupportedModelError, match=rf"and {len(widths)} outputs of its modules.* \(append, merge, quant"
+        ),
+        noted_attention(block := Block(), True),
+    ):
+        block(torch.zeros(1, 3, 8))

@@ -79,7 +79,7 @@ def test_thinning_as_another_was_takes_its_layers() -> None:
 
 
 def test_of_cells_of_two_schema_versions_what_both_hold_is_compared() -> None:
-    new = synthetic.cell(floor=lambda k: np.full(k.shape, 1e-3), tokens=256, layers=3)
+    new = synthetic.cell(floor=lambda k: np.full(k.shape, 1e-3), tokens=256, layers=3, recurrent=True)
     old = new.drop_vars([*FLOORS.values(), "draw"]).assign_attrs(schema_version="1")
     for recorded, here in ((old, new), (new, old)):
         found = compare(recorded, here, [0, 1])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import architectures
 import pytest
 import torch
 from conftest import make_model
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from drift.errors import ConfigError
+from drift.errors import ConfigError, UnsupportedModelError
 from drift.reading.diagnose.model import Verdict
 from drift.reading.diagnose.tensors import open_dump
 from drift.reading.diagnose.verdict import diagnose
@@ -130,3 +132,19 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert not out.exists()
     assert not model._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("gemma3n_text", r"layer 0 hands on \(4, 1, 12, 32\) for 12 tokens"),
+        ("longcat_flash", "more than once in a block"),
+    ],
+)
+def test_models_whose_blocks_hand_on_other_things_are_not_followed(tmp_path: Path, key: str, said: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = architectures.build(key)
+    with pytest.raises(UnsupportedModelError, match=said), watch(model, tmp_path / "dump"):
+        model(text(12)[None])
+    assert not (tmp_path / "dump").exists()

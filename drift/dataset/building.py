@@ -101,6 +101,7 @@ def build(
     token_stop: np.ndarray,
     attrs: Mapping[str, object],
     draws: Sequence[int] = (),
+    carries: Sequence[str] = (),
 ) -> xr.Dataset:
     """Assemble one cell from plain arrays.
 
@@ -118,6 +119,9 @@ def build(
         ``Conventions``, ``title``, ``schema_version`` and ``config_sha256`` are filled in where absent.
     draws : sequence of int
         Seeds of the draws of the rounding floor, where `variables` hold one: [draw].
+    carries : sequence of str
+        What each block carries from chunk to chunk, where it is not keys and values in all of them: values of
+        :data:`drift.dataset.contract.CARRIES`.
 
     Returns
     -------
@@ -146,6 +150,7 @@ def build(
         "block": np.arange(1, sizes["block"] + 1),
         "quantile": np.array(QUANTILES),
         **({"draw": np.array(draws, dtype=np.int64)} if "draw" in sizes else {}),
+        **({"carries": np.array(carries, dtype=str)} if len(carries) else {}),
     }
     coords = {}
     for name, c in COORDINATES.items():

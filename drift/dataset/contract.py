@@ -35,6 +35,7 @@ import numpy as np
 from drift._bounds import MOST_DIGITS
 
 __all__ = [
+    "CARRIES",
     "COORDINATES",
     "DTYPES",
     "FLOORS",
@@ -170,6 +171,10 @@ VARIABLES: dict[str, Variable] = {
         "KL(full || fold) of the next-token distribution, quantiles over tokens",
         lower=-_ROUNDING,
     ),
+    # Only of models with recurrences.
+    "state_rel_l2": Variable(
+        _DBS, "1", "relative L2 drift of the recurrent states after the step", optional=True, since=3
+    ),
     # Only against the reference `gold`: the difference as a sum of three vectors, see drift.tracing.
     "hidden_rel_l2_structural": Variable(
         _DLS, "1", "relative L2 of the structural part: the fold against full attention, both in float64", optional=True
@@ -206,10 +211,19 @@ VARIABLES: dict[str, Variable] = {
     ),
 }
 #: Measures that cells also carry of full attention against itself, its embeddings disturbed by one unit roundoff (its
-#: rounding floor), and the row of each: the measure's dimensions and ``draw``. Cells without floor draws have none.
+#: rounding floor), and the row of each: the measure's dimensions and ``draw``. Cells without floor draws have none, nor
+#: have cells without the measure.
 FLOORS: dict[str, str] = {
     name: f"{name}_floor"
-    for name in ("hidden_rel_l2", "key_rel_l2", "value_rel_l2", "logit_kl", "logit_rel_l2", "delta_p_rms")
+    for name in (
+        "hidden_rel_l2",
+        "key_rel_l2",
+        "value_rel_l2",
+        "state_rel_l2",
+        "logit_kl",
+        "logit_rel_l2",
+        "delta_p_rms",
+    )
 }
 VARIABLES |= {
     floor: replace(
@@ -218,7 +232,7 @@ VARIABLES |= {
         long_name=f"rounding floor of full attention: {VARIABLES[name].long_name}",
         optional=True,
         distance=False,
-        since=2,
+        since=max(2, VARIABLES[name].since),
     )
     for name, floor in FLOORS.items()
 }
@@ -276,8 +290,17 @@ COORDINATES: dict[str, Coordinate] = {
     "layer": Coordinate(("layer",), "i", "1", "layer (0 = embeddings, last = after the final norm)"),
     "layer_kind": Coordinate(("layer",), "U", None, "what the layer is"),
     "block": Coordinate(("block",), "i", "1", "transformer block"),
+    "carries": Coordinate(("block",), "U", None, "what the block carries from chunk to chunk", optional=True),
     "quantile": Coordinate(("quantile",), "f", "1", "quantile over the chunk's tokens"),
     "draw": Coordinate(("draw",), "i", "1", "seed of the draw of the rounding floor", optional=True),
+}
+#: What a block can carry, in the words of the coordinate ``carries``: whether it keeps keys and values, and states of
+#: convolutions or recurrences. Cells of models all of whose blocks keep keys and values alone have no such coordinate.
+CARRIES: dict[tuple[bool, bool], str] = {
+    (True, False): "keys and values",
+    (False, True): "states",
+    (True, True): "keys, values and states",
+    (False, False): "nothing",
 }
 #: Scalar coordinates: the axes by which the cells of a sweep are told apart.
 SCALARS = tuple(name for name, c in COORDINATES.items() if not c.dims)

@@ -8,10 +8,13 @@ import numpy as np
 import xarray as xr
 
 from drift import _arguments as arguments
-from drift.dataset.contract import FLOORS, VARIABLES
+from drift.dataset.contract import CARRIES, FLOORS, VARIABLES
 from drift.errors import DatasetError
 
-__all__ = ["curve", "floor_curves"]
+__all__ = ["blocks_with", "curve", "floor_curves"]
+
+#: What a block must carry for a measure of blocks to be of it: keys and values, or states.
+_OF_BLOCKS = {"key_rel_l2": 0, "value_rel_l2": 0, "state_rel_l2": 1}
 
 
 def curve(
@@ -27,7 +30,7 @@ def curve(
         A variable of the contract.
     layer : int, "first" or "last"
         Where the measure has layers: which (0 = embeddings, last = after the final norm); where it has blocks: which
-        block (from 1).
+        block (from 1). "first" and "last" are the first and the last that carry what is measured.
     quantile : float
         Where the measure has quantiles over tokens: which.
 
@@ -76,6 +79,25 @@ def floor_curves(ds: xr.Dataset, measure: str = "hidden_rel_l2", layer: int | st
     return np.asarray(_placed(ds, FLOORS[measure], layer).transpose("draw", "document", "step").values, dtype=float)
 
 
+def blocks_with(ds: xr.Dataset, measure: str) -> np.ndarray:
+    """Which blocks of a cell carry what a measure of blocks, or its rounding floor, is of.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+    measure : str
+
+    Returns
+    -------
+    ndarray of bool [block]
+    """
+    base = next((name for name, floor in FLOORS.items() if floor == measure), measure)
+    if "carries" not in ds.coords or base not in _OF_BLOCKS:
+        return np.ones(ds.sizes["block"], dtype=bool)
+    kept = [words for held, words in CARRIES.items() if held[_OF_BLOCKS[base]]]
+    return np.isin(ds["carries"].values, kept)
+
+
 def _placed(ds: xr.Dataset, measure: str, layer: int | str) -> xr.Variable:
     """A variable at one of its layers or blocks, if it has any; without coordinates, which take long."""
     if measure not in ds.data_vars:
@@ -88,7 +110,10 @@ def _placed(ds: xr.Dataset, measure: str, layer: int | str) -> xr.Variable:
         if dim in array.dims:
             labels = ds.variables[dim].values
             if isinstance(layer, str) and layer in ("first", "last"):
-                array = array.isel({dim: 0 if layer == "first" else -1})
+                places = np.arange(len(labels))
+                if dim == "block" and (held := blocks_with(ds, measure)).any():
+                    places = places[held]
+                array = array.isel({dim: int(places[0 if layer == "first" else -1])})
             elif isinstance(layer, int | np.integer) and not isinstance(layer, bool) and layer in labels:
                 array = array.isel({dim: int(np.flatnonzero(labels == layer)[0])})
             else:

@@ -43,11 +43,7 @@ def hash_faults(ds: xr.Dataset) -> Iterator[str]:
 
 def coordinate_faults(ds: xr.Dataset, coordinates: Mapping[str, Coordinate], newer: bool) -> Iterator[str]:
     """What is wrong with the coordinates of a cell; of a `newer` contract, what is known here is asked for."""
-    missing = [
-        name
-        for name, c in coordinates.items()
-        if name not in ds.coords and (not c.optional or set(c.dims) <= set(ds.dims))
-    ]
+    missing = [name for name, c in coordinates.items() if name not in ds.coords and (not c.optional or name in ds.dims)]
     if missing:
         yield f"missing coordinates: {', '.join(missing)}"
     unknown = [str(name) for name in ds.coords if name not in coordinates]

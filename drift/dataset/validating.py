@@ -9,6 +9,7 @@ import xarray as xr
 
 from drift._outside import Form, OutsideError, parse_json
 from drift.dataset.contract import (
+    CARRIES,
     COORDINATES,
     QUANTILES,
     REQUIRED_ATTRS,
@@ -96,6 +97,8 @@ def _axis_faults(ds: xr.Dataset) -> Iterator[str]:
         yield f"{layers} layers do not go with {ds.sizes['block']} blocks (embeddings, blocks, final norm)"
     elif ds["layer_kind"].values.tolist() != layer_kinds(layers):
         yield "layer_kind is not embedding, block ..., final_norm"
+    if "carries" in ds.coords and not set(ds["carries"].values.tolist()) <= set(CARRIES.values()):
+        yield f"carries is not one of {', '.join(CARRIES.values())} in every block"
     if not np.array_equal(ds["quantile"], QUANTILES):
         yield f"quantile is not {QUANTILES}"
     if not 0 < float(ds["unit_roundoff"]) < 1:

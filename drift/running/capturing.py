@@ -275,6 +275,8 @@ class _Writer(Recorder):
             self._caches[f"step.{step}.block.{block}.{kind}"] = held.clone()
 
     def cache(self, block: int, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        if not keys:
+            return
         tensors = {}
         for k, c in enumerate(self._chunks):
             tensors[f"step.{k}.block.{block}.key"] = keys[0][:, c.start : c.stop]

@@ -85,12 +85,13 @@ class Recomputer:
             raise ArgumentError(f"The dump has a block {block}; {type(model).__name__} has {self.depth} blocks.")
         count = len(states)
         lane = Lane(torch.zeros(count, dtype=torch.int64, device=self._device), (Chunk(0, count),))
-        down = DescendingLane(lane, model, [self._given(states, wide)], handed=[()])
+        down = DescendingLane(lane, model, [self._given(states, wide)], handed=[()], between=[{}])
         with ExitStack() as stack:
             stack.enter_context(weights_of(model).block(block - 1))
             stack.enter_context(numerics(*self._numerics[wide]))
-            keys, values, _ = run_block(block - 1, down, lambda step, keys, values: None)
-            found = {"hidden": down.text(down.states), "key": keys, "value": values}
+            pair = run_block(block - 1, down, lambda step, keys, values: None).pair
+            assert pair is not None  # of a plain model, whose blocks all attend
+            found = {"hidden": down.text(down.states), "key": pair[0], "value": pair[1]}
             return {kind: tensor.double().cpu().numpy() for kind, tensor in found.items()}
 
     def head(

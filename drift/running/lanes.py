@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from drift import _arguments as arguments
 from drift._bounds import MOST_TOKENS
 from drift.dataset.contract import FLOORS
 from drift.dataset.rungs import Rung, rung
 from drift.errors import ArgumentError
-from drift.running.descent.decoders import takes, text_config
+from drift.running.descent.decoders import cache_argument, carries_states, new_cache, takes
 from drift.running.descent.lanes import Lane
+from drift.running.limits import STATE_STEPS
 from drift.running.model.numerics import numerics
 from drift.running.model.weights import weights_of
 from drift.running.noise import EmbeddingNoise
@@ -85,12 +86,13 @@ class FoldRequest:
 
 def generated_continuation(model: PreTrainedModel, text: Tensor, protocol: Decode) -> Tensor:
     """The text [token] and the continuation that full attention generates."""
-    cache = DynamicCache(config=text_config(model))
-    last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+    cache = new_cache(model)
+    name = cache_argument(model)
+    last: dict[str, Any] = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     given = text
     with weights_of(model).whole():
         for _ in range(protocol.continuation()):
-            logits = model(given[None], past_key_values=cache, use_cache=True, **last).logits[0, -1:]
+            logits = model(given[None], **{name: cache}, use_cache=True, **last).logits[0, -1:]
             given = protocol.choose(logits, torch.tensor([len(text) - 1])).to(text)
             text = torch.cat([text, given])
     return text
@@ -114,6 +116,7 @@ class LaneTable:
         self._wide = wide
         self._dtype = dtype
         self._device = str(text.device)
+        self._recurs = carries_states(model)
         self.lanes: list[Lane] = []
         self._places: dict[object, int] = {}
 
@@ -134,7 +137,8 @@ class LaneTable:
             assert isinstance(fold.bound, Variation)
             reference = self._fold(fold.bound.protocol, fold.size, False)
         choose = fold.bound.choose if isinstance(fold.bound, Decode) else None
-        return Comparison(lane, reference, self._starts(fold), parts, choose)
+        starts = self._starts(fold)
+        return Comparison(lane, reference, starts, parts, choose, stops=self._stops(starts, lane, reference))
 
     def floor(self, fold: FoldRequest, seed: int) -> Comparison:
         """Find or make the lanes of a draw of the rounding floor, over the steps of a fold.
@@ -143,7 +147,22 @@ class LaneTable:
         """
         full = self._full(fold.bound, False)
         lane = self._lane(fold.bound.reference_chunks(len(self._text)), floor_draw(seed), False)
-        return Comparison(lane, full, self._starts(fold), only=frozenset(FLOORS))
+        starts = self._starts(fold)
+        return Comparison(lane, full, starts, only=frozenset(FLOORS), stops=self._stops(starts, lane, full))
+
+    def _stops(self, starts: tuple[int, ...], lane: int, reference: int | None) -> tuple[int, ...]:
+        """Where the recurrent states of two lanes are compared: nowhere, if there are none, or too many steps."""
+        if not self._recurs or reference is None or len(starts) > STATE_STEPS:
+            return ()
+        stops = (*starts[1:], len(self._text))
+        self._mark(stops, lane, reference)
+        return stops
+
+    def _mark(self, stops: Sequence[int], *lanes: int) -> None:
+        """Have lanes tell their states at the ends of steps."""
+        for place in lanes:
+            marks = tuple(sorted({*self.lanes[place].marks, *stops}))
+            self.lanes[place] = replace(self.lanes[place], marks=marks)
 
     def _starts(self, fold: FoldRequest) -> tuple[int, ...]:
         return fold.bound.starts(len(self._text), fold.size)
@@ -153,7 +172,10 @@ class LaneTable:
 
     def _fold(self, bound: Protocol, size: int, in_float64: bool) -> int:
         source = self._full(bound, in_float64) if bound.takes_full_cache else None
-        return self._lane(bound.chunks(len(self._text), size), bound, in_float64, source)
+        chunks = bound.chunks(len(self._text), size)
+        if source is not None and self._recurs:
+            self._mark([chunk.stop for chunk in chunks], source)
+        return self._lane(chunks, bound, in_float64, source)
 
     def _lane(
         self, chunks: tuple[Chunk, ...], protocol: Protocol | None, in_float64: bool, source: int | None = None

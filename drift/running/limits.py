@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["COMPARED_AT_ONCE", "LOGIT_ROWS", "WIDENED_WEIGHTS"]
+__all__ = ["COMPARED_AT_ONCE", "LOGIT_ROWS", "STATE_STEPS", "WIDENED_WEIGHTS"]
 
 #: Most rows of logits that are ever computed at once in one lane (for Gemma, one row in fp32 is 1 MB). Up to this many
 #: rows a chunk's logits are bitwise those of a plain forward; a longer chunk's are computed in several products with
@@ -13,3 +13,6 @@ COMPARED_AT_ONCE = 1 << 17
 #: Most 16-bit weights that are kept widened to float32: one layer's and the output embedding, enough for every chunk
 #: of every lane to find its weights widened.
 WIDENED_WEIGHTS = 16
+#: Most chain steps whose recurrent states are compared with those of full attention, which one pass over the text up to
+#: the end of each step leaves: their time grows with the square of the steps.
+STATE_STEPS = 64

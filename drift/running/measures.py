@@ -25,6 +25,7 @@ __all__ = [
     "compare_logits",
     "compare_parts",
     "compare_states",
+    "relative_l2",
     "sampled_steps",
     "step_mean",
     "step_quantiles",
@@ -147,6 +148,27 @@ def compare_states(reference: Tensor, *others: Tensor) -> list[StateRows]:
                 count[suspicious] = (~(torch.isfinite(a[suspicious]) & torch.isfinite(b[suspicious]))).sum(-1)
             columns["nonfinite"].append(count)
     return [StateRows(**{n: torch.cat(parts).cpu().numpy() for n, parts in columns.items()}) for columns in out]
+
+
+def relative_l2(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Frobenius norm of the difference of some tensors, all of them together, divided by that of the reference.
+
+    Parameters
+    ----------
+    reference, other : sequence of Tensor
+        Of the same shapes, any floating dtypes.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    if [x.shape for x in reference] != [x.shape for x in other]:
+        raise ValueError(f"tensors must be alike, not {[*map(tuple, (x.shape for x in reference))]} and others")
+    pairs = [(a.to(torch.float64), b.to(torch.float64)) for a, b in zip(reference, other, strict=True)]
+    difference2 = sum(float(((b - a) ** 2).sum()) for a, b in pairs)
+    reference2 = sum(float((a**2).sum()) for a, _ in pairs)
+    return float(_ratio(np.sqrt(np.array([difference2])), np.sqrt(np.array([reference2])))[0])
 
 
 @dataclass(frozen=True)

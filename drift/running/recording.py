@@ -38,6 +38,8 @@ class Comparison:
         The tokens [row] that logits [row, vocabulary] of the text's tokens [row] generate.
     only : frozenset of str, optional
         The variables that are wanted; all of them by default.
+    stops : tuple of int
+        Tokens of the text after which recurrent states are compared, one of each chain step; none compares no states.
     """
 
     lane: int
@@ -46,6 +48,7 @@ class Comparison:
     parts: tuple[int, int] | None = None
     choose: Callable[[Tensor, Tensor], Tensor] | None = None
     only: frozenset[str] | None = None
+    stops: tuple[int, ...] = ()
 
     def wants(self, name: str) -> bool:
         """Whether a variable is wanted."""
@@ -71,6 +74,7 @@ class DocumentRecorder(Recorder):
         self._targets = torch.cat([text[1:], text.new_full((1,), -1)])
         self._states: dict[int, tuple[Tensor, Tensor]] = {}
         self._logits: dict[int, tuple[Tensor, measures.LogitReference]] = {}
+        self._recurrent: dict[tuple[int, int], list[Tensor]] = {}
         self._kept = frozenset(self.references)
 
     @property
@@ -93,8 +97,29 @@ class DocumentRecorder(Recorder):
         for fold, compared in zip(self._folds, self._compare(states), strict=True):
             fold.layer(states, compared)
 
+    def states(
+        self, lane: int, block: int, tokens: int, convolved: Sequence[Tensor], recurrent: Sequence[Tensor]
+    ) -> None:
+        """Hold recurrent states until both lanes of a comparison have told theirs, and compare them then."""
+        mine = [fold for fold in self._folds if tokens in fold.of.stops and lane in (fold.of.lane, fold.of.reference)]
+        if not mine or not recurrent:
+            return
+        self._recurrent[lane, tokens] = [state.clone() for state in recurrent]
+        for fold in mine:
+            assert fold.of.reference is not None
+            pair = [self._recurrent.get((each, tokens)) for each in (fold.of.reference, fold.of.lane)]
+            if pair[0] is not None and pair[1] is not None:
+                fold.states[fold.of.stops.index(tokens)] = measures.relative_l2(pair[0], pair[1])
+
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Compare what every fold appended to its cache with what its reference did."""
+        """Compare what every fold appended to its cache with what its reference did; NaN of a block that keeps none."""
+        self._recurrent.clear()
+        for fold in self._folds:
+            fold.end_states()
+        if not keys:
+            for fold in self._folds:
+                fold.blocks.append(fold.no_slots())
+            return
         compared = [self._compare([x.transpose(0, 1).flatten(1) for x in lanes]) for lanes in (keys, values)]
         for fold, key, value in zip(self._folds, *compared, strict=True):
             fold.blocks.append(
@@ -214,6 +239,8 @@ class _Fold:
         self.layers: list[Arrays] = []
         self.blocks: list[Arrays] = []
         self.bytes = np.zeros(len(comparison.starts), dtype=np.int64)
+        self.states = np.full(len(comparison.starts), np.nan)
+        self._of_states: list[NDArray[np.float64]] = []
         self._first = comparison.starts[0]
         self._starts = [start - self._first for start in comparison.starts]
         self._sampled = sampled
@@ -225,6 +252,16 @@ class _Fold:
         self._agreement: list[NDArray[np.float64]] = []
 
     # ------------------------------------------------------------ states
+
+    def no_slots(self) -> Arrays:
+        """What is measured of a block that keeps no keys and values."""
+        nothing = np.full(len(self._starts), np.nan)
+        return {"key_rel_l2": nothing, "value_rel_l2": nothing}
+
+    def end_states(self) -> None:
+        """Note the recurrent states of a block; NaN of one without."""
+        self._of_states.append(self.states)
+        self.states = np.full(len(self.of.starts), np.nan)
 
     def compared(self, rows: measures.StateRows) -> _Compared:
         """What is measured of a comparison of all tokens."""
@@ -280,6 +317,9 @@ class _Fold:
         out |= {name: np.stack([block[name] for block in self.blocks]) for name in self.blocks[0]}
         if self.of.wants("cache_bytes"):
             out["cache_bytes"] = self.bytes
+        recurrent = np.stack(self._of_states)
+        if self.of.wants("state_rel_l2") and not np.isnan(recurrent).all():
+            out["state_rel_l2"] = recurrent
         if self._logits:
             return out | self._logit_variables()
         return out | self._uncompared(out)  # against the previous step, whose next tokens are others

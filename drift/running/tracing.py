@@ -19,12 +19,12 @@ from xarray import Dataset
 from drift import _arguments as arguments
 from drift import dataset
 from drift._bounds import MOST_TOKENS
-from drift.dataset.contract import FLOORS, REFERENCES
+from drift.dataset.contract import CARRIES, FLOORS, REFERENCES
 from drift.dataset.rungs import Rung, rung
 from drift.errors import ArgumentError, ConfigError
 from drift.running.checkpoints.families import family_of
 from drift.running.checks import check_chunks, check_planted, check_tokens
-from drift.running.descent.decoders import driving_of, text_config
+from drift.running.descent.decoders import carried_kinds, driving_of, text_config
 from drift.running.descent.descending import descend
 from drift.running.descent.guard import admit, check_reading
 from drift.running.descent.lanes import Limits
@@ -188,10 +188,12 @@ def trace_folds(
         "elapsed_s": round(time.perf_counter() - started, 3),
         **(attrs or {}),
     }
+    kinds = carried_kinds(model)
+    carries = [CARRIES[kind] for kind in kinds] if {*kinds} != {(True, False)} else []
     named |= {"attn_implementation": str(model.config._attn_implementation), "device": device.type}
     given = fold_attrs or [{}] * len(asked)
     return [
-        _cell(fold, ids.shape[1], documents, named, {**common, **own}, seeds)
+        _cell(fold, ids.shape[1], documents, named, {**common, **own}, seeds, carries)
         for fold, documents, own in zip(asked, variables, given, strict=True)
     ]
 
@@ -371,6 +373,7 @@ def _cell(
     named: Mapping[str, str],
     attrs: Mapping[str, object],
     floor_seeds: Sequence[int],
+    carries: Sequence[str],
 ) -> Dataset:
     """Make the dataset of one fold of texts of `count` tokens; `attrs` may say title and configuration themselves."""
     length = count + fold.bound.continuation()
@@ -399,4 +402,5 @@ def _cell(
         token_stop=np.array((*starts[1:], length)),
         attrs={**own, **attrs},
         draws=floor_seeds,
+        carries=carries,
     )

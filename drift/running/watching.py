@@ -21,12 +21,11 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from drift.dataset.dumps import check_logits
 from drift.errors import ConfigError, PrecisionError, UnsupportedModelError
 from drift.running.capturing import appearing, dump_metadata, free_target
-from drift.running.descent.decoders import blocks_of, text_config
+from drift.running.descent.decoders import blocks_of, carried_kinds, new_cache
 from drift.running.descent.guard import check_supported
 from drift.running.model.numerics import rung_of
 from drift.running.model.weights import weights_of
@@ -78,6 +77,11 @@ def watch(
     """
     check_logits(logits)
     check_supported(model)
+    if not any(slots for slots, _ in carried_kinds(model)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps no keys and values, which are what tells how far a call has come. Chunked "
+            "inference may be possible with it: python -m drift.capture runs a lane itself."
+        )
     target = free_target(out)
     notes = _Notes(model, logits)
     with notes.hooked():
@@ -149,6 +153,8 @@ class _Notes:
         self._parts: list[_Part] = []
         self._rows: Tensor | None = None
         self._cache: Any = None
+        self._depth = len(blocks_of(model))
+        self._tokens = 0
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -193,6 +199,7 @@ class _Notes:
             self._rows = kwargs["logits_indices"]
             ends = np.cumsum([0, *(tokens for _, tokens in planned)])
             first = [int(kwargs["position_ids"][0, end]) for end in ends[:-1]]
+        self._tokens = ids.shape[1]
         start = 0
         for (name, tokens), position in zip(planned, first, strict=True):
             self._take(name, ids[0, start : start + tokens].tolist(), position, start)
@@ -208,7 +215,7 @@ class _Notes:
             raise ConfigError(
                 "The model is called without a cache, or with one that is not named: hand it past_key_values=."
             )
-        return kwargs | {"past_key_values": DynamicCache(config=text_config(self._model))}
+        return kwargs | {"past_key_values": new_cache(self._model)}
 
     def _take(self, name: str, ids: list[int], position: int, start: int) -> None:
         """Begin a step of a lane."""
@@ -259,6 +266,8 @@ class _Notes:
         """The cache's ``update``, noted."""
 
         def noted(key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            if layer_idx >= self._depth:
+                raise self._refused(f"it caches more than once in a block, under {layer_idx + 1} and beyond")
             self._keep(f"block.{layer_idx + 1}.key", key_states[0])
             self._keep(f"block.{layer_idx + 1}.value", value_states[0])
             return update(key_states, value_states, layer_idx, *args, **kwargs)
@@ -266,13 +275,25 @@ class _Notes:
         return noted
 
     def _embeddings(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._keep("layer.0.hidden", (args[0] if args else kwargs["hidden_states"])[0])
+        self._states(0, args[0] if args else kwargs["hidden_states"])
 
     def _after(self, layer: int) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            self._keep(f"layer.{layer}.hidden", (output[0] if isinstance(output, tuple) else output)[0])
+            self._states(layer, output[0] if isinstance(output, tuple) else output)
 
         return hook
+
+    def _states(self, layer: int, states: Tensor) -> None:
+        """Note hidden states [text, token, feature], and nothing that only looks like them."""
+        if states.ndim != 3 or states.shape[1] != self._tokens:
+            raise self._refused(f"layer {layer} hands on {tuple(states.shape)} for {self._tokens} tokens")
+        self._keep(f"layer.{layer}.hidden", states[0])
+
+    def _refused(self, fact: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{type(self._model).__name__} cannot be followed from outside: {fact}, which a dump has no place for. "
+            "Chunked inference may be possible with it: drift.trace says so."
+        )
 
     def _before_head(self, module: Any, args: tuple[Any, ...]) -> None:
         self._last_rows("final", args[0][0])

@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import xarray as xr
 
+from drift.dataset.curves import blocks_with
 from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Controls, Sweep
 from drift.reading.controls.firing import WHERE_SHIFTED, all_responses, response_control, shifted_control
@@ -59,6 +60,8 @@ def _quiet(cells: Sequence[xr.Dataset], setting: Instrument) -> Control:
             values = ds[name].values
             if name.startswith(("logit", "delta")):
                 values = values[compared]  # nothing was compared elsewhere
+            if "block" in ds[name].dims:
+                values = values[:, blocks_with(ds, name)]
             unknown += int((~np.isfinite(values)).sum())
             off = np.abs(values[np.isfinite(values)])
             if (off > 0).any():

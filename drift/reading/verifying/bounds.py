@@ -59,8 +59,8 @@ class Rule(Enum):
 
 
 _RELATIVE = (
-    "hidden_rel_l2", "hidden_rel_l2_token", "key_rel_l2", "value_rel_l2", "logit_rel_l2", "hidden_rel_l2_structural",
-    "hidden_rel_l2_full_rounding", "hidden_rel_l2_fold_rounding",
+    "hidden_rel_l2", "hidden_rel_l2_token", "key_rel_l2", "value_rel_l2", "state_rel_l2", "logit_rel_l2",
+    "hidden_rel_l2_structural", "hidden_rel_l2_full_rounding", "hidden_rel_l2_fold_rounding",
 )  # fmt: skip
 _OF_LOGITS = (
     "logit_kl", "logit_js", "logit_kl_token", "logit_rel_l2", "logit_max_abs", "delta_p_rms", "nll_full", "nll_fold",

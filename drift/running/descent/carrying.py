@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from drift.errors import UnsupportedModelError
-from drift.running.descent.caches import TapeCache
-from drift.running.descent.decoders import blocks_of, driving_of, text_config
+from drift.running.descent.caches import TapeCache, keeps_slots, states_of
+from drift.running.descent.decoders import blocks_of, driving_of, new_cache, text_config
 from drift.running.descent.taps import Taps, rotary_tables
 from drift.running.model.weights import weights_of
-from drift.running.protocols.base import Carried, Chunk, Protocol
+from drift.running.protocols.base import Carried, CarriedStates, Chunk, Protocol
 
 __all__ = ["CarriedStep", "KeyRotation", "held_by"]
 
@@ -64,6 +64,13 @@ class CarriedStep:
         ProtocolError
             If the protocol leaves another number of slots than it says.
         """
+        if protocol.carries_states and (states := states_of(layer)):
+            held = CarriedStates([*states], self.chunk.step, self.index + 1, self.unit_roundoff)
+            protocol.carry_states(held)
+            for state, new in zip(states, held.states, strict=True):
+                state.copy_(new)
+        if not keeps_slots(layer):
+            return
         keys, values = held_by(layer)
         cache = Carried(
             keys=keys,
@@ -130,19 +137,19 @@ class KeyRotation:
 
     def _bear_out(self, index: int) -> None:
         """Refuse to move keys of a block that does not rotate them so: the block's own keys elsewhere say it."""
-        model, config = self._model, text_config(self._model)
+        model = self._model
         ids = torch.full((1, _FEW), driving_of(model).token, device=self._device)
         keys = []
         with weights_of(model).embedding():
             taps = Taps(model)
-            states, _ = taps.run(DynamicCache(config=config), ids, 0)
+            states, _ = taps.run(new_cache(model), ids, 0)
             # States that differ from token to token, so that no token stands for another.
             states = states * torch.linspace(1, 2, _FEW, device=self._device, dtype=states.dtype)[:, None]
             for first in (0, _MOVED):
-                _, calls = taps.run(DynamicCache(config=config), ids, first)
-                tape = TapeCache(config, index)
-                args, kwargs = calls[index].given(tape, (None,) * driving_of(model).outputs)
-                blocks_of(model)[index](states, *args, **kwargs)
+                _, calls = taps.run(new_cache(model), ids, first)
+                tape = new_cache(model, TapeCache, index=index, attentions=driving_of(model).attentions)
+                args, kwargs = calls[index].given(tape, (None,) * driving_of(model).outputs, {})
+                blocks_of(model)[index](driving_of(model).streams.parted(states), *args, **kwargs)
                 keys.append(tape.appended[0][0])
         off = float("inf")
         if self._tables[index][0].shape[-1] <= keys[0].shape[-1]:

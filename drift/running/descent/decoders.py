@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from drift.errors import UnsupportedModelError
+from drift.running.descent.caches import keeps_slots, keeps_states, with_states_by_index
+from drift.running.descent.streams import Streams
 
 __all__ = [
     "TESTED",
     "Driving",
     "blocks_of",
+    "cache_argument",
+    "carried_kinds",
+    "carries_states",
     "context_of",
     "decoder_of",
     "driving_of",
     "has_position_table",
     "keeps_more",
+    "new_cache",
+    "own_cache",
     "remember",
     "remembered",
     "structural_fault",
@@ -61,6 +68,10 @@ class Driving:
         does behind its last block takes one token as well as all, and blocks put out their states alone.
     outputs : int
         Length of the tuple that blocks put out; 0 where that is the states alone.
+    streams : Streams
+        How the states lie in memory that blocks are given and put out.
+    attentions : int
+        How often every block attends, each time with a layer of the cache of its own.
     origin : int
         Position id that the model itself gives the first token of a text.
     positions : bool
@@ -77,6 +88,8 @@ class Driving:
 
     plain: bool = True
     outputs: int = 0
+    streams: Streams = field(default_factory=Streams)
+    attentions: int = 1
     origin: int = 0
     positions: bool = True
     token: int = 0
@@ -111,7 +124,8 @@ def text_config(model: PreTrainedModel) -> Any:
 def context_of(model: PreTrainedModel) -> int | None:
     """How many positions a model declares, counted from that of a text's first token; None where it does not say."""
     context = getattr(text_config(model), "max_position_embeddings", None)
-    return None if context is None else int(context) - driving_of(model).origin
+    # There are architectures that say -1 for none.
+    return None if context is None or int(context) <= 0 else int(context) - driving_of(model).origin
 
 
 def has_position_table(model: PreTrainedModel) -> bool:
@@ -125,6 +139,38 @@ def has_position_table(model: PreTrainedModel) -> bool:
 def takes(module: nn.Module, argument: str) -> bool:
     """Whether a module's forward has an argument of that name."""
     return argument in inspect.signature(module.forward).parameters
+
+
+def cache_argument(module: nn.Module) -> str:
+    """What a module's forward calls the cache; architectures that only recur have another name for it."""
+    names = ("past_key_values", "cache_params")
+    return next((name for name in names if takes(module, name)), names[0])
+
+
+def own_cache(model: PreTrainedModel) -> type[DynamicCache] | None:
+    """The class of cache that a model's decoder asks for, where that is one of its own; None where any will do."""
+    decoder = decoder_of(model)
+    named = inspect.signature(decoder.forward).parameters.get(cache_argument(decoder))
+    kinds = () if named is None else get_args(named.annotation) or (named.annotation,)
+    return next(
+        (k for k in kinds if isinstance(k, type) and issubclass(k, DynamicCache) and k is not DynamicCache), None
+    )
+
+
+def new_cache(model: PreTrainedModel, kind: Any = DynamicCache, **options: Any) -> Any:
+    """An empty cache of a kind for a model's decoder, of the decoder's own class where that is asked for."""
+    own: Any = own_cache(model)
+    return (kind if own is None else with_states_by_index(kind, own))(config=text_config(model), **options)
+
+
+def carries_states(model: PreTrainedModel) -> bool:
+    """Whether a block of a model carries states of convolutions or recurrences from chunk to chunk."""
+    return any(states for _, states in carried_kinds(model))
+
+
+def carried_kinds(model: PreTrainedModel) -> list[tuple[bool, bool]]:
+    """Of each block, whether it keeps keys and values, and whether it keeps states."""
+    return [(keeps_slots(layer), keeps_states(layer)) for layer in DynamicCache(config=text_config(model)).layers]
 
 
 def tested(model: PreTrainedModel) -> bool:
@@ -168,6 +214,10 @@ def _found(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     if isinstance(blocks, nn.ModuleList):
         return decoder, blocks
     name, count = type(model).__name__, getattr(text_config(model), "num_hidden_layers", None)
+    if count is None:
+        raise UnsupportedModelError(
+            f"{name} does not say how many decoder layers it has: its configuration has no num_hidden_layers."
+        )
     chains = list(_chains(model, count))
     own = [chain for chain in chains if any(getattr(m, "config", None) is text_config(model) for m in chain[1:])]
     if len(chains) > 1 and len(own) == 1:
@@ -197,8 +247,9 @@ def _chains(model: nn.Module, count: int | None) -> Iterator[tuple[nn.Module, ..
 
 
 def keeps_more(layer: object) -> bool:
-    """Whether a layer of a cache keeps anything beside keys and values, such as the keys of a sparse index."""
-    return type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
+    """Whether a layer of a cache keeps anything beside keys, values and states, such as the keys of a sparse index."""
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+    return type(layer) not in kinds and not keeps_states(layer)
 
 
 def structural_fault(model: PreTrainedModel) -> str | None:
@@ -210,16 +261,11 @@ def structural_fault(model: PreTrainedModel) -> str | None:
         decoder = decoder_of(model)
     except UnsupportedModelError as error:
         return str(error)
-    if not takes(decoder, "past_key_values"):
-        return f"{name} keeps no KV cache: no module around its layers takes past_key_values."
+    if not takes(decoder, cache_argument(decoder)):
+        return f"{name} keeps no KV cache: no module around its layers takes past_key_values or cache_params."
     for index, layer in enumerate(DynamicCache(config=text_config(model)).layers):
-        if isinstance(layer, LinearAttentionCacheLayerMixin):
-            return f"{name}: layer {index} carries recurrent state ({type(layer).__name__}), which drift does not."
-        if not isinstance(layer, DynamicLayer):
-            return (
-                f"{name}: layer {index} keeps no keys and values of its own ({type(layer).__name__}): it takes those "
-                "of another layer, or none."
-            )
+        if not (keeps_slots(layer) or keeps_states(layer) or isinstance(layer, DummyLayer)):
+            return f"{name}: layer {index} keeps neither keys and values nor states ({type(layer).__name__})."
     if decoder is model:
         return f"{name} has no decoder apart from its language-model head."
     return None

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drift.running.descent.blocks import DescendingLane, run_block
+from drift.running.descent.blocks import Cached, DescendingLane, run_block
 from drift.running.descent.decoders import blocks_of
 from drift.running.descent.head import PieceStream, compare_logits, lane_pieces, open_head
 from drift.running.descent.lanes import Lane, Limits, Recorder
@@ -92,16 +92,24 @@ class _Descent:
 
     def block(self, index: int, recorder: Recorder) -> None:
         """Take all lanes through one block, and tell the recorder what they cached."""
-        cached: dict[int, tuple[Tensor, Tensor, list[int]]] = {}
+        cached: dict[int, Cached] = {}
+        sources = {lane.lane.source for lane in self._lanes}
         for key, model in self._models.items():
             with weights_of(model).block(index):
                 for place, lane in self._lanes_of(key):
                     with lane.scope():
-                        source = None if lane.lane.source is None else cached[lane.lane.source][:2]
-                        cached[place] = run_block(index, lane, partial(recorder.cached, place, index + 1), source)
-        keys, values, sizes = zip(*(cached[place] for place in range(len(self._lanes))), strict=True)
-        recorder.cache(index + 1, keys, values)
-        recorder.cache_bytes(index + 1, sizes)
+                        cached[place] = run_block(
+                            index,
+                            lane,
+                            partial(recorder.cached, place, index + 1),
+                            None if lane.lane.source is None else cached[lane.lane.source],
+                            partial(recorder.states, place, index + 1),
+                            place in sources,
+                        )
+        found = [cached[place] for place in range(len(self._lanes))]
+        pairs = [one.pair for one in found if one.pair is not None]
+        recorder.cache(index + 1, [keys for keys, _ in pairs], [values for _, values in pairs])
+        recorder.cache_bytes(index + 1, [one.sizes for one in found])
 
     def head(self, references: Sequence[int], stride: int, rows: int, recorder: Recorder) -> None:
         """Take all lanes through the final norm and the output embedding, in step."""

@@ -18,11 +18,14 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from drift.errors import UnsupportedModelError
+from drift.running.descent.caches import keeps_slots, keeps_states
 from drift.running.descent.decoders import (
     Driving,
     decoder_of,
     driving_of,
     keeps_more,
+    new_cache,
+    own_cache,
     remember,
     remembered,
     structural_fault,
@@ -34,14 +37,17 @@ from drift.running.descent.descending import descend
 from drift.running.descent.lanes import Lane, Limits, Recorder
 from drift.running.descent.taps import Taps, attention_as, attention_of
 from drift.running.descent.trials import (
-    CHUNK,
     Chunked,
     Seen,
     Verdict,
     apart,
     chunked_inference,
+    goes_on_singly,
+    logits_in_chunks,
+    named_states,
     own_pass,
     parting,
+    trial_chunk,
     trial_text,
 )
 from drift.running.model.numerics import default_half_matmul, numerics, rung_of
@@ -120,13 +126,14 @@ def check_reading(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[C
         Saying what is wrong, and which protocols would work.
     """
     name = type(model).__name__
+    _check_states(model, protocol, chunks)
     edits = protocol.carries or protocol.takes_full_cache or any(c.alone or not c.kept for c in chunks)
     for index, layer in enumerate(DynamicCache(config=text_config(model)).layers if edits else ()):
         if keeps_more(layer):
             raise UnsupportedModelError(
-                f"{name}: layer {index} keeps more than keys and values ({type(layer).__name__}: the keys of a sparse "
-                f"index, say), which {protocol.label} would leave as it is. Chunked inference is possible with it: "
-                "protocols that only append work (append, restart, reprime)."
+                f"{name}: layer {index} keeps more than keys and values ({type(layer).__name__}), such as the keys of "
+                f"a sparse index or of compressed stretches, which {protocol.label} would leave as they are. Chunked "
+                "inference is possible with it: protocols that only append work (append, restart, reprime)."
             )
     if not driving_of(model).positions:
         _check_positions(name, protocol, chunks)
@@ -136,6 +143,26 @@ def check_reading(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[C
             _looked_at(model)
 
 
+def _check_states(model: PreTrainedModel, protocol: Protocol, chunks: Sequence[Chunk]) -> None:
+    """Refuse what cannot be done with states of convolutions and recurrences, and edits of a cache without slots."""
+    layers = DynamicCache(config=text_config(model)).layers
+    index = next((index for index, layer in enumerate(layers) if keeps_states(layer)), None)
+    if index is None:
+        return
+    name, kind = type(model).__name__, type(layers[index]).__name__
+    if any(chunk.alone for chunk in chunks):
+        raise UnsupportedModelError(
+            f"{name}: layer {index} carries states ({kind}), and those of chunks that were prefilled alone cannot be "
+            f"put together as keys and values can: {protocol.label} has no cache to go on from. Chunked inference is "
+            "possible with it: protocols that go on from chunk to chunk work (append, restart, reprime)."
+        )
+    if protocol.carries and not protocol.carries_states and not any(keeps_slots(layer) for layer in layers):
+        raise UnsupportedModelError(
+            f"{name} keeps no keys and values, which are what {protocol.label} changes; its states are not. Chunked "
+            "inference is possible with it: protocols that only go on work (append, reprime)."
+        )
+
+
 def _check_positions(name: str, protocol: Protocol, chunks: Sequence[Chunk]) -> None:
     """Refuse passes at other positions than those that a model counts by itself, from what its cache holds."""
     held = 0
@@ -143,10 +170,10 @@ def _check_positions(name: str, protocol: Protocol, chunks: Sequence[Chunk]) -> 
         counted = 0 if chunk.alone else held
         if chunk.first_position != counted:
             raise UnsupportedModelError(
-                f"{name} does not listen to position ids: it counts from what its cache holds. {protocol.label} would "
-                f"have the chunk of step {chunk.step} begin at position {chunk.first_position}, and it would begin at "
-                f"{counted} all the same. Chunked inference is possible with it: protocols whose positions run on as "
-                "the cache grows work (append, reprime)."
+                f"{name} does not listen to position ids: it counts from what its cache holds, or not at all. "
+                f"{protocol.label} would have the chunk of step {chunk.step} begin at position {chunk.first_position}, "
+                f"and it would go on from {counted} all the same. Chunked inference is possible with it: protocols "
+                "whose positions run on as the cache grows work (append, reprime)."
             )
         if chunk.kept:
             held = protocol.slots(chunk.step, held + len(chunk), len(chunk))
@@ -181,6 +208,12 @@ def _refused(fault: str, verdict: Verdict) -> UnsupportedModelError:
             f"Chunked inference is not possible with it in transformers {version}: chunk after chunk, its own forward "
             f"parts from its own single pass ({verdict.detail})."
         )
+    elif verdict.chunked is Chunked.SINGLE:
+        possible = (
+            f"Chunked inference is not possible with it in transformers {version}: its code goes on from what it "
+            "carries by single tokens only. Token by token its own forward gives what it gives in one pass; given a "
+            f"chunk, it does not go on from the chunk before ({clipped(verdict.detail)})."
+        )
     elif verdict.chunked is Chunked.FAILS:
         possible = (
             f"Chunked inference is not possible with it in transformers {version}: its own forward does not go on from "
@@ -188,8 +221,8 @@ def _refused(fault: str, verdict: Verdict) -> UnsupportedModelError:
         )
     elif verdict.chunked is Chunked.BROKEN:
         possible = (
-            f"Chunked inference is not possible with it in transformers {version}: its own forward fails on one pass "
-            f"over a text ({clipped(verdict.detail)})."
+            f"Chunked inference is not possible with it in transformers {version}: with a cache, its own forward fails "
+            f"on one pass over a text ({clipped(verdict.detail)})."
         )
     else:
         possible = "Whether chunked inference is possible with it was not tried: its weights are not there."
@@ -213,9 +246,14 @@ class _Everything(Recorder):
             seen[f"block {layer}" if layer else "the embeddings"] = state.clone()
 
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        for seen, key, value in zip(self.lanes, keys, values, strict=True):
+        for seen, key, value in zip(self.lanes if keys else (), keys, values, strict=True):
             seen[f"the keys of block {block}"] = key.clone()
             seen[f"the values of block {block}"] = value.clone()
+
+    def states(
+        self, lane: int, block: int, tokens: int, convolved: Sequence[Tensor], recurrent: Sequence[Tensor]
+    ) -> None:
+        self.lanes[lane] |= named_states(block, [*convolved, *recurrent])
 
     def logits(self, lane: int, rows: Tensor, logits: Tensor) -> None:
         before = self.lanes[lane].get("the logits", logits[:0])
@@ -236,15 +274,32 @@ def _looked_at(model: PreTrainedModel) -> Driving:
     try:
         ids = trial_text(model)
         chunks = [parse(reading).chunks(len(ids), size) for reading, size in _readings(len(ids))]
-        whole, outputs = own_pass(model, ids, [len(ids)])
+        whole, shapes = own_pass(model, ids, [len(ids)])
         folded, _ = own_pass(model, ids, [len(chunk) for chunk in chunks[1]])
         verdict = parting(folded, whole, rung_of(model.dtype).unit_roundoff)
         if verdict.chunked is not Chunked.AGREES:
+            if goes_on_singly(model, ids, whole):
+                verdict = replace(verdict, chunked=Chunked.SINGLE)
             raise UnsupportedModelError(f"{name} computes another function in chunks than in one pass.")
-        if len(outputs) != 1:
-            raise UnsupportedModelError(f"{name}: its blocks put out different numbers of things ({sorted(outputs)}).")
+        sizes = [len(chunk) for chunk in chunks[1]]
+        if own_cache(model) is not None and apart(folded["the logits"], logits_in_chunks(model, ids, sizes)):
+            raise UnsupportedModelError(f"{name} keeps a cache of its own, of which drift's is not the like.")
+        if len(shapes.outputs) != 1 or len(shapes.streams) != 1:
+            raise UnsupportedModelError(
+                f"{name}: its blocks put out different numbers of things ({sorted(shapes.outputs)}), or states of "
+                "different shapes."
+            )
         positions = takes(model, "position_ids") and takes(decoder_of(model), "position_ids")
-        driving = Driving(False, outputs.pop(), 0, positions, int(ids[0]), "bitwise", model.dtype)
+        driving = Driving(
+            plain=False,
+            outputs=shapes.outputs.pop(),
+            streams=shapes.streams.pop(),
+            attentions=max(1, *shapes.attentions),
+            positions=positions,
+            token=int(ids[0]),
+            outcome="bitwise",
+            dtype=model.dtype,
+        )
         remember(model, driving)
         driving = replace(driving, origin=_origin(model, ids))
         remember(model, driving)
@@ -264,7 +319,7 @@ def _looked_at(model: PreTrainedModel) -> Driving:
 
 def _readings(tokens: int) -> list[tuple[str, int]]:
     """The passes that are tried: whole, in chunks, and in chunks that begin at position 0."""
-    size = min(CHUNK, tokens)
+    size = trial_chunk(tokens)
     return [("append", tokens), ("append", size), ("restart", size)]
 
 
@@ -274,10 +329,10 @@ def _origin(model: PreTrainedModel, ids: Tensor) -> int:
         return 0
     taps, config = Taps(model), text_config(model)
     with weights_of(model).embedding():
-        own, _ = taps.run(DynamicCache(config=config), ids[None], None)
+        own, _ = taps.run(new_cache(model), ids[None], None)
         # Models of the RoBERTa kind begin to count behind the padding token's id.
         for origin in dict.fromkeys((0, (getattr(config, "pad_token_id", None) or 0) + 1)):
-            said, _ = taps.run(DynamicCache(config=config), ids[None], origin)
+            said, _ = taps.run(new_cache(model), ids[None], origin)
             if torch.equal(own, said):
                 return origin
     return 0

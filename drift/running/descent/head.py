@@ -38,7 +38,8 @@ def open_head(model: PreTrainedModel) -> Iterator[Head]:
     selects = takes(model, "logits_to_keep")
 
     def bypass(*args: Any, **kwargs: Any) -> Any:
-        return (handed[0], *(None,) * (driving.outputs - 1)) if driving.outputs else handed[0]
+        states = driving.streams.parted(handed[0])
+        return (states, *(None,) * (driving.outputs - 1)) if driving.outputs else states
 
     def note(module: torch.nn.Module, args: Any, output: Any) -> None:
         normed.append(output.last_hidden_state)

@@ -62,6 +62,9 @@ class Lane:
         chunks append.
     unit_roundoff : float
         Of the precision that the lane computes in.
+    marks : tuple of int
+        Tokens of the text after which the states of recurrences are wanted. A lane of one chunk has none in the midst
+        of it: there, a block with recurrences is given the text up to each mark again, in one pass.
     """
 
     tokens: Tensor
@@ -73,6 +76,7 @@ class Lane:
     noise: EmbeddingNoise | None = None
     source: int | None = None
     unit_roundoff: float = 0.0
+    marks: tuple[int, ...] = ()
 
     def token_ids(self, chunk: Chunk) -> Tensor:
         """int64 [text, token]: what the model is given for a chunk, prefix included."""
@@ -95,12 +99,24 @@ class Recorder(ABC):
         """
 
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """What block ``block`` (1 is the first) cached, one tensor [head, token, feature] per lane."""
+        """What block ``block`` (1 is the first) cached, one tensor [head, token, feature] per lane.
+
+        There are none of a block that keeps no keys and values.
+        """
 
     def cached(self, lane: int, block: int, step: int, keys: Tensor, values: Tensor) -> None:
         """What the cache of block ``block`` holds after chain step ``step``: [head, token, feature], prefixes included.
 
         Layers with a sliding window hold their last tokens only.
+        """
+
+    def states(
+        self, lane: int, block: int, tokens: int, convolved: Sequence[Tensor], recurrent: Sequence[Tensor]
+    ) -> None:
+        """The states [...] of convolutions and of recurrences that block ``block`` holds after ``tokens`` of the text.
+
+        They are told after every chunk that is kept, as it left them, and at the lane's marks; the next chunk writes
+        over them. Of a block that holds none nothing is told.
         """
 
     def cache_bytes(self, block: int, sizes: Sequence[Sequence[int]]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -13,14 +13,15 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from drift.errors import UnsupportedModelError
-from drift.running.descent.caches import restore_snapshot, take_snapshot
-from drift.running.descent.decoders import blocks_of, decoder_of, driving_of, text_config
+from drift.running.descent.caches import TapeCache, keeps_slots, move_on, restore_snapshot, take_snapshot
+from drift.running.descent.decoders import blocks_of, cache_argument, decoder_of, driving_of, new_cache, text_config
 from drift.running.descent.lanes import Lane
 from drift.running.model.weights import weights_of
 from drift.running.noise import EmbeddingNoise
 from drift.running.protocols.base import Chunk, Protocol
 
 __all__ = [
+    "Between",
     "Call",
     "Taps",
     "attention_as",
@@ -50,6 +51,11 @@ def replaced_forwards(blocks: Sequence[torch.nn.Module], forwards: Sequence[Call
                 block.__dict__["forward"] = original
 
 
+#: How far from 1 probabilities may sum up, which are rounded to 16 bits.
+_NEARLY_ONE = 2.0**-5
+_WITHOUT_ATTENTION = "Chunked inference is possible with it: protocols that need none work (append, merge, quantized)."
+
+
 class _Stand(Enum):
     """What stands in a noted call for what is different at every call."""
 
@@ -63,6 +69,17 @@ class _Handed:
     place: int
 
 
+@dataclass(frozen=True)
+class _Between:
+    """What stands in a noted call for a mapping in which blocks of a pass leave keys and values for later ones."""
+
+    kind: type[MutableMapping[Any, Any]]
+
+
+Between = dict[type[MutableMapping[Any, Any]], MutableMapping[Any, Any]]
+"""The mappings of one pass that its blocks leave something in for each other, by their kind."""
+
+
 @dataclass
 class Call:
     """How the model calls one block for one chunk: its hidden states and cache left out."""
@@ -70,17 +87,37 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @classmethod
+    def noted(cls, cache: DynamicCache, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """A call with a cache, as it is kept."""
+
+        def left_out(value: Any) -> Any:
+            if value is cache:
+                return _Stand.CACHE
+            if isinstance(value, MutableMapping) and not value:
+                return _Between(type(value))
+            return value
+
+        return cls(tuple(left_out(v) for v in args), {name: left_out(v) for name, v in kwargs.items()})
+
     @property
     def hands_on(self) -> bool:
         """Whether the block is given anything that the block before put out beside its states."""
         return any(isinstance(value, _Handed) for value in (*self.args, *self.kwargs.values()))
 
-    def given(self, cache: DynamicCache, handed: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the block behind its states, with a cache, and what the block before handed on."""
+    def given(
+        self, cache: DynamicCache, handed: Sequence[Any], between: Between
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the block behind its states: with a cache, and with what the block before handed on.
+
+        ``between`` has the mappings of the pass; one that is missing is put there.
+        """
 
         def filled(value: Any) -> Any:
             if isinstance(value, _Handed):
                 return handed[value.place]
+            if isinstance(value, _Between):
+                return between.setdefault(value.kind, value.kind())
             return cache if value is _Stand.CACHE else value
 
         return tuple(filled(v) for v in self.args), {name: filled(v) for name, v in self.kwargs.items()}
@@ -127,23 +164,17 @@ class Taps:
         def tap(*args: Any, **kwargs: Any) -> Any:
             states = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
             rest = () if not args else args[1:]
-            if not isinstance(states, Tensor) or states.ndim != 3:
+            if not self._driving.streams.fits(states):
                 raise UnsupportedModelError(
-                    f"{name}: block {index} is not called with hidden states [batch, token, feature]; "
+                    f"{name}: block {index} is not called with the hidden states that the block before put out; "
                     "this architecture cannot be driven layer by layer."
                 )
-            call = Call(
-                tuple(_Stand.CACHE if value is self._cache else value for value in rest),
-                {key: _Stand.CACHE if value is self._cache else value for key, value in kwargs.items()},
-            )
+            call = Call.noted(self._cache, rest, kwargs)
             if sum(value is _Stand.CACHE for value in (*call.args, *call.kwargs.values())) != 1:
                 raise UnsupportedModelError(
                     f"{name}: block {index} is not handed the KV cache that the model was given."
                 )
-            # A stub of one number per token moves the cache on, as the real keys and values would: masks and
-            # positions of the next chunk depend on how much is cached.
-            stub = states.new_zeros((1, 1, states.shape[1], 1))
-            self._cache.update(stub, stub, index)
+            move_on(self._cache, index, self._driving.streams.first(states), self._driving.attentions)
             self._seen.append((index, states, call))
             # What the decoder does behind its last block is not looked at: one token of it will do.
             short = self._driving.plain and index + 1 == len(self._blocks)
@@ -165,18 +196,23 @@ class Taps:
             first = first_position + self._driving.origin
             given["position_ids"] = torch.arange(first, first + tokens.shape[1], device=tokens.device)[None]
         with replaced_forwards(self._blocks, self._taps):
-            self._decoder(**given, past_key_values=cache, use_cache=True)
+            self._decoder(**given, **{cache_argument(self._decoder): cache}, use_cache=True)
         seen, self._seen = self._seen, []
         if [index for index, _, _ in seen] != list(range(len(self._blocks))):
             raise UnsupportedModelError(
                 f"{name} does not call its {len(self._blocks)} decoder layers once each, in order."
             )
-        if any(states is not seen[0][1] for _, states, _ in seen):
+        if not all(_same(states, seen[0][1]) for _, states, _ in seen):
             raise UnsupportedModelError(
                 f"{name} does something to the hidden states between its decoder layers, "
                 "which a layer-by-layer descent would miss."
             )
-        return seen[0][1], [call for _, _, call in seen]
+        return self._driving.streams.joined(seen[0][1]), [call for _, _, call in seen]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, or views of all of it."""
+    return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
 
 
 def _blank(model: PreTrainedModel, like: Tensor, tokens: int) -> Tensor:
@@ -208,12 +244,12 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
     calls : list of Call
         How each block is called for it.
     """
-    cache = DynamicCache(config=text_config(model))
+    cache = new_cache(model)
     taps = Taps(model)
     again = like is not None
     for chunk in lane.chunks:
         before = [] if chunk.kept else take_snapshot(cache)
-        own = DynamicCache(config=text_config(model)) if chunk.alone else cache
+        own = new_cache(model) if chunk.alone else cache
         plain = again and driving_of(model).plain
         tokens = _blank(model, like, len(chunk)) if plain and like is not None else lane.token_ids(chunk)
         with weights_of(model).embedding() if again and not plain else nullcontext():
@@ -223,9 +259,8 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
                 restore_snapshot(cache, before)
         else:
             if chunk.alone:
-                stub = states.new_zeros((1, 1, states.shape[1], 1))
                 for index in range(len(called)):
-                    cache.update(stub, stub, index)
+                    move_on(cache, index, states, driving_of(model).attentions)
             if lane.protocol is not None and lane.protocol.carries:
                 _carry_stubs(lane.protocol, chunk, cache)
         yield states, called
@@ -234,7 +269,7 @@ def tapped_calls(model: PreTrainedModel, lane: Lane, like: Tensor | None = None)
 def _carry_stubs(protocol: Protocol, chunk: Chunk, cache: DynamicCache) -> None:
     """Leave as many stubs in a tapped cache as the protocol says that it leaves slots."""
     for layer in cache.layers:
-        if not layer.is_sliding:
+        if keeps_slots(layer) and not layer.is_sliding:
             held = layer.keys.shape[-2]
             # Less than none is refused where the number is held against the real cache.
             left = max(0, protocol.slots(chunk.step, held, len(chunk)))
@@ -269,10 +304,15 @@ def rotary_tables(model: PreTrainedModel, like: Tensor, positions: int) -> list[
     Rotations can only be added up where they are rotations: the layout of two halves, and no scaling.
     """
     with nullcontext() if driving_of(model).plain else weights_of(model).embedding():
-        _, calls = Taps(model).run(DynamicCache(config=text_config(model)), _blank(model, like, positions), 0)
+        _, calls = Taps(model).run(new_cache(model), _blank(model, like, positions), 0)
     tables = []
-    for index, call in enumerate(calls):
-        pair = call.kwargs.get("position_embeddings")
+    layers = new_cache(model, TapeCache, attentions=driving_of(model).attentions).layers
+    for index, (call, layer) in enumerate(zip(calls, layers, strict=True)):
+        if not keeps_slots(layer):  # nothing of it is ever moved
+            tables.append((like.new_zeros(0), like.new_zeros(0)))
+            continue
+        pairs = (value for value in call.args if isinstance(value, tuple))
+        pair = call.kwargs.get("position_embeddings", next(pairs, None))
         sound = False
         if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(x, Tensor) for x in pair):
             cos, sin = (x[0].to(torch.promote_types(x.dtype, torch.float32)) for x in pair)
@@ -294,19 +334,22 @@ def rotary_tables(model: PreTrainedModel, like: Tensor, positions: int) -> list[
 
 
 @contextmanager
-def disturbed_states(block: torch.nn.Module, noise: EmbeddingNoise | None) -> Iterator[None]:
-    """Within it, a block is given its hidden states [1, token, feature] with noise on them, if there is any."""
+def disturbed_states(model: PreTrainedModel, noise: EmbeddingNoise | None) -> Iterator[None]:
+    """Within it, the first block is given the states of one text with noise on them, if there is any."""
     if noise is None:
         yield
         return
-    disturb = noise.stream()
+    disturb, streams = noise.stream(), driving_of(model).streams
+
+    def disturbed(states: Tensor) -> Tensor:
+        return streams.parted(disturb(streams.joined(states)[0])[None])
 
     def put(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
-            return (disturb(args[0][0])[None], *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": disturb(kwargs["hidden_states"][0])[None]}
+            return (disturbed(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": disturbed(kwargs["hidden_states"])}
 
-    handle = block.register_forward_pre_hook(put, with_kwargs=True)
+    handle = blocks_of(model)[0].register_forward_pre_hook(put, with_kwargs=True)
     try:
         yield
     finally:
@@ -315,29 +358,51 @@ def disturbed_states(block: torch.nn.Module, noise: EmbeddingNoise | None) -> It
 
 @contextmanager
 def noted_attention(block: torch.nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
-    """Yield a list that receives the attention probabilities of each call of the block."""
+    """Yield a list that receives the attention probabilities of each call of the block.
+
+    They are what the module `self_attn` puts out second; in a block that has none, the one tensor among the outputs of
+    its modules that can be probabilities.
+    """
     noted: list[Tensor] = []
     if not wanted:
         yield noted
         return
     attention = getattr(block, "self_attn", None)
-    if not isinstance(attention, torch.nn.Module):
-        raise UnsupportedModelError(
-            f"{type(block).__name__} has no module `self_attn` to read attention probabilities from. Chunked inference "
-            "is possible with it: protocols that need none work (append, merge, quantized)."
-        )
 
     def note(module: torch.nn.Module, args: Any, output: Any) -> None:
         found = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if not isinstance(found, Tensor) or found.ndim != 4:
             raise UnsupportedModelError(
-                f"{type(module).__name__} does not return attention probabilities. Chunked inference is possible with "
-                "it: protocols that need none work (append, merge, quantized)."
+                f"{type(module).__name__} does not return attention probabilities. {_WITHOUT_ATTENTION}"
             )
         noted.append(found)
 
-    handle = attention.register_forward_hook(note)
-    try:
+    def look(module: torch.nn.Module, args: Any, output: Any) -> None:
+        for value in output if isinstance(output, tuple) else ():
+            # Modules hand on what the modules within them put out.
+            if _may_be_probabilities(value) and all(value is not other for other in noted):
+                noted.append(value)
+
+    def settle(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if len(noted) != 1:
+            raise UnsupportedModelError(
+                f"{type(block).__name__} has no module `self_attn`, and {len(noted)} outputs of its modules may be "
+                f"attention probabilities. {_WITHOUT_ATTENTION}"
+            )
+
+    with ExitStack() as stack:
+        if isinstance(attention, torch.nn.Module) and not isinstance(attention, torch.nn.ModuleList):
+            stack.callback(attention.register_forward_hook(note).remove)
+        else:
+            inner = [module for module in block.modules() if module is not block]
+            for handle in (*(m.register_forward_hook(look) for m in inner), block.register_forward_hook(settle)):
+                stack.callback(handle.remove)
         yield noted
-    finally:
-        handle.remove()
+
+
+def _may_be_probabilities(value: object) -> bool:
+    """Whether an output may be attention probabilities [text, head, query, slot]: all rows sum to 1."""
+    if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point() or not value.numel():
+        return False
+    sums = value.to(torch.float32).sum(-1)
+    return bool((value >= 0).all() and ((sums - 1).abs() < _NEARLY_ONE).all())

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from drift.running.descent.caches import branched, carried_tensors, keeps_states
+
 __all__ = ["FoldCache", "SharedLayer"]
 
 _GROWTH = 0.25  # of its length, is what a room that is full is made longer by
@@ -154,18 +156,38 @@ class FoldCache(DynamicCache):
             self.layers = [SharedLayer(slots) if type(layer) is DynamicLayer else layer for layer in self.layers]
 
     def branch(self) -> FoldCache:
-        """A cache that holds the same and goes its own way from here; no keys and values are copied.
+        """A cache that holds the same and goes its own way from here; states are copied, no keys and values are.
 
         Layers that are not shared grow by making new tensors, so the old ones may belong to several.
         """
         other = copy.copy(self)
         other.layers = [
-            layer.branched() if isinstance(layer, SharedLayer) else copy.copy(layer) for layer in self.layers
+            layer.branched() if isinstance(layer, SharedLayer) else branched(layer) for layer in self.layers
         ]
         return other
 
+    def update_conv_state(self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        """Keep the state of a convolution as usual, in memory that may be written to outside of inference mode."""
+        layer = self.layers[layer_idx]
+        if keeps_states(layer) and not layer.is_conv_states_initialized[state_idx]:
+            size = {name: kwargs[name] for name in ("conv_kernel_size",) if name in kwargs}
+            with torch.inference_mode(False):
+                layer.lazy_initialization(conv_states=conv_states, state_idx=state_idx, **size)
+        kept: Tensor = super().update_conv_state(conv_states, layer_idx, state_idx, **kwargs)
+        return kept
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> Any:
+        """Keep the state of a recurrence as usual, in memory that may be written to outside of inference mode."""
+        layer = self.layers[layer_idx]
+        if keeps_states(layer) and not layer.is_recurrent_states_initialized[state_idx]:
+            with torch.inference_mode(False):
+                layer.lazy_initialization(recurrent_states=recurrent_states, state_idx=state_idx)
+        return super().update_recurrent_state(recurrent_states, layer_idx, state_idx, **kwargs)
+
     @property
     def bytes(self) -> int:
-        """Bytes of the keys and values that are held."""
-        held = (x for layer in self.layers for x in (layer.keys, layer.values) if isinstance(x, Tensor))
+        """Bytes of the keys and values, and of the states, that are held."""
+        held = (x for layer in self.layers for x in carried_tensors(layer))
         return sum(x.numel() * x.element_size() for x in held)

@@ -18,9 +18,9 @@ from drift import _arguments as arguments
 from drift._bounds import MOST_TOKENS
 from drift.errors import ConfigError, UnsupportedModelError
 from drift.running.checks import check_chunks, check_planted, check_tokens
-from drift.running.descent.caches import TapeCache
+from drift.running.descent.caches import TapeCache, keeps_slots
 from drift.running.descent.carrying import CarriedStep, KeyRotation
-from drift.running.descent.decoders import blocks_of, driving_of, takes, text_config
+from drift.running.descent.decoders import blocks_of, cache_argument, driving_of, new_cache, takes, text_config
 from drift.running.descent.guard import admit, check_reading
 from drift.running.descent.taps import attention_as, attention_of, disturbed_states, noted_attention
 from drift.running.folding.caches import FoldCache
@@ -149,7 +149,7 @@ class Folded:
         self.protocol = protocol
         self.chunk_size = chunk_size
         self.device = weights_of(model).device
-        self.cache = FoldCache(text_config(model), None if protocol.carries else slots)
+        self.cache = new_cache(model, FoldCache, slots=None if protocol.carries else slots)
         self.tokens = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.text_tokens = 0
         self.steps: list[Step] = []
@@ -159,7 +159,7 @@ class Folded:
         self.prompt: Prompt | None = None
         self._rung = rung
         self._half_matmul = half_matmul
-        self._notes: list[dict[str, Any]] = [{} for _ in blocks_of(model)]
+        self._notes: list[dict[str, Any]] = [{} for _ in self.cache.layers]
         self._rotation = KeyRotation(model, self.device)
         self._rotated = 0
         self._attention: list[list[Tensor]] | None = None
@@ -262,8 +262,10 @@ class Folded:
             self.switches = stack.enter_context(numerics(self._rung, str(self.device), self._half_matmul))
             stack.enter_context(weights_of(self.model).whole())
             stack.enter_context(attention_as(self.model, attention_of(self.protocol)))
-            wanted = self.protocol.wants_attention
-            self._attention = [stack.enter_context(noted_attention(b, wanted)) for b in blocks_of(self.model)]
+            layers = self.cache.layers[:: driving_of(self.model).attentions]
+            wanted = [self.protocol.wants_attention and keeps_slots(layer) for layer in layers]
+            blocks = zip(blocks_of(self.model), wanted, strict=True)
+            self._attention = [stack.enter_context(noted_attention(*each)) for each in blocks]
             yield
 
     def _take(
@@ -296,20 +298,22 @@ class Folded:
 
     def _pass(self, chunk: Chunk, ids: Tensor, every: bool) -> Tensor:
         """One forward pass, and what the protocol does to the cache after it; logits [token, vocabulary]."""
-        own = TapeCache(text_config(self.model)) if chunk.alone else self.cache
+        own = new_cache(self.model, TapeCache) if chunk.alone else self.cache
+        slotted = [index for index, layer in enumerate(self.cache.layers) if keeps_slots(layer)]
         driving = driving_of(self.model)
         options: dict[str, Any] = {} if every else dict(self._last_logits)
         if driving.positions:
             first = chunk.first_position + driving.origin
             options["position_ids"] = torch.arange(first, first + len(chunk), device=self.device)[None]
+        options[cache_argument(self.model)] = own
         # By all tokens so far: whatever was asked before, a question gets the same noise.
         noise = embedding_noise(self.protocol, torch.cat([self.tokens, ids]), self._rung)
-        with disturbed_states(blocks_of(self.model)[0], noise):
-            out = self.model(input_ids=ids[None], past_key_values=own, use_cache=True, **options)
+        with disturbed_states(self.model, noise):
+            out = self.model(input_ids=ids[None], use_cache=True, **options)
         if isinstance(own, TapeCache):
-            for index, (keys, values) in enumerate(own.appended):
+            for index, (keys, values) in zip(slotted, own.appended, strict=True):
                 self.cache.update(keys, values, index)
-        if not self.steps and any(layer.get_seq_length() != len(chunk) for layer in self.cache.layers):
+        if not self.steps and any(self.cache.layers[index].get_seq_length() != len(chunk) for index in slotted):
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} does not cache keys and values of its own once per chunk in every block."
             )
@@ -321,7 +325,9 @@ class Folded:
     def _carry(self, chunk: Chunk) -> None:
         """Let the protocol change the cache of every block."""
         assert self._attention is not None
-        for index, (layer, noted) in enumerate(zip(self.cache.layers, self._attention, strict=True)):
+        each = driving_of(self.model).attentions
+        for place, layer in enumerate(self.cache.layers):
+            index, noted = place // each, self._attention[place // each]
             step = CarriedStep(
                 chunk,
                 index,
@@ -329,7 +335,7 @@ class Folded:
                 partial(self._rotation.rotate, index, reach=self._rotated),
                 self._rung.unit_roundoff,
             )
-            step.carry(self.protocol, layer, self._notes[index])
+            step.carry(self.protocol, layer, self._notes[place])
             noted.clear()
 
 

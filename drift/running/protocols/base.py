@@ -20,7 +20,7 @@ from drift.running.options import written
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Carried", "Chunk", "Protocol", "Variation"]
+__all__ = ["Carried", "CarriedStates", "Chunk", "Protocol", "Variation"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,24 @@ class Carried:
     def select(self, slots: Any) -> None:
         """Keep the slots of an index along the slot axis (a slice or int64 [slot])."""
         self.keys, self.values = self.keys[..., slots, :], self.values[..., slots, :]
+
+
+@dataclass
+class CarriedStates:
+    """States of convolutions and recurrences of a block after a chain step, for :meth:`Protocol.carry_states`.
+
+    Attributes
+    ----------
+    states : list of Tensor
+        [batch, ...]: those of convolutions, then those of recurrences. To be replaced, not written into.
+    step, block, unit_roundoff
+        As for :class:`Carried`.
+    """
+
+    states: list[Tensor]
+    step: int
+    block: int
+    unit_roundoff: float
 
 
 @dataclass(frozen=True)
@@ -188,6 +206,11 @@ class Protocol(ABC):
         """Whether :meth:`carry` does anything at all."""
         return type(self).carry is not Protocol.carry
 
+    @property
+    def carries_states(self) -> bool:
+        """Whether :meth:`carry_states` does anything at all."""
+        return type(self).carry_states is not Protocol.carry_states
+
     def prefix(self, step: int) -> tuple[int, ...]:
         """Token ids put in front of the chunk of chain step ``step``."""
         return ()
@@ -215,6 +238,12 @@ class Protocol(ABC):
 
         It must leave as many slots as :meth:`slots` says, and is held to that; a block with a sliding window of its
         own (``cache.sliding``) keeps the number that it has.
+        """
+
+    def carry_states(self, cache: CarriedStates) -> None:
+        """Change one block's states after a chain step, where it has any; a protocol that does not leaves them alone.
+
+        A state has no slots that could be dropped, moved or put together: it stands for all that came before.
         """
 
     def check_carried(self, cache: Carried, held: int) -> None:
@@ -398,9 +427,18 @@ class Variation(Protocol):
         """As the protocol inside, unless there is more to do."""
         return self.protocol.carries or type(self).carry is not Variation.carry
 
+    @property
+    def carries_states(self) -> bool:
+        """As the protocol inside, unless there is more to do."""
+        return self.protocol.carries_states or type(self).carry_states is not Variation.carry_states
+
     def carry(self, cache: Carried) -> None:
         """As the protocol inside."""
         self.protocol.carry(cache)
+
+    def carry_states(self, cache: CarriedStates) -> None:
+        """As the protocol inside."""
+        self.protocol.carry_states(cache)
 
     def prefix(self, step: int) -> tuple[int, ...]:
         """As the protocol inside."""

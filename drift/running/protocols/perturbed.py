@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from drift.running.noise import disturbed
-from drift.running.protocols.base import Carried, Variation
+from drift.running.protocols.base import Carried, CarriedStates, Variation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,3 +69,10 @@ class Perturbed(Variation):
         if noted:
             cache.notes["keys"] = noted[0]
         (cache.values,) = hit(cache.values)
+
+    def carry_states(self, cache: CarriedStates) -> None:
+        """Put the noise into states, too: other noise than that in keys and values of the block."""
+        super().carry_states(cache)
+        if cache.step == self.step and self.block in (0, cache.block):
+            generator = np.random.default_rng([self.seed, cache.block, 1])
+            cache.states = [disturbed(x, self.size, generator.standard_normal(x.shape)) for x in cache.states]

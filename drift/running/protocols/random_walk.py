@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from drift.running.noise import disturbed
-from drift.running.protocols.base import Carried, Variation
+from drift.running.protocols.base import Carried, CarriedStates, Variation
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,10 @@ class RandomWalk(Variation):
         size = self.noise * cache.unit_roundoff
         cache.keys = disturbed(cache.keys, size, generator.standard_normal(cache.keys.shape))
         cache.values = disturbed(cache.values, size, generator.standard_normal(cache.values.shape))
+
+    def carry_states(self, cache: CarriedStates) -> None:
+        """Put the noise into states, too."""
+        super().carry_states(cache)
+        generator = np.random.default_rng([self.seed, cache.block, cache.step, 1])
+        size = self.noise * cache.unit_roundoff
+        cache.states = [disturbed(x, size, generator.standard_normal(x.shape)) for x in cache.states]
