@@ -21,6 +21,7 @@ from drift.running.descent.descending import descend
 from drift.running.descent.lanes import Lane, Recorder
 from drift.running.descent.streams import Streams
 from drift.running.descent.trials import trial_chunk, trial_text
+from drift.running.lanes import embedding_noise
 from drift.running.model.numerics import numerics, rung_of
 from drift.running.protocols import parse
 
@@ -103,7 +104,13 @@ def test_a_context_of_minus_one_is_none() -> None:
 
 #: A fold of whole forward passes, whose caches are transformers' own, beside the descent.
 FOLDS = {
-    "gemma3n_text": ("append", "isolated", "streaming(sinks=2,window=20,positions=text)", "evict(budget=20)"),
+    "gemma3n_text": (
+        "append",
+        "full(noise=1)",
+        "isolated",
+        "streaming(sinks=2,window=20,positions=text)",
+        "evict(budget=20)",
+    ),
     "gemma4_text": ("append", "isolated", "streaming(sinks=2,window=20)", "evict(budget=20)"),
     "longcat_flash": ("append", "isolated", "streaming(sinks=2,window=20,positions=text)", "merge(budget=20)"),
 }
@@ -128,9 +135,10 @@ def test_edited_caches_of_such_blocks_are_those_of_whole_forward_passes(key: str
     ids, chunk = trial_text(model), 12
     for label in FOLDS[key]:
         protocol, recorder = parse(label), Held()
-        folded = drift.fold(model, ids, chunk, label)
-        with numerics(rung_of(model.dtype)):
-            descend(model, [Lane(ids, protocol.chunks(len(ids), chunk), protocol)], recorder)
+        folded, computed = drift.fold(model, ids, chunk, label), rung_of(model.dtype)
+        noise = embedding_noise(protocol, ids, computed)
+        with numerics(computed):
+            descend(model, [Lane(ids, protocol.chunks(len(ids), chunk), protocol, noise=noise)], recorder)
         layers = [layer for layer in folded.cache.layers if keeps_slots(layer)]
         each = len(layers) // len(recorder.held)
         assert len(recorder.held) * each == len(layers)
