@@ -126,8 +126,9 @@ class DescendingLane:
             yield mark, tape.layers[index]
 
     def forget_calls(self) -> None:
-        """Let go of the calls that are kept."""
+        """Let go of the calls that are kept, and of what blocks left for later ones."""
         self.calls = None
+        self.between.clear()
         self._marked.clear()
 
     def calls_of(self, index: int) -> Iterator[Call]:
