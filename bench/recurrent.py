@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "recurrent.json"
-TOKENS, CHUNK, DOCUMENTS, DTYPE = 512, 8, 6, "fp32"
+TOKENS, CHUNK, DOCUMENTS = 512, 8, 4
 #: Tokens after which half of a state is gone: within a chunk, and not within the text.
 SHORT, LONG = 4, 4096
 #: The chain step after which the whole cache is disturbed, by how much, and the steps at which that is looked for.
@@ -38,7 +38,10 @@ _HYBRID = ("Qwen3_5TextConfig", {
     **_HEADS, "linear_num_key_heads": 4, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
     "linear_value_head_dim": 16, "layer_types": [*["linear_attention"] * 3, "full_attention"],
 })  # fmt: skip
-_RECURRENT = ("Mamba2Config", {"num_heads": 8, "head_dim": 16, "expand": 2, "state_size": 16, "n_groups": 1})
+_RECURRENT = (
+    "Mamba2Config",
+    {"num_heads": 8, "head_dim": 16, "expand": 2, "state_size": 16, "n_groups": 1, "chunk_size": 32},
+)
 #: What is measured: its name, the configuration, and the half-life of states in tokens.
 MODELS: dict[str, tuple[tuple[str, Mapping[str, Any]], int | None]] = {
     "attention alone (Qwen3)": (("Qwen3Config", _HEADS), None),

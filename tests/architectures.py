@@ -206,6 +206,8 @@ def _carries(model: Any) -> str:
         "DynamicLayer": "keys and values", "DynamicSlidingWindowLayer": "keys and values of a window",
         "DynamicIndexedLayer": "keys, values, keys of an index",
         "MiniMaxM3VLSparseCacheLayer": "keys, values, keys of an index",
+        "DeepseekV4HCACache": "keys and values of a window, compressed ones",
+        "DeepseekV4CSACache": "keys and values of a window, compressed ones, keys of an index",
         "LinearAttentionLayer": "recurrent state", "DummyLayer": "nothing of its own",
         "LinearAttentionAndFullAttentionLayer": "recurrent state, keys and values",
         "LinearAttentionAndSlidingWindowAttentionLayer": "recurrent state, keys and values of a window",
@@ -330,7 +332,7 @@ def walk(
 ) -> list[Row]:
     """A process for each architecture, `jobs` at a time; torch is imported once. ``tell`` hears of each."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "drift.running.tracing"])
+    context.set_forkserver_preload(["torch", "transformers", "dask.array", "pydantic", "drift.running.tracing"])
 
     def one(key: str) -> Row:
         mine, its = context.Pipe(duplex=False)

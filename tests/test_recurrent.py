@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import architectures
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 import synthetic
 import torch
+from bench_tools import bench
 from transformers import DynamicCache
+from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 import drift
 from drift.dataset.contract import CARRIES
@@ -32,8 +36,15 @@ pytestmark = pytest.mark.numerical
 
 TOKENS, CHUNK = 40, 12
 ENDS = (12, 24, 36, 40)
-#: Recurrences beside attention, alone, within its blocks; convolutions beside attention; blocks that carry nothing.
-KEYS = ("qwen3_next", "mamba2", "falcon_h1", "lfm2", "nemotron_h")
+#: Recurrences beside attention, alone, within its blocks; convolutions beside attention; blocks that carry nothing; a
+#: cache of the architecture's own.
+KEYS = ("qwen3_next", "mamba2", "falcon_h1", "lfm2", "nemotron_h", "minimax")
+#: Their blocks with recurrences.
+RECURS = {
+    "qwen3_next": [1, 3], "mamba2": [1, 2, 3], "falcon_h1": [1, 2, 3], "lfm2": [], "nemotron_h": [1],
+    "minimax": [2],
+}  # fmt: skip
+PAGE = Path(drift.__file__).parents[1] / "docs" / "recurrent.md"
 
 
 @cache
@@ -55,7 +66,8 @@ class Plain:
     """``model(chunk, cache)``, chunk after chunk, and what the cache then holds."""
 
     def __init__(self, model: Any, ids: torch.Tensor, ends: Sequence[int]) -> None:
-        self.cache = DynamicCache(config=model.config)
+        own = type(model).__name__ == "MiniMaxForCausalLM"
+        self.cache = MiniMaxCache() if own else DynamicCache(config=model.config)
         first = model.get_decoder().layers[0]
         handle = first.register_forward_hook(lambda module, args, out: self.first.append(out[0]))
         name = "cache_params" if type(model).__name__.startswith("Mamba") else "past_key_values"
@@ -63,8 +75,14 @@ class Plain:
         with numerics(rung_of(model.dtype)):
             for start, stop in zip((0, *ends[:-1]), ends, strict=True):
                 self.scores.append(model(ids[None, start:stop], **{name: self.cache}, use_cache=True).logits[0])
-                self.states[stop] = [states_in(layer) for layer in self.cache.layers]
+                self.states[stop] = self._held()
         handle.remove()
+
+    def _held(self) -> list[list[torch.Tensor]]:
+        held = [states_in(layer) for layer in self.cache.layers]
+        for block, state in enumerate(getattr(self.cache, "linear_cache", [])):
+            held[block] += [state[0].clone()] if len(state) else []
+        return held
 
 
 class Told(Recorder):
@@ -112,7 +130,7 @@ def test_states_keys_values_and_logits_are_a_plain_loop_s(key: str) -> None:
                 assert len(mine) == len(states)
                 assert all(map(torch.equal, mine, states)), (block, stop)
         for block, layer in enumerate(plain.cache.layers, 1):
-            if isinstance(getattr(layer, "keys", None), torch.Tensor):
+            if isinstance(getattr(layer, "keys", None), torch.Tensor) and layer.keys.numel():
                 assert torch.equal(found.slots[lane, block][0], layer.keys[0])
                 assert torch.equal(found.slots[lane, block][1], layer.values[0])
             else:
@@ -123,19 +141,18 @@ def test_states_keys_values_and_logits_are_a_plain_loop_s(key: str) -> None:
 def test_cells_say_what_blocks_carry_and_have_numbers_of_that(key: str) -> None:
     cell = drift.trace(model_of(key), text_of(), CHUNK, floor_draws=1)
     assert cell.attrs["descent"] == "bitwise"
-    recurs = {"qwen3_next": [1, 3], "mamba2": [1, 2, 3], "falcon_h1": [1, 2, 3], "lfm2": [], "nemotron_h": None}[key]
+    recurs = RECURS[key]
     slots = np.isin(cell["carries"], [words for (keys, _), words in CARRIES.items() if keys])
     for name in ("key_rel_l2", "value_rel_l2", "key_rel_l2_floor"):
         assert np.isfinite(cell[name].values[:, slots]).all()
         assert np.isnan(cell[name].values[:, ~slots]).all()
-    if recurs is not None:
-        assert ("state_rel_l2" in cell) == bool(recurs)
-        if recurs:
-            known = np.isin(cell["block"], recurs)
-            for name in ("state_rel_l2", "state_rel_l2_floor"):
-                assert np.isfinite(cell[name].values[:, known]).all()
-                assert np.isnan(cell[name].values[:, ~known]).all()
-            assert (cell["state_rel_l2_floor"].values[:, known] > 0).all()
+    assert ("state_rel_l2" in cell) == ("state_rel_l2_floor" in cell) == bool(recurs)
+    if recurs:
+        known = np.isin(cell["block"], recurs)
+        for name in ("state_rel_l2", "state_rel_l2_floor"):
+            assert np.isfinite(cell[name].values[:, known]).all()
+            assert np.isnan(cell[name].values[:, ~known]).all()
+        assert (cell["state_rel_l2_floor"].values[:, known] > 0).all()
     assert (cell["cache_bytes"] > 0).all()
 
 
@@ -285,3 +302,20 @@ def test_first_and_last_are_blocks_that_carry_what_is_measured() -> None:
     assert np.array_equal(curve(cell, "key_rel_l2", "first"), cell["key_rel_l2"].values[:, 1])
     assert np.array_equal(curve(cell, "state_rel_l2", "first"), cell["state_rel_l2"].values[:, 0])
     assert np.isnan(curve(cell, "key_rel_l2", 1)).all()
+
+
+def test_the_page_says_what_was_measured() -> None:
+    with bench("recurrent") as module:
+        results = json.loads(module.RESULTS.read_text(encoding="utf-8"))
+        assert list(results) == list(module.MODELS)
+        assert module.table(results) in PAGE.read_text(encoding="utf-8")
+
+
+def test_half_lives_of_the_measured_models_are_what_they_are_called() -> None:
+    """Where the gate is neither open nor shut, the state of Mamba-2 decays as exp(-exp(A_log) softplus(0))."""
+    with bench("recurrent") as module:
+        for half_life in (module.SHORT, module.LONG):
+            model = module.build(*module._RECURRENT, half_life)
+            mixer = model.get_decoder().layers[0].mixer
+            decay = torch.exp(-mixer.A_log.double().exp() * torch.nn.functional.softplus(mixer.dt_bias.double()))
+            assert torch.allclose(decay**half_life, torch.full_like(decay, 0.5), rtol=1e-5)

@@ -110,6 +110,7 @@ class DocumentRecorder(Recorder):
             pair = [self._recurrent.get((each, tokens)) for each in (fold.of.reference, fold.of.lane)]
             if pair[0] is not None and pair[1] is not None:
                 fold.states[fold.of.stops.index(tokens)] = measures.relative_l2(pair[0], pair[1])
+                fold.recurs = True
 
     def cache(self, block: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """Compare what every fold appended to its cache with what its reference did; NaN of a block that keeps none."""
@@ -240,6 +241,7 @@ class _Fold:
         self.blocks: list[Arrays] = []
         self.bytes = np.zeros(len(comparison.starts), dtype=np.int64)
         self.states = np.full(len(comparison.starts), np.nan)
+        self.recurs = False
         self._of_states: list[NDArray[np.float64]] = []
         self._first = comparison.starts[0]
         self._starts = [start - self._first for start in comparison.starts]
@@ -317,9 +319,8 @@ class _Fold:
         out |= {name: np.stack([block[name] for block in self.blocks]) for name in self.blocks[0]}
         if self.of.wants("cache_bytes"):
             out["cache_bytes"] = self.bytes
-        recurrent = np.stack(self._of_states)
-        if self.of.wants("state_rel_l2") and not np.isnan(recurrent).all():
-            out["state_rel_l2"] = recurrent
+        if self.recurs and self.of.wants("state_rel_l2"):
+            out["state_rel_l2"] = np.stack(self._of_states)
         if self._logits:
             return out | self._logit_variables()
         return out | self._uncompared(out)  # against the previous step, whose next tokens are others

@@ -86,13 +86,13 @@ class DescendingLane:
         return held + self._tap_marks(allowed - held)
 
     def _tap_marks(self, allowed: float) -> int:
-        """Find out how the blocks are called for the text up to each mark where no chunk ends; as :meth:`tap`."""
-        chunks, held = self.lane.chunks, 0
-        if len(chunks) > 1 or chunks[0].prefix or self._hands_on:
+        """Find out how the blocks are called for the text up to each mark within its first chunk; as :meth:`tap`."""
+        first, held = self.lane.chunks[0], 0
+        if first.prefix or self._hands_on:
             return held
         for mark in self.lane.marks:
-            if mark < chunks[0].stop:
-                part = Chunk(0, mark, first_position=chunks[0].first_position)
+            if mark < first.stop:
+                part = Chunk(0, mark, first_position=first.first_position)
                 upto = DescendingLane(Lane(self.lane.tokens[:mark], (part,)), self.model)
                 held += upto.tap(allowed - held)
                 upto.states = [states[:, :1].clone() for states in upto.states]  # only what they are like is asked for
@@ -107,9 +107,9 @@ class DescendingLane:
         index : int
             The block, from 0.
         given : Tensor
-            [text, token, feature]: what it was given of the whole text.
+            [text, token, feature]: what it was given of the first chunk.
         written : int
-            How often it writes to its cache in a pass: what comes after that is left out.
+            How often it wrote to its cache then: what comes after that is left out.
 
         Yields
         ------
@@ -124,6 +124,12 @@ class DescendingLane:
             with suppress(Enough):
                 blocks_of(self.model)[index](driving.streams.parted(given[:1, :mark]), *args, **kwargs)
             yield mark, tape.layers[index]
+
+    def forget_calls(self) -> None:
+        """Let go of the calls that are kept, and of what blocks left for later ones."""
+        self.calls = None
+        self.between.clear()
+        self._marked.clear()
 
     def calls_of(self, index: int) -> Iterator[Call]:
         """How a block is called, chunk after chunk."""
@@ -228,7 +234,7 @@ def run_block(
     tape = new_cache(lane.model, TapeCache, index=index, slots=lane.slots, attentions=attentions)
     slotted = keeps_slots(tape.layers[index])
     whole = isinstance(tape.layers[index], RoomyLayer) and source is None
-    given = lane.states[0]
+    given, written = lane.states[0], 0
     appended: list[tuple[Tensor, Tensor]] = []
     sizes: dict[int, int] = {}
     notes: dict[str, Any] = {}
@@ -242,7 +248,7 @@ def run_block(
             if pair is not None and not whole:
                 appended.append(pair)
             del pair
-            layer = tape.layers[index]
+            layer, written = tape.layers[index], written or tape.written
             if chunk.kept:
                 _tell_states(chunk.stop, layer, on_states, found.states if keep_states else None)
             if chunk.kept and source is not None:
@@ -255,7 +261,7 @@ def run_block(
             if slotted and isinstance(layer.keys, Tensor):
                 on_step(chunk.step, layer.keys[0], layer.values[0])
     if recurrent_states(tape.layers[index]) or (keep_states and states_of(tape.layers[index])):
-        for mark, layer in lane.states_at_marks(index, given, tape.written):
+        for mark, layer in lane.states_at_marks(index, given, written):
             _tell_states(mark, layer, on_states, found.states if keep_states else None)
     held = held_by(tape.layers[index]) if whole else None
     found.pair = _of_text(lane, held, appended) if slotted else None
@@ -316,7 +322,14 @@ def _take_over(index: int, lane: DescendingLane, chunk: Chunk, layer: Any, sourc
     Keys and values are replaced that the chunk's text appended, and states.
     """
     states = states_of(layer)
-    for mine, others in zip(states, source.states[chunk.stop] if states else (), strict=True):
+    if states and chunk.stop not in source.states:
+        raise UnsupportedModelError(
+            f"{type(lane.model).__name__}: block {index} is handed more than the states of the block before, so it "
+            f"cannot be given the text up to token {chunk.stop} on its own, and no chunk can begin from what full "
+            "attention carries there. Chunked inference is possible with it: protocols that go on from chunk to chunk "
+            "work (append, restart, reprime)."
+        )
+    for mine, others in zip(states, source.states.get(chunk.stop, ()), strict=True):
         mine.copy_(others[None])
     if source.pair is None:
         return

@@ -114,7 +114,7 @@ class _Descent:
     def head(self, references: Sequence[int], stride: int, rows: int, recorder: Recorder) -> None:
         """Take all lanes through the final norm and the output embedding, in step."""
         for lane in self._lanes:
-            lane.calls = None
+            lane.forget_calls()
         with ExitStack() as stack:
             heads = {key: stack.enter_context(open_head(model)) for key, model in self._models.items()}
             pieces = [PieceStream(lane_pieces(lane, heads[id(lane.model)], stride, rows)) for lane in self._lanes]
