@@ -67,6 +67,10 @@ _ASSISTANT = {
     "num_hidden_layers": _LAYERS, "num_kv_shared_layers": _LAYERS, "hidden_size_per_layer_input": 0,
     "vocab_size_per_layer_input": 0,
 }  # fmt: skip
+_INDEXED = {
+    "layer_types": ["linear_attention", "indexed_attention", "linear_attention"], "indexer_budget": 64,
+    "indexer_compress_ratio": 4, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
+}  # fmt: skip
 #: The part of a configuration that the class of the mapping takes, where it does not take the whole.
 PARTS = {"musicgen": "decoder", "musicgen_melody": "decoder"}
 #: Those that take other things than one text: they are built, and what is said of them is true.
@@ -96,7 +100,8 @@ OWN: dict[str, dict[str, Any]] = {  # a dictionary is for the configuration of t
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2},
-    "qwen4_exp_text": {"layer_types": ["linear_attention", "indexed_attention", "linear_attention"]},
+    "qwen4_exp": {"text_config": _INDEXED},
+    "qwen4_exp_text": _INDEXED,
     "recurrent_gemma": {"attention_window_size": 32},
     "reformer": {"axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},

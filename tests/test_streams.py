@@ -70,6 +70,7 @@ def test_layers_of_a_block_that_attends_twice_are_one_with_their_heads_side_by_s
         assert torch.equal(held, torch.cat([first[place], second[place]], dim=-2))
         assert torch.equal(before, first[place])
     assert torch.equal(layer.parts[1].keys, torch.cat([_pair(3, 1)[0], _pair(2, 3)[0]], dim=-2))
+    assert layer.keys is not None
     layer.keys = layer.keys[..., -1:, :]
     assert [part.keys.shape[-2] for part in layer.parts] == [1, 1]
     assert layer.get_seq_length() == 1
