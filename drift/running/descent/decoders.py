@@ -158,9 +158,10 @@ def own_cache(model: PreTrainedModel) -> type[DynamicCache] | None:
 
 
 def new_cache(model: PreTrainedModel, kind: Any = DynamicCache, **options: Any) -> Any:
-    """An empty cache of a kind for a model's decoder, of the decoder's own class where that is asked for."""
+    """An empty cache of a class ``kind`` for a model's decoder, of the decoder's own class where that is asked for."""
     own: Any = own_cache(model)
-    return (kind if own is None else with_states_by_index(kind, own))(config=text_config(model), **options)
+    made = kind if own is None else with_states_by_index(kind, own)
+    return made(config=text_config(model), **options)
 
 
 def carries_states(model: PreTrainedModel) -> bool:
