@@ -245,7 +245,7 @@ class _StatesByIndex(DynamicCache):
 
 
 @functools.cache
-def with_states_by_index(kind: type[Any], own: type[Any]) -> type[Any]:
+def with_states_by_index(kind: Any, own: Any) -> Any:
     """A class that is both ``kind``, a :class:`DynamicCache`, and ``own``, which an architecture asks for."""
     bases = (_StatesByIndex, own) if kind is DynamicCache else (kind, _StatesByIndex, own)
     return type(own.__name__, bases, {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -52,7 +52,6 @@ TESTED = frozenset(
         "Qwen3MoeForCausalLM",
     }
 )
-_C = TypeVar("_C", bound=DynamicCache)
 _DRIVING = "_drift_driving"  # in the model's own dictionary: it goes where the model goes
 _TESTED_ATTENTION = ("eager", "sdpa")
 _KNOWN_CODE = ("torch.nn.modules.", "transformers.activations", "transformers.models.")
@@ -158,10 +157,10 @@ def own_cache(model: PreTrainedModel) -> type[DynamicCache] | None:
     )
 
 
-def new_cache(model: PreTrainedModel, kind: type[_C] = DynamicCache, **options: Any) -> _C:  # type: ignore[assignment]
-    """An empty cache of a kind for a model's decoder, of the decoder's own class where that is asked for."""
-    own = own_cache(model)
-    made: type[_C] = kind if own is None else with_states_by_index(kind, own)
+def new_cache(model: PreTrainedModel, kind: Any = DynamicCache, **options: Any) -> Any:
+    """An empty cache of a class ``kind`` for a model's decoder, of the decoder's own class where that is asked for."""
+    own: Any = own_cache(model)
+    made = kind if own is None else with_states_by_index(kind, own)
     return made(config=text_config(model), **options)
 
 

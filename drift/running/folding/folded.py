@@ -148,7 +148,7 @@ class Folded:
         self.protocol = protocol
         self.chunk_size = chunk_size
         self.device = weights_of(model).device
-        self.cache = new_cache(model, FoldCache, slots=None if protocol.carries else slots)
+        self.cache: FoldCache = new_cache(model, FoldCache, slots=None if protocol.carries else slots)
         self.tokens = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.text_tokens = 0
         self.steps: list[Step] = []
