@@ -180,6 +180,19 @@ def test_a_model_that_was_altered_to_be_wrong_is_refused(alter: Any, said: str) 
             run()
 
 
+def test_what_fails_in_one_precision_is_said_of_that_one() -> None:
+    model = random_model("GPTNeoXConfig").double()
+
+    def no_such_operation(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("not implemented for 'Double'")
+
+    model.gpt_neox.layers[0].forward = no_such_operation
+    with pytest.raises(
+        UnsupportedModelError, match=r"not possible with it in fp64 in transformers .*fails"
+    ):
+        admit(model)
+
+
 def test_without_the_guard_such_a_model_would_be_wrong_and_nobody_told() -> None:
     model, ids = make_model("llama"), text_of()
     biased_by_the_text(model)

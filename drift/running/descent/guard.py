@@ -87,7 +87,7 @@ def check_supported(model: object) -> None:
     if fault is not None:
         with _computing(model):
             verdict = chunked_inference(model)
-        raise _refused(fault, verdict)
+        raise _refused(model, fault, verdict)
 
 
 def admit(model: object) -> None:
@@ -195,9 +195,11 @@ def _computing(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _refused(fault: str, verdict: Verdict) -> UnsupportedModelError:
+def _refused(model: PreTrainedModel, fault: str, verdict: Verdict) -> UnsupportedModelError:
     """The refusal: the fact, whether chunked inference is possible at all, and what would work."""
     version = importlib.metadata.version("transformers")
+    # What fails in one precision may work in another: torch has not every operation in all of them.
+    precision = "" if model.dtype is torch.float32 else f" in {rung_of(model.dtype).name}"
     if verdict.chunked is Chunked.AGREES:
         possible = (
             "Chunked inference is possible with it: its own forward, chunk after chunk, gives what it gives in one "
@@ -216,13 +218,13 @@ def _refused(fault: str, verdict: Verdict) -> UnsupportedModelError:
         )
     elif verdict.chunked is Chunked.FAILS:
         possible = (
-            f"Chunked inference is not possible with it in transformers {version}: its own forward does not go on from "
-            f"a chunk to the next ({clipped(verdict.detail)})."
+            f"Chunked inference is not possible with it{precision} in transformers {version}: its own forward does not "
+            f"go on from a chunk to the next ({clipped(verdict.detail)})."
         )
     elif verdict.chunked is Chunked.BROKEN:
         possible = (
-            f"Chunked inference is not possible with it in transformers {version}: with a cache, its own forward fails "
-            f"on one pass over a text ({clipped(verdict.detail)})."
+            f"Chunked inference is not possible with it{precision} in transformers {version}: with a cache, its own "
+            f"forward fails on one pass over a text ({clipped(verdict.detail)})."
         )
     else:
         possible = "Whether chunked inference is possible with it was not tried: its weights are not there."
@@ -312,7 +314,7 @@ def _looked_at(model: PreTrainedModel) -> Driving:
             if isinstance(error, UnsupportedModelError)
             else (f"{name} cannot be driven layer by layer ({type(error).__name__}: {clipped(str(error))}).")
         )
-        raise _refused(fault, verdict) from error
+        raise _refused(model, fault, verdict) from error
     finally:
         remember(model, before)
 
