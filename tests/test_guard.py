@@ -187,9 +187,7 @@ def test_what_fails_in_one_precision_is_said_of_that_one() -> None:
         raise RuntimeError("not implemented for 'Double'")
 
     model.gpt_neox.layers[0].forward = no_such_operation
-    with pytest.raises(
-        UnsupportedModelError, match=r"not possible with it in fp64 in transformers .*fails"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"not possible with it in fp64 in transformers .*fails"):
         admit(model)
 
 
