@@ -10,24 +10,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, half_attention, make_model
+from lane_tools import Cached, lane_of
 from sweep_tools import tiny_checkpoint
 
 import drift
 from drift.errors import ConfigError
 from drift.running.checkpoints.loading import load_model
 from drift.running.checkpoints.names import Shape
-from drift.running.descent.descending import descend
-from drift.running.descent.lanes import Lane, Recorder
 from drift.running.folding.caches import SharedLayer
 from drift.running.folding.folded import Folded, Step
 from drift.running.folding.sizing import Needs, weights_kept
-from drift.running.lanes import embedding_noise
-from drift.running.model.numerics import numerics, rung_of
-from drift.running.protocols import available, parse
+from drift.running.protocols import available
 
 pytestmark = pytest.mark.numerical
 
-TOKENS, SIZE, BOS = 37, 8, 1
+TOKENS, SIZE = 37, 8
 # What can be run, under options that change something within so few tokens.
 RUN = [
     "append", "restart", "reprime", "isolated", "streaming(sinks=2,window=10,positions=text)",
@@ -55,29 +52,6 @@ def model_of(family: str, dtype: str = "float32") -> Any:
     return make_model(family, dtype, "eager" if family == "gemma2" else "sdpa")
 
 
-class Cached(Recorder):
-    """What the cache of every block holds after the last step, and the bytes carried at every one."""
-
-    def __init__(self) -> None:
-        self.last: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.sizes: list[list[int]] = []
-
-    def cached(self, lane: int, block: int, step: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.last[block] = keys.clone(), values.clone()
-
-    def cache_bytes(self, block: int, sizes: Any) -> None:
-        self.sizes.append(list(sizes[0]))
-
-
-def lane_of(model: Any, text: torch.Tensor, label: str, size: int = SIZE) -> Cached:
-    protocol, recorder, computed = parse(label).bind(lambda: BOS), Cached(), rung_of(model.dtype)
-    noise = embedding_noise(protocol, text, computed)
-    lane = Lane(text, protocol.chunks(len(text), size), protocol, noise=noise, unit_roundoff=computed.unit_roundoff)
-    with numerics(computed):
-        descend(model, [lane], recorder)
-    return recorder
-
-
 def assert_same(folded: Folded, lane: Cached) -> None:
     assert len(folded.cache.layers) == len(lane.last)
     for block, layer in enumerate(folded.cache.layers, 1):
@@ -91,7 +65,7 @@ def assert_same(folded: Folded, lane: Cached) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keys_and_values_are_those_of_the_lane_that_is_measured(family: str, label: str) -> None:
     model, text = model_of(family), text_of()
-    assert_same(drift.fold(model, text, SIZE, label), lane_of(model, text, label))
+    assert_same(drift.fold(model, text, SIZE, label), lane_of(model, text, label, SIZE))
 
 
 @pytest.mark.parametrize("label", RUN)
@@ -99,7 +73,7 @@ def test_keys_and_values_are_those_of_the_lane_that_is_measured(family: str, lab
 def test_in_16_bits_too(family: str, label: str) -> None:
     half_attention("bfloat16", heads=4, tokens=SIZE, features=16)
     model, text = model_of(family, "bfloat16"), text_of()
-    assert_same(drift.fold(model, text, SIZE, label), lane_of(model, text, label))
+    assert_same(drift.fold(model, text, SIZE, label), lane_of(model, text, label, SIZE))
 
 
 @pytest.mark.parametrize("label", [label for label in RUN if label not in ("append", "full", "full(attention=eager)")])

@@ -11,19 +11,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from lane_tools import lane_of
 from transformers.cache_utils import DynamicLayer
 
 import drift
 from drift.errors import UnsupportedModelError
 from drift.running.descent.caches import JoinedLayer, joined_heads, keeps_slots
 from drift.running.descent.decoders import context_of
-from drift.running.descent.descending import descend
-from drift.running.descent.lanes import Lane, Recorder
 from drift.running.descent.streams import Streams
 from drift.running.descent.trials import trial_chunk, trial_text
-from drift.running.lanes import embedding_noise
-from drift.running.model.numerics import numerics, rung_of
-from drift.running.protocols import parse
 
 TOKENS, STREAMS, WIDTH = 5, 3, 4
 
@@ -117,16 +113,6 @@ FOLDS = {
 }
 
 
-class Held(Recorder):
-    """The keys and values that each block's cache held last."""
-
-    def __init__(self) -> None:
-        self.held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def cached(self, lane: int, block: int, step: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.held[block - 1] = keys.clone(), values.clone()
-
-
 @pytest.mark.numerical
 @pytest.mark.parametrize("key", FOLDS)
 def test_edited_caches_of_such_blocks_are_those_of_whole_forward_passes(key: str) -> None:
@@ -135,15 +121,11 @@ def test_edited_caches_of_such_blocks_are_those_of_whole_forward_passes(key: str
         model = architectures.build(key)
     ids, chunk = trial_text(model), 12
     for label in FOLDS[key]:
-        protocol, recorder = parse(label), Held()
-        folded, computed = drift.fold(model, ids, chunk, label), rung_of(model.dtype)
-        noise = embedding_noise(protocol, ids, computed)
-        with numerics(computed):
-            descend(model, [Lane(ids, protocol.chunks(len(ids), chunk), protocol, noise=noise)], recorder)
+        folded, lane = drift.fold(model, ids, chunk, label), lane_of(model, ids, label, chunk)
         layers = [layer for layer in folded.cache.layers if keeps_slots(layer)]
-        each = len(layers) // len(recorder.held)
-        assert len(recorder.held) * each == len(layers)
-        for place, (keys, values) in enumerate(recorder.held.values()):
+        each = len(layers) // len(lane.last)
+        assert len(lane.last) * each == len(layers)
+        for place, (keys, values) in enumerate(lane.last.values()):
             own = layers[place * each : (place + 1) * each]
             assert torch.equal(keys, torch.cat([layer.keys[0] for layer in own])), label
             assert torch.equal(values, torch.cat([layer.values[0] for layer in own])), label

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from drift import _published as largest
 from drift.dataset.attributes import attribute
 from drift.dataset.labels import parse_label
 from drift.dataset.sweep import Sweep, scalar
@@ -22,8 +23,6 @@ __all__ = [
     "HELD",
     "LEFT",
     "PREDICTORS",
-    "PUBLISHED_PARAMETERS",
-    "PUBLISHED_TOKENS",
     "RETRIEVAL",
     "WINDOWED",
     "Failed",
@@ -52,8 +51,6 @@ RETRIEVAL = "needle"
 WINDOWED = "streaming"
 #: What may tell where a fold fails, by its column in :func:`items`.
 PREDICTORS = ("excess", "answer_kl")
-#: The largest size that was published: tokens, and parameters of Llama 3.1 8B.
-PUBLISHED_TOKENS, PUBLISHED_PARAMETERS = 131_072, 8.03e9
 _NEARLY = 0.99  # of the published size: a question needs room, too
 _FULL = "full"
 _AXES = ("model", "dtype", "chunk_size", "protocol", "task", "tokens", "device")
@@ -303,7 +300,7 @@ def is_published_size(ds: xr.Dataset) -> bool:
     """Whether a cell is of a text and a model that are as large as published."""
     shape = reckoned(ds).get("own", {}).get("shape") or {}
     parameters = int(shape.get("parameters", 0))
-    return int(scalar(ds, "tokens")) >= _NEARLY * PUBLISHED_TOKENS and parameters >= _NEARLY * PUBLISHED_PARAMETERS
+    return int(scalar(ds, "tokens")) >= _NEARLY * largest.TOKENS and parameters >= _NEARLY * largest.PARAMETERS
 
 
 def costs_table(cells: Sequence[xr.Dataset]) -> pd.DataFrame:

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from drift import _published as largest
 from drift.dataset.sweep import scalar
 from drift.reading.cells import file_name
 from drift.reading.claims.model import Finding, Setting, Status
 from drift.reading.statistics.arrays import Float
-from drift.reading.tasks import PUBLISHED_PARAMETERS, PUBLISHED_TOKENS, costs, is_published_size, reckoned
+from drift.reading.tasks import costs, is_published_size, reckoned
 from drift.reading.wording.tasks import (
     cost_words,
     growth_words,
@@ -25,18 +26,24 @@ from drift.reading.wording.tasks import (
     stretched_words,
 )
 
-__all__ = ["PUBLISHED_BYTES", "PUBLISHED_SECONDS", "PUBLISHED_TOKENS", "c6_cost", "growth_of_steps", "predicted",
-           "stretched", "whole_steps"]  # fmt: skip
+__all__ = [
+    "PUBLISHED_BYTES",
+    "PUBLISHED_SECONDS",
+    "c6_cost",
+    "growth_of_steps",
+    "predicted",
+    "stretched",
+    "whole_steps",
+]
 
 PUBLISHED_BYTES, PUBLISHED_SECONDS = 35.6e9, 171
-# Llama 3.1 8B, which was published: layers, heads of keys and values, features of each.
-_LAYERS, _HEADS, _FEATURES = 32, 8, 128
 _BF16 = 2  # bytes
 
 
 def predicted() -> tuple[float, float]:
     """Bytes of the cache and of the weights of the published model at the published length, in bf16."""
-    return 2.0 * _LAYERS * _HEADS * _FEATURES * _BF16 * PUBLISHED_TOKENS, PUBLISHED_PARAMETERS * _BF16
+    cache = 2.0 * largest.LAYERS * largest.KV_HEADS * largest.HEAD_DIM * _BF16 * largest.TOKENS
+    return cache, float(largest.PARAMETERS * _BF16)
 
 
 def whole_steps(ds: xr.Dataset) -> Float:
@@ -88,7 +95,7 @@ def stretched(line: tuple[float, float], ds: xr.Dataset) -> float:
     if not own or not other:
         return math.nan
     first, slope = line
-    steps = PUBLISHED_TOKENS / int(scalar(ds, "chunk_size"))
+    steps = largest.TOKENS / int(scalar(ds, "chunk_size"))
     wider = [math.prod(shape[name] for name in ("layers", "heads", "head_dim")) for shape in (own, other)]
     weights = other["parameters"] / own["parameters"]
     return first * weights * steps + max(slope, 0.0) * wider[1] / wider[0] * steps * (steps - 1) / 2
@@ -142,7 +149,7 @@ def _beyond(longest: xr.Dataset, part: pd.DataFrame) -> str:
         own = part[part["file"] == file_name(longest)]
         return reached_words(own["fold_seconds"].mean(), own["fold_peak"].max(), PUBLISHED_SECONDS, PUBLISHED_BYTES)
     cache, weights = predicted()
-    words = predicted_words(PUBLISHED_TOKENS, PUBLISHED_PARAMETERS, cache, weights, PUBLISHED_BYTES)
+    words = predicted_words(largest.TOKENS, largest.PARAMETERS, cache, weights, PUBLISHED_BYTES)
     published = said.get("published")
     if published is not None:
         words += reckoned_words(published["memory_bytes"], published["fold_seconds"], published["device"])

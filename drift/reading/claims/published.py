@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from drift import _published as largest
 from drift.reading.claims.against import c1_accumulation, c1_excess
 from drift.reading.claims.chunking import c3
-from drift.reading.claims.cost import PUBLISHED_BYTES, PUBLISHED_SECONDS, PUBLISHED_TOKENS, c6_cost
+from drift.reading.claims.cost import PUBLISHED_BYTES, PUBLISHED_SECONDS, c6_cost
 from drift.reading.claims.model import PUBLISHED_CHUNKS, PUBLISHED_DEPTH, PUBLISHED_EFFECT, Claim
 from drift.reading.claims.models import c4_level, c4_plateau
 from drift.reading.claims.precision import c2
@@ -107,7 +108,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "C6", "cost",
-        f"{PUBLISHED_TOKENS // 1024}K tokens in {PUBLISHED_BYTES / 1e9:g} GB and {PUBLISHED_SECONDS} s on one A100 "
+        f"{largest.TOKENS // 1024}K tokens in {PUBLISHED_BYTES / 1e9:g} GB and {PUBLISHED_SECONDS} s on one A100 "
         "40 GB",
         "not applicable", None, "no pass of this size was run, and drift's own recording is part of its times.",
         "a run at this size on such a GPU", asked=c6_cost,

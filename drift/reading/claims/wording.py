@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from drift import _published as largest
 from drift.reading.claims.model import Claim, Finding, Status
-from drift.reading.tasks import PUBLISHED_PARAMETERS, PUBLISHED_TOKENS
 from drift.reading.wording.numbers import fixed_number, percent, rise_words
 from drift.reading.wording.tasks import unmeasured_words
 from drift.reading.wording.verdicts import STORAGE_WORDS, is_stored_coarsely
@@ -76,7 +76,7 @@ def _unmeasured(findings: Sequence[Finding]) -> str:
     if any(f.detail["published_size"] for f in findings):
         return ""
     longest = max(f.detail["tokens"] for f in findings)
-    return f" {unmeasured_words(longest, PUBLISHED_TOKENS, PUBLISHED_PARAMETERS)}"
+    return f" {unmeasured_words(longest, largest.TOKENS, largest.PARAMETERS)}"
 
 
 def span(values: Sequence[int]) -> str:

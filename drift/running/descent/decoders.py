@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -150,7 +151,14 @@ def cache_argument(module: nn.Module) -> str:
 def own_cache(model: PreTrainedModel) -> type[DynamicCache] | None:
     """The class of cache that a model's decoder asks for, where that is one of its own; None where any will do."""
     decoder = decoder_of(model)
-    named = inspect.signature(decoder.forward).parameters.get(cache_argument(decoder))
+    kind: Any = type(decoder)
+    return _cache_asked_for(kind, cache_argument(decoder))
+
+
+@functools.cache
+def _cache_asked_for(kind: Any, argument: str) -> type[DynamicCache] | None:
+    """The class of cache of its own that a kind of decoder says it takes; a cache is made for every block of a lane."""
+    named = inspect.signature(kind.forward).parameters.get(argument)
     kinds = () if named is None else get_args(named.annotation) or (named.annotation,)
     return next(
         (k for k in kinds if isinstance(k, type) and issubclass(k, DynamicCache) and k is not DynamicCache), None

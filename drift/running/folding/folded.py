@@ -28,6 +28,7 @@ from drift.running.folding.meters import PeakMemory
 from drift.running.lanes import embedding_noise
 from drift.running.model.numerics import computing_rung, numerics
 from drift.running.model.weights import weights_of
+from drift.running.noise import EmbeddingNoise
 from drift.running.protocols import parse
 from drift.running.protocols.base import Chunk, Protocol
 from drift.running.protocols.runnable import check_runnable
@@ -306,9 +307,7 @@ class Folded:
             first = chunk.first_position + driving.origin
             options["position_ids"] = torch.arange(first, first + len(chunk), device=self.device)[None]
         options[cache_argument(self.model)] = own
-        # By all tokens so far: whatever was asked before, a question gets the same noise.
-        noise = embedding_noise(self.protocol, torch.cat([self.tokens, ids]), self._rung)
-        with disturbed_states(self.model, noise):
+        with disturbed_states(self.model, self._noise(ids)):
             out = self.model(input_ids=ids[None], use_cache=True, **options)
         if isinstance(own, TapeCache):
             for index, (keys, values) in zip(slotted, own.appended, strict=True):
@@ -321,6 +320,12 @@ class Folded:
             self._carry(chunk)
         logits: Tensor = out.logits[0]
         return logits if every else logits[-1:].clone()
+
+    def _noise(self, ids: Tensor) -> EmbeddingNoise | None:
+        """Noise on what follows the text, by all tokens so far: a question gets the same, whatever was asked before."""
+        if self.protocol.embedding_noise is None:
+            return None
+        return embedding_noise(self.protocol, torch.cat([self.tokens, ids]), self._rung)
 
     def _carry(self, chunk: Chunk) -> None:
         """Let the protocol change the cache of every block."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from drift import _published as largest
 from drift.running.checkpoints.names import Shape
 from drift.running.sweep.cells import Cell
 from drift.running.sweep.cost import fold_seconds
 from drift.running.sweep.groups import shape_of
 from drift.running.sweep.memory import task_footprint
 
-__all__ = ["PUBLISHED", "PUBLISHED_TOKENS", "reckoned"]
+__all__ = ["PUBLISHED", "reckoned"]
 
-#: Llama 3.1 8B, and how many tokens of it were published as folded.
-PUBLISHED = Shape(32, 4096, 14336, 32, 8, 128, 128_256, 8_030_261_248, 131_072, False)
-PUBLISHED_TOKENS = 131_072
+#: The model whose fold was published.
+PUBLISHED = Shape(
+    largest.LAYERS, largest.HIDDEN, largest.INTERMEDIATE, largest.HEADS, largest.KV_HEADS, largest.HEAD_DIM,
+    largest.VOCABULARY, largest.PARAMETERS, largest.CONTEXT, False,
+)  # fmt: skip
 _SIZES = ("layers", "heads", "kv_heads", "head_dim", "parameters")  # what seconds and bytes of a fold grow with
 
 
@@ -44,8 +47,8 @@ def reckoned(cell: Cell) -> dict[str, Any]:
         ``own``: ``memory_bytes``, ``fold_seconds`` and ``shape`` of a text of this cell; left out where its model does
         not say its shape.
     """
-    there = {"tokens": PUBLISHED_TOKENS, "dtype": "bf16", "device": "cuda", "chunk_size": cell.chunk_size}
-    found = {"published": {**there, **_taken(PUBLISHED, cell, PUBLISHED_TOKENS, "bf16", "cuda", "native")}}
+    there = {"tokens": largest.TOKENS, "dtype": "bf16", "device": "cuda", "chunk_size": cell.chunk_size}
+    found = {"published": {**there, **_taken(PUBLISHED, cell, largest.TOKENS, "bf16", "cuda", "native")}}
     shape = shape_of(cell.model, cell.checkpoint)
     if shape is not None:
         found["own"] = _taken(shape, cell, cell.tokens, cell.dtype, cell.device, cell.half_matmul)
