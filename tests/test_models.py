@@ -39,6 +39,7 @@ REFUSALS: dict[str, str] = {
     "prophetnet": rf"hidden states .* is not possible with it .*does not go on from a chunk to the next.* {_NOTHING}",
     "reformer": rf"is not possible with it .* by single tokens only\. Token by token .* {_NOTHING}",
     "xlm": rf"4 lists of 3 layers.* is not possible with it .*takes cache and puts out none.* {_NOTHING}",
+    "xlstm": rf"in a class of its own \(xLSTMCache\).* is possible with it: its own forward.* {_INSTEAD}",
     "xlnet": rf"keeps no KV cache.* is not possible with it .*parts from its own single pass.* {_NOTHING}",
 }
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from drift.errors import UnsupportedModelError
@@ -27,6 +27,7 @@ __all__ = [
     "context_of",
     "decoder_of",
     "driving_of",
+    "foreign_cache",
     "has_position_table",
     "keeps_more",
     "new_cache",
@@ -158,11 +159,22 @@ def own_cache(model: PreTrainedModel) -> type[DynamicCache] | None:
 @functools.cache
 def _cache_asked_for(kind: Any, argument: str) -> type[DynamicCache] | None:
     """The class of cache of its own that a kind of decoder says it takes; a cache is made for every block of a lane."""
+    kinds = _kinds_taken(kind, argument)
+    return next((k for k in kinds if issubclass(k, DynamicCache) and k is not DynamicCache), None)
+
+
+def _kinds_taken(kind: Any, argument: str) -> list[type]:
+    """The classes that a kind of module says an argument of its forward may be of."""
     named = inspect.signature(kind.forward).parameters.get(argument)
-    kinds = () if named is None else get_args(named.annotation) or (named.annotation,)
-    return next(
-        (k for k in kinds if isinstance(k, type) and issubclass(k, DynamicCache) and k is not DynamicCache), None
-    )
+    said = () if named is None else get_args(named.annotation) or (named.annotation,)
+    return [each for each in said if isinstance(each, type)]
+
+
+def foreign_cache(decoder: nn.Module) -> type | None:
+    """The class in which a decoder's own code keeps what it carries, where that is no cache of transformers."""
+    kinds = _kinds_taken(type(decoder), cache_argument(decoder))
+    own = (k for k in kinds if k.__module__ == type(decoder).__module__ and not issubclass(k, Cache))
+    return next(own, None)
 
 
 def new_cache(model: PreTrainedModel, kind: Any = DynamicCache, **options: Any) -> Any:
@@ -272,6 +284,12 @@ def structural_fault(model: PreTrainedModel) -> str | None:
         return str(error)
     if not takes(decoder, cache_argument(decoder)):
         return f"{name} keeps no KV cache: no module around its layers takes past_key_values or cache_params."
+    foreign = foreign_cache(decoder)
+    if foreign is not None:
+        return (
+            f"{name} keeps what it carries in a class of its own ({foreign.__name__}), which has none of the layers of "
+            "a cache of transformers: nothing of it could be cut, measured or handed on block by block."
+        )
     for index, layer in enumerate(DynamicCache(config=text_config(model)).layers):
         if not (keeps_slots(layer) or keeps_states(layer) or isinstance(layer, DummyLayer)):
             return f"{name}: layer {index} keeps neither keys and values nor states ({type(layer).__name__})."
