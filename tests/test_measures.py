@@ -11,9 +11,10 @@ from rounding import U32, U64, Divergences, divergences, gamma, norms
 from scipy.spatial.distance import jensenshannon
 from scipy.special import log_softmax, rel_entr, softmax
 
-from drift.running import measures
+from drift.running import divergences as sums
 from drift.running.measures import (
     LogitReference,
+    LogitRows,
     compare_logits,
     compare_states,
     sampled_steps,
@@ -103,7 +104,7 @@ def logit_pair(scale: float, seed: int = 0, rows: int = 5, vocabulary: int = 301
     return torch.from_numpy(a), torch.from_numpy(a + scale * rng.standard_normal((rows, vocabulary)))
 
 
-def says_something(bound: Divergences, rows: measures.LogitRows) -> None:
+def says_something(bound: Divergences, rows: LogitRows) -> None:
     """Three digits of every divergence, or a bound would prove nothing."""
     assert (bound.kl <= 1e-3 * rows.kl).all()
     assert (bound.js <= 1e-3 * rows.js).all()
@@ -223,7 +224,7 @@ def test_lanes_compared_together_are_compared_alike() -> None:
     ],
 )
 def test_a_bound_is_reached_whatever_else_is_not_a_number(values: list[float], expected: bool) -> None:
-    assert measures._reaches(torch.tensor(values), 0.5) is expected
+    assert sums.reaches(torch.tensor(values), 0.5) is expected
 
 
 def test_a_row_that_is_not_finite_spoils_no_other() -> None:

@@ -6,7 +6,7 @@ far below the size of the values it sits on keeps its leading digits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from drift.running.divergences import SERIES_RADIUS, dot64, mean_of_js, mean_of_kl, reaches, sum64
 from drift.running.limits import COMPARED_AT_ONCE
 
 __all__ = [
@@ -32,11 +33,6 @@ __all__ = [
 ]
 
 Float = NDArray[np.float64]
-# Taylor coefficients, from the second order on, of the two f-divergences in v = log(q / p):
-#   KL(p || q) = sum p (e^v - 1 - v)        JS(p, q) = sum p (v e^v - (1 + e^v) log((1 + e^v) / 2)) / 2
-_KL_SERIES = tuple(1 / float(np.prod(np.arange(1, n + 1, dtype=np.float64))) for n in range(2, 10))
-_JS_SERIES = (1 / 8, 1 / 16, 1 / 64, 1 / 384, 1 / 2304, 1 / 11520, 1 / 92160, -1 / 3870720)
-_SERIES_RADIUS = 0.5
 
 
 @dataclass(frozen=True)
@@ -314,8 +310,8 @@ def compare_logits(reference: LogitReference, other: Tensor) -> LogitRows:
     """Compare two lanes' logits token by token.
 
     Both divergences are sums of non-negative terms in v = log(q / p), each accurate to a few roundings for small v
-    (see the series at the top of the module), so they stay accurate down to the square of the unit roundoff instead of
-    drowning at the rounding error of a log-probability.
+    (see the series of :mod:`drift.running.divergences`), so they stay accurate down to the square of the unit roundoff
+    instead of drowning at the rounding error of a log-probability.
 
     Parameters
     ----------
@@ -351,17 +347,17 @@ def _compare_block(a: Tensor, b: Tensor, targets: Tensor) -> LogitRows:
     d = b - a
     top = a.amax(-1, keepdim=True)
     p = (a - top).exp_()
-    total = _sum64(p)
+    total = sum64(p)
     p.div_(total.to(p.dtype)[:, None])
     log_total = torch.log(total)
     # With v = d - sum p d, the mean of v under p is zero, and log(sum p e^v) = log1p(sum p (e^v - 1 - v)) is the
     # divergence itself; taking it off v leaves log(q / p).
-    mean = _dot64(p, d)
+    mean = dot64(p, d)
     v = d.sub_(mean.to(d.dtype)[:, None])
-    log_p = a - (top + log_total.to(a.dtype)[:, None]) if _reaches(v, _SERIES_RADIUS) else None
-    kl = torch.log1p(_expect(_KL_SERIES, _kl_far, p, v, log_p))
+    log_p = a - (top + log_total.to(a.dtype)[:, None]) if reaches(v, SERIES_RADIUS) else None
+    kl = torch.log1p(mean_of_kl(p, v, log_p))
     v.sub_(kl.to(v.dtype)[:, None])
-    js = _expect(_JS_SERIES, _js_far, p, v, log_p)
+    js = mean_of_js(p, v, log_p)
     d = b - a
     finite = torch.isfinite(a) & torch.isfinite(b) if not bool(torch.isfinite(mean).all()) else None
     nonfinite = torch.zeros(len(a), dtype=torch.int64, device=a.device) if finite is None else (~finite).sum(-1)
@@ -374,8 +370,8 @@ def _compare_block(a: Tensor, b: Tensor, targets: Tensor) -> LogitRows:
     out = {
         "kl": kl,
         "js": js,
-        "difference2": _dot64(d, d),
-        "reference2": _dot64(a, a),
+        "difference2": dot64(d, d),
+        "reference2": dot64(a, a),
         "max_abs": d.abs().amax(-1).to(torch.float64),
         "top1": (_argmax(a) == _argmax(b)).to(torch.float64),
         "nll_full": torch.where(has_target, nll_full, nan),
@@ -386,62 +382,9 @@ def _compare_block(a: Tensor, b: Tensor, targets: Tensor) -> LogitRows:
     return LogitRows(**{name: value.cpu().numpy() for name, value in out.items()})
 
 
-def _sum64(x: Tensor) -> Tensor:
-    """Sum over the last axis in float64 (NumPy's buffered conversion is three times faster than torch's on a CPU)."""
-    if x.device.type == "cpu":
-        with np.errstate(all="ignore"):
-            return torch.from_numpy(np.atleast_1d(np.add.reduce(x.numpy(), axis=-1, dtype=np.float64)))
-    return x.sum(-1, dtype=torch.float64)
-
-
 def _argmax(x: Tensor) -> Tensor:
     """Index of each row's largest element, the first of several (NumPy vectorises this on a CPU, torch does not)."""
     return torch.from_numpy(x.numpy().argmax(-1)) if x.device.type == "cpu" else x.argmax(-1)
-
-
-def _reaches(x: Tensor, bound: float) -> bool:
-    """Whether the magnitude of any element is at least ``bound``; NaN does not count, but does not hide others."""
-    least, most = (float(value) for value in torch.aminmax(x))
-    if np.isnan(least):
-        return bool((x.abs() >= bound).any())
-    return most >= bound or least <= -bound
-
-
-def _dot64(x: Tensor, y: Tensor) -> Tensor:
-    return _sum64(x * y)
-
-
-def _expect(
-    series: Sequence[float],
-    far_terms: Callable[[Tensor, Tensor, Tensor], Tensor],
-    p: Tensor,
-    v: Tensor,
-    log_p: Tensor | None,
-) -> Tensor:
-    """Sum of p f(v) over the vocabulary [row]: by the series where v is small, by the formula elsewhere."""
-    if log_p is None:
-        return _sum64(_horner(series, v).mul_(v).mul_(v).mul_(p))
-    small = v.abs() < _SERIES_RADIUS
-    near = torch.where(small, v, torch.zeros((), dtype=v.dtype, device=v.device))
-    terms = _horner(series, near).mul_(near).mul_(near).mul_(p)
-    far = ~small
-    terms[far] = far_terms(p[far], v[far], torch.exp(log_p[far] + v[far]))
-    return _sum64(terms)
-
-
-def _kl_far(p: Tensor, v: Tensor, q: Tensor) -> Tensor:
-    return q - p - p * v
-
-
-def _js_far(p: Tensor, v: Tensor, q: Tensor) -> Tensor:
-    return (q * v - (p + q) * (torch.nn.functional.softplus(v) - float(np.log(2.0)))) / 2
-
-
-def _horner(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    out = torch.full_like(x, coefficients[-1])
-    for c in reversed(coefficients[:-1]):
-        out.mul_(x).add_(c)
-    return out
 
 
 def step_mean(values: Float, starts: Sequence[int]) -> Float:
