@@ -68,8 +68,8 @@ report: PREFETCH := --all
 report: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch --all
 	@$(PY) -m drift.sweep default --jobs auto --out $(SWEEP)
-	@$(PY) -m drift.sweep retrieval --out $(RETRIEVAL)
-	@$(PY) -m drift.report $(SWEEP) --evidence $(EVIDENCE) --evidence $(RETRIEVAL) --out $(REPORT)
+	@$(PY) -m drift.sweep retrieval --jobs auto --out $(RETRIEVAL)
+	@$(PY) -m drift.report $(SWEEP) --evidence $(EVIDENCE) --evidence $(RETRIEVAL) --jobs auto --out $(REPORT)
 	@$(PY) -m drift.verify $(EVIDENCE) --sample 2 || test $$? -eq 3
 	@echo "drift: the report lies in $(abspath $(REPORT)):"
 	@ls -1 $(abspath $(REPORT))/*.html

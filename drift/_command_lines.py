@@ -6,7 +6,18 @@ import argparse
 import math
 from collections.abc import Callable
 
-__all__ = ["above_zero", "whole_above_zero"]
+__all__ = ["above_zero", "jobs", "whole_above_zero"]
+
+
+def jobs(text: str) -> int | None:
+    """Read how many things are done at once; None for ``auto``.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If it is no whole number of at least 1.
+    """
+    return None if text == "auto" else whole_above_zero(text)
 
 
 def whole_above_zero(text: str) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from drift._bounds import MOST_PARAMETER_BYTES
+from drift._command_lines import jobs
+from drift._cores import cores
 from drift._outside import OutsideError, parse_json
 from drift.boundary import command
 from drift.reading.report.notebooks import DEFAULT_NOTEBOOKS, NotebookFailure
@@ -51,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a sweep that was computed before: what its deeper chains decide stands on the first page, marked, and it "
         "gets a page of its own; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=jobs, default=1, metavar="N|auto",
+        help="notebooks run at once, each with some hundred MB of its own; auto: one per core (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="render again even where nothing has changed")
     return parser
 
@@ -77,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report=lambda line: print(printable(line), flush=True),
         evidence=args.evidence,
         unless_current=not args.force,
+        at_once=args.jobs or cores(),
     )
     return 0
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from drift._command_lines import whole_above_zero
+from drift._command_lines import jobs, whole_above_zero
 from drift.boundary import command
 from drift.running.sweep.checking import check
 from drift.running.sweep.config import AXES, DEFAULTS, OPTIONS, load_config, presets
@@ -67,10 +67,6 @@ def _epilog() -> str:
     )
 
 
-def _jobs(text: str) -> int | None:
-    return None if text == "auto" else whole_above_zero(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m drift.sweep",
@@ -89,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="compute cells again that are done")
     add("--retry-failed", action="store_true", help="compute cells again that failed")
     add("--fail-fast", action="store_true", help="stop at the first cell that fails")
-    add("--jobs", type=_jobs, default=1, metavar="N|auto", help="groups computed at once, each in its own process")
+    add("--jobs", type=jobs, default=1, metavar="N|auto", help="groups computed at once, each in its own process")
     add(
         "--memory",
         type=parse_size,

@@ -21,7 +21,7 @@ from IPython.utils.capture import capture_output
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from drift.reading.report import rendering
+from drift.reading.report import executing
 
 
 def _outputs(shell: InteractiveShell, shown: Any, values: Sequence[object]) -> list[Any]:
@@ -67,5 +67,5 @@ def execute(path: Path, parameters: Mapping[str, Any], partial: Path, kernel: st
 def notebooks() -> Iterator[None]:
     """Have reports that are rendered inside execute their notebooks here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rendering, "execute_notebook", execute)
+        patch.setattr(executing, "execute_notebook", execute)
         yield

@@ -25,7 +25,7 @@ from drift import report as drift_report
 from drift.errors import CheckpointError, ConfigError, CorpusError, DatasetError, DriftError, ReportError
 from drift.reading.diagnose.tensors import open_dump
 from drift.reading.plateau.csv_files import from_csv
-from drift.reading.report import notebooks, rendering
+from drift.reading.report import executing, notebooks, rendering
 from drift.running import capturing, corpus
 from drift.running.checkpoints import cache, names
 from drift.running.checkpoints.resolving import resolve
@@ -211,7 +211,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         cell = v4.new_code_cell("", outputs=[v4.new_output("display_data", {"image/png": dot, "text/plain": "x"})])
         return v4.new_notebook(cells=[v4.new_markdown_cell(f"# {path.stem}\n\n{said['text']}"), cell])
 
-    monkeypatch.setattr(rendering, "execute_notebook", execute)
+    monkeypatch.setattr(executing, "execute_notebook", execute)
     return said
 
 

@@ -36,13 +36,6 @@ ROOT = Path(drift.__file__).parents[1]
 NOTEBOOKS = ("claims", "why", "plateau", "precision", "readings", "layers")
 
 
-def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "drift.report", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("my sweep")
@@ -57,16 +50,6 @@ def rendered(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     with in_process.notebooks(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         assert drift_report.main([str(sweep), "--out", str(out)]) == 0, said.getvalue()
     return out, said.getvalue()
-
-
-def test_the_kernel_is_this_interpreter_whatever_others_there_are(sweep: Path, tmp_path: Path) -> None:
-    trap = tmp_path / "jupyter" / "kernels" / "python3"  # of another environment
-    trap.mkdir(parents=True)
-    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "trap", "language": "python"}
-    (trap / "kernel.json").write_text(json.dumps(spec))
-    done = run(sweep, "--notebook", "precision", "--out", tmp_path / "out", JUPYTER_PATH=str(tmp_path / "jupyter"))
-    assert done.returncode == 0, done.stderr
-    assert "<img" in (tmp_path / "out" / "precision.html").read_text().split("<main>")[1]
 
 
 def test_pages_figures_and_index(rendered: tuple[Path, str]) -> None:
@@ -321,7 +304,8 @@ def test_committed_notebooks_are_clean(name: str) -> None:
 @pytest.mark.usefixtures("notebooks_here")
 def test_parameters_reach_the_notebook(sweep: Path, tmp_path: Path) -> None:
     given = ["-p", "measure=key_rel_l2", "-p", 'models=["beta"]']
-    code = drift_report.main([str(sweep), "--notebook", "plateau", "--out", str(tmp_path), *given])
+    with in_process.notebooks():
+        code = drift_report.main([str(sweep), "--notebook", "plateau", "--out", str(tmp_path), *given])
     assert code == 0
     text = (tmp_path / "plateau.html").read_text()
     assert "relative L2 drift of the keys that the chunk appended" in text
@@ -393,7 +377,14 @@ def test_sweeps_without_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert stopped.value.code == 2
 
 
-def test_notebooks_of_ones_own(sweep: Path, tmp_path: Path) -> None:
+def test_notebooks_of_ones_own_run_on_this_interpreter(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = tmp_path / "jupyter" / "kernels" / "python3"  # of another environment
+    trap.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "trap", "language": "python"}
+    (trap / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     v4 = nbformat.v4
     own = v4.new_notebook(
         cells=[v4.new_code_cell("sweep = ''", metadata={"tags": ["parameters"]}),

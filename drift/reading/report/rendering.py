@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +15,13 @@ from drift.dataset.opening import open_sweep
 from drift.errors import ReportError
 from drift.paths import outside_path
 from drift.reading import controls, floor
+from drift.reading.report.executing import Job, execute
 from drift.reading.report.exhibits import Exhibit
 from drift.reading.report.front import write_front
 from drift.reading.report.notebooks import (
     DEFAULT_NOTEBOOKS,
     NotebookFailure,
-    comes_with_drift,
-    execute_notebook,
     find_notebook,
-    own_kernel,
     share_out,
 )
 from drift.reading.report.pages import (
@@ -34,7 +30,6 @@ from drift.reading.report.pages import (
     controls_banner,
     file_stem,
     page_body,
-    page_title,
     save_figures,
     whole_page,
 )
@@ -59,41 +54,12 @@ INPUTS = "made-of.sha256"
 FIGURES = "figures"
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A notebook to run on a sweep.
-
-    Attributes
-    ----------
-    name : str
-        Of its page, without suffix.
-    notebook : pathlib.Path
-    source : pathlib.Path
-        The sweep.
-    parameters : mapping
-        For the notebook, beside the sweep.
-    about : str
-        Name of the evidence that it is run on; empty for the report's own sweep.
-    """
-
-    name: str
-    notebook: Path
-    source: Path
-    parameters: Mapping[str, Any]
-    about: str = ""
-
-    def title(self, executed: Any) -> str:
-        """Title of the page."""
-        text = page_title(executed, self.notebook.stem)
-        return f"{text} (evidence: {self.about})" if self.about else text
-
-
 def _stamp(path: Path) -> list[Any]:
     state = path.stat()
     return [path.name, state.st_size, state.st_mtime_ns]
 
 
-def _inputs(sweep: Sweep, source: Path, jobs: Sequence[_Job]) -> str:
+def _inputs(sweep: Sweep, source: Path, jobs: Sequence[Job]) -> str:
     """Fingerprint of all that a report is made of: cells, failures, notebooks, parameters, and the code that draws."""
     package = Path(drift.__file__).parent
     code = [path for folder in _CODE for path in sorted((package / folder).rglob("*")) if path.suffix in _MADE_OF]
@@ -123,6 +89,7 @@ def render(
     *,
     evidence: Sequence[str | os.PathLike[str]] = (),
     unless_current: bool = False,
+    at_once: int = 1,
 ) -> Path:
     """Render notebooks on a sweep.
 
@@ -143,6 +110,8 @@ def render(
         has a page of its own that holds it against the published claims.
     unless_current : bool
         Do nothing where the pages are there already and were made of the same cells, notebooks, parameters and code.
+    at_once : int
+        Notebooks that are executed at once, each with a kernel and some hundred MB of its own.
 
     Returns
     -------
@@ -165,7 +134,7 @@ def render(
     jobs = _jobs(notebooks, parameters or {}, source)
     beside = _evidence(evidence, jobs)
     jobs += [
-        _Job(one.page.removesuffix(".html"), find_notebook(_about(one.sweep)), Path(one.folder), {}, one.name)
+        Job(one.page.removesuffix(".html"), find_notebook(_about(one.sweep)), Path(one.folder), {}, one.name)
         for one in beside
     ]
     target = _target(out, source)
@@ -178,7 +147,7 @@ def render(
     exhibits = [Exhibit(sweep, f"{_about(sweep)}.html", "", str(source)), *beside]
     banners = {one.name: _banner(one.sweep, parameters or {}) for one in exhibits}
     with _all_or_none(target), making_room(target) as room:
-        executed, failed = _execute(jobs, room, target, report)
+        executed, failed = execute(jobs, room, target, report, at_once)
         pages = _write_pages(exhibits, executed, room, title, banners)
         if not failed:
             write_whole(room / INPUTS, f"{inputs}\n".encode())
@@ -192,13 +161,13 @@ def render(
     return index
 
 
-def _jobs(notebooks: Sequence[str], parameters: Mapping[str, Any], source: Path) -> list[_Job]:
+def _jobs(notebooks: Sequence[str], parameters: Mapping[str, Any], source: Path) -> list[Job]:
     """Give every notebook of a report the parameters that it has."""
     shares = share_out(_find(notebooks), parameters)
-    return [_Job(path.stem, path, source, given) for path, given in shares.items()]
+    return [Job(path.stem, path, source, given) for path, given in shares.items()]
 
 
-def _evidence(folders: Sequence[str | os.PathLike[str]], jobs: Sequence[_Job]) -> list[Exhibit]:
+def _evidence(folders: Sequence[str | os.PathLike[str]], jobs: Sequence[Job]) -> list[Exhibit]:
     """Open the evidence, each under a name that no page has."""
     names = {job.name for job in jobs}
     found = []
@@ -241,7 +210,7 @@ def _all_or_none(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _stale(target: Path, jobs: Sequence[_Job]) -> list[Path]:
+def _stale(target: Path, jobs: Sequence[Job]) -> list[Path]:
     """What of an earlier report must not stand beside these pages: of other cells, or made of something else."""
     figures = target / FIGURES
     drawn = [figure for job in jobs for figure in figures.glob(f"{glob.escape(job.name)}-*.png")]
@@ -288,35 +257,9 @@ def _is_current(made_of: Path, inputs: str, pages: Sequence[Path]) -> bool:
     return there and made_of.read_bytes().strip() == inputs.encode()
 
 
-def _execute(
-    jobs: Sequence[_Job], room: Path, target: Path, report: Callable[[str], None]
-) -> tuple[list[tuple[_Job, Any]], list[NotebookFailure]]:
-    """Run notebooks with their parameters; one that stops does not stop the others."""
-    executed: list[tuple[_Job, Any]] = []
-    failed: list[NotebookFailure] = []
-    with own_kernel() as kernel:
-        for job in jobs:
-            if not comes_with_drift(job.notebook):
-                report(
-                    f"{job.notebook}: not one of drift's own; a notebook is code, and is run with all that you may do"
-                )
-            report(f"{job.name}: running on {job.source} ...")
-            started = time.monotonic()
-            partial = f"{job.name}.partial.ipynb"
-            try:
-                given = {**job.parameters, "sweep": str(job.source.resolve())}
-                executed.append((job, execute_notebook(job.notebook, given, room / partial, kernel, target / partial)))
-            except NotebookFailure as error:
-                failed.append(error)
-                report(f"{job.name}: FAILED after {time.monotonic() - started:.0f} s")
-                continue
-            report(f"{job.name}: done in {time.monotonic() - started:.0f} s")
-    return executed, failed
-
-
 def _write_pages(
     exhibits: Sequence[Exhibit],
-    executed: Sequence[tuple[_Job, Any]],
+    executed: Sequence[tuple[Job, Any]],
     target: Path,
     title: str,
     banners: Mapping[str, str],
@@ -330,7 +273,7 @@ def _write_pages(
 
 
 def _write_page(
-    job: _Job,
+    job: Job,
     notebook: Any,
     target: Path,
     links: Sequence[tuple[str, str]],

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from drift import dataset
+from drift._cores import cores
 from drift._outside import OutsideError
 from drift.dataset.attributes import attribute
 from drift.dataset.plans import PLAN, PlanFile, read_plan
 from drift.errors import ConfigError, DatasetError, Fault
 from drift.paths import outside_path
-from drift.running.sweep.cost import cores
 
 __all__ = ["FINDINGS", "Finding", "Report", "check", "examine"]
 

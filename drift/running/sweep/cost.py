@@ -8,18 +8,17 @@ folder are finished, their measured times correct the rest (:func:`correction`).
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from drift._cores import cores
 from drift.running.sweep.memory import ITEM_BYTES, Footprint, Sized, footprint
 
 __all__ = [
     "Cost",
     "cell_bytes",
-    "cores",
     "correction",
     "fold_seconds",
     "group_cost",
@@ -58,14 +57,6 @@ class Cost:
     seconds: float
     load_seconds: float
     memory_bytes: float
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
 
 
 class _Pace:

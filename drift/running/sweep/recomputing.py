@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from drift import dataset
+from drift._cores import cores
 from drift._outside import Form, OutsideError, parse_json, shaped
 from drift._version import NUMERICS_VERSION
 from drift.dataset.plans import PLAN, read_plan
@@ -32,7 +33,7 @@ from drift.running.protocols.full import floor_record
 from drift.running.sweep.cells import Cell
 from drift.running.sweep.checking import examine
 from drift.running.sweep.config import MOST_DRAWS, Config
-from drift.running.sweep.cost import cores, show_seconds
+from drift.running.sweep.cost import show_seconds
 from drift.running.sweep.engines.engine import computer
 from drift.running.sweep.gpus import cuda_problem
 from drift.running.sweep.groups import Group

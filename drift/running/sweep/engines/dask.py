@@ -22,9 +22,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from drift._cores import cores
 from drift.errors import ConfigError
 from drift.paths import outside_path
-from drift.running.sweep.cost import cores
 from drift.running.sweep.engines.engine import Sparingly, computer
 from drift.running.sweep.engines.receipts import Receipt, difference, settle, sha256_or_nothing
 from drift.running.sweep.outcome import Outcome

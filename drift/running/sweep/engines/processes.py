@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
-from drift.running.sweep.cost import cores
+from drift._cores import cores
 from drift.running.sweep.engines.engine import Sparingly, Turns, computer
 from drift.running.sweep.gpus import cuda_devices
 from drift.running.sweep.memory import free
