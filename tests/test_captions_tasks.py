@@ -74,10 +74,13 @@ def test_the_title_correlates_what_is_drawn() -> None:
     assert max(figure.axes[0].lines[-1].get_xdata()) == pytest.approx((2.0 / 1e-6) ** 0.5)
     # Within a reading all items are alike here: nothing is correlated.
     assert "within a reading" not in caption(figure)
-    assert "Excess: too few items to say (0)" in title(figures.failure_against_drift(cells()))
+    assert "none of these has" not in caption(figure)
+    unfloored = figures.failure_against_drift(cells())
+    assert len(unfloored.axes) == 1, "no panel for what nobody measured"
+    assert "Excess" not in title(unfloored)
+    assert "none of these has: no panel of the excess" in caption(unfloored)
     same = figures.failure_against_drift([task_cell(ONES, ONES)])
-    assert "no floor was asked" in same.axes[0].texts[0].get_text()
-    assert "every answer is as likely" in same.axes[1].texts[0].get_text()
+    assert "every answer is as likely" in same.axes[0].texts[0].get_text()
     assert figures.failure_against_drift(floors) is None, "they are no folds"
     assert figures.failure_against_drift([]) is None
 
@@ -95,4 +98,12 @@ def test_the_chart_of_costs_divides_by_full_attention() -> None:
     assert [len(line.get_xdata()) for line in steps.lines] == [29 + 1] * 4
     for line in steps.lines:
         np.testing.assert_allclose(line.get_ydata(), 0.5)
+    written = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert {"append", "isolated"} <= set(written)
+    assert "model" not in written, "one model needs no legend"
+    two = figures.costs_of_steps([task_cell(ONES, ONES, model=name) for name in ("alpha", "beta")])
+    assert {"model", "alpha", "beta"} <= {text.get_text() for legend in two.legends for text in legend.get_texts()}
+    for ax in two.axes:
+        lines = [line.get_linestyle() for line in ax.lines if line.get_linestyle() != "None"]
+        assert len(set(lines[:2])) == 2, "models are told apart in every panel"
     assert figures.costs_of_steps([]) is None

@@ -179,10 +179,11 @@ def failure_against_drift(cells: Sequence[xr.Dataset]) -> Figure | None:
         return None
     protocols = list(frame["protocol"].unique())
     colour, marker = colours_of(protocols), cycle_styles(protocols, MARKERS)
-    found = {by: predicting(frame, by) for by in PREDICTORS}
+    known = [by for by in PREDICTORS if np.isfinite(frame[by]).any()]
+    found = {by: predicting(frame, by) for by in known}
     with set_style():
-        figure, axes = wrap_panels(len(PREDICTORS), height=3.4, width=4.4, sharey=True)
-        for ax, by in zip(axes, PREDICTORS, strict=True):
+        figure, axes = wrap_panels(len(known), height=3.4, width=4.4 if len(known) > 1 else 6.6, sharey=True)
+        for ax, by in zip(axes, known, strict=True):
             _items_over(ax, frame, by, colour, marker)
             ax.set_xlabel(_PREDICTOR_NAMES[by], fontsize=9)
         axes[0].set_ylabel("change of the answer's\nlog-likelihood [nat]", fontsize=9)
@@ -190,7 +191,7 @@ def failure_against_drift(cells: Sequence[xr.Dataset]) -> Figure | None:
         within = within_words({p: predicting(own).correlation for p, own in frame.groupby("protocol", sort=False)})
         caption = (
             "Filled: full attention answers, the fold does not. Not drawn: items that are exactly as likely, or have "
-            f"no floor. {within}"
+            f"no floor{'' if 'excess' in known else ' (none of these has: no panel of the excess)'}. {within}"
         )
         said = [
             predictor_words(_PREDICTORS_IN_SHORT[by], one.correlation, one.count, one.larger, one.lost)
@@ -202,10 +203,9 @@ def failure_against_drift(cells: Sequence[xr.Dataset]) -> Figure | None:
 
 def _items_over(ax: Axes, frame: pd.DataFrame, by: str, colour: dict[Any, Any], marker: dict[Any, Any]) -> None:
     """Items that changed, over one of the predictors; those that the fold loses are filled."""
-    known = frame[np.isfinite(frame[by])]
-    drawn = known[(known[by] > 0) & (known["change"] != 0)]
+    drawn = frame[(frame[by] > 0) & (frame["change"] != 0)]
     if not len(drawn):
-        say_empty(ax, "every answer is as likely as under full attention" if len(known) else "no floor was asked")
+        say_empty(ax, "every answer is as likely as under full attention")
         return
     for protocol, own in drawn.groupby("protocol", sort=False):
         for lost, fill in ((False, "none"), (True, "full")):
@@ -222,33 +222,35 @@ def costs_of_steps(cells: Sequence[xr.Dataset]) -> Figure | None:
     if not len(frame):
         return None
     protocols = list(frame["protocol"].unique())
-    colour, style, marker = colours_of(protocols), cycle_styles(protocols, STYLES), cycle_styles(protocols, MARKERS)
+    models = sorted(frame["model"].unique())
+    colour, style, marker = colours_of(protocols), cycle_styles(models, STYLES), cycle_styles(protocols, MARKERS)
     with set_style():
         figure, axes = wrap_panels(3, height=3.2, width=3.4)
         columns = (("fold_seconds", "full_seconds", "seconds"), ("fold_bytes", "full_bytes", "carried cache"))
         for ax, (of, by, what) in zip(axes[:2], columns, strict=True):
-            for (protocol, _, _), own in frame.groupby(["protocol", "model", "chunk_size"], sort=True):
+            for (protocol, model, _), own in frame.groupby(["protocol", "model", "chunk_size"], sort=True):
                 sums = own.groupby("tokens")[[of, by]].sum()
-                ax.plot(sums.index, sums[of] / sums[by], color=colour[protocol], linestyle=style[protocol],
+                ax.plot(sums.index, sums[of] / sums[by], color=colour[protocol], linestyle=style[model],
                         marker=marker[protocol], markersize=4.5, linewidth=1.2)  # fmt: skip
             ax.axhline(1, color="black", linewidth=0.9)
             log2_x(ax, [frame["tokens"].min(), frame["tokens"].max()])
             ax.set_xlabel("tokens of the prompt", fontsize=8.5)
             ax.set_ylabel(f"{what}, fold / full attention [1]", fontsize=8.5)
-        _seconds_of_steps(axes[2], cells, colour)
-        lines = {
-            p: {"color": colour[p], "linestyle": style[p], "marker": marker[p], "markersize": 5} for p in protocols
-        }
+        _seconds_of_steps(axes[2], cells, colour, style)
+        lines = {p: {"color": colour[p], "marker": marker[p], "markersize": 5} for p in protocols}
+        legends = [("reading", legend_lines(lines))]
+        if len(models) > 1:
+            legends.append(("model", legend_lines({m: {"color": "0.25", "linestyle": style[m]} for m in models})))
         ratio = float(frame["fold_seconds"].sum() / frame["full_seconds"].sum())
         title = f"What does folding cost? {ratio:.2g} times the seconds of full attention, over all texts"
         caption = (
             "A line per model and chunk size; sums over the texts of a length. Black: as full attention. Right: the "
             "longest texts, median over texts; a line is fitted to all whole steps."
         )
-        return finish_figure(figure, title, caption, [("reading", legend_lines(lines))])
+        return finish_figure(figure, title, caption, legends)
 
 
-def _seconds_of_steps(ax: Axes, cells: Sequence[xr.Dataset], colour: dict[Any, Any]) -> None:
+def _seconds_of_steps(ax: Axes, cells: Sequence[xr.Dataset], colour: dict[Any, Any], style: dict[Any, Any]) -> None:
     """Seconds of every whole chain step of the longest texts, and the line through them: per model, fold and size."""
     longest: dict[tuple[object, ...], xr.Dataset] = {}
     for ds in sorted(filter(is_folded, cells), key=lambda ds: ds.sizes["step"]):
@@ -259,7 +261,7 @@ def _seconds_of_steps(ax: Axes, cells: Sequence[xr.Dataset], colour: dict[Any, A
         own = colour[scalar(ds, "protocol")]
         ax.plot(at * size, np.nanmedian(seconds, axis=0), linestyle="none", marker=".", markersize=2.5, color=own)
         first, slope = growth_of_steps(ds)
-        ax.plot(at * size, first + slope * at, linewidth=0.9, color=own)
+        ax.plot(at * size, first + slope * at, linewidth=0.9, color=own, linestyle=style[scalar(ds, "model")])
     ax.set_ylim(bottom=0)
     ax.set_xlabel("tokens before the step", fontsize=8.5)
     ax.set_ylabel("a chain step [s]", fontsize=8.5)
