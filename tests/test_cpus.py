@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from bench_tools import bench
+from sweep_tools import REPOSITORY
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_a" name="test_good"/>
@@ -91,3 +92,15 @@ def test_a_crash_is_a_failure_and_some_settings_write_no_figures(
     with pytest.raises(SystemExit):
         cpus.main(["--only", "NEON"])
     assert "no setting has NEON in its name" in capsys.readouterr().err
+
+
+def test_the_table_of_the_page_is_that_of_the_results() -> None:
+    found = json.loads((REPOSITORY / "bench" / "results" / "cpus.json").read_text())
+    page = (REPOSITORY / "bench" / "README.md").read_text()
+    assert f"{found['machine']['date']}, `make test-cpus`" in page
+    table = page.split("(`results/cpus.json`):")[1].split("Skipped:")[0]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    assert rows == [
+        [row["setting"], *(str(row[k]) for k in ("passed", "failed", "skipped"))] for row in found["settings"]
+    ]
+    assert not any(row["failed"] for row in found["settings"])
