@@ -209,6 +209,7 @@ def _carries(model: Any) -> str:
     """What a cache of transformers keeps for a model, in words."""
     from transformers import DynamicCache
 
+    from drift.errors import UnsupportedModelError
     from drift.running.descent.decoders import decoder_of, foreign_cache
 
     words = {
@@ -221,9 +222,10 @@ def _carries(model: Any) -> str:
         "LinearAttentionAndFullAttentionLayer": "recurrent state, keys and values",
         "LinearAttentionAndSlidingWindowAttentionLayer": "recurrent state, keys and values of a window",
     }  # fmt: skip
-    foreign = foreign_cache(decoder_of(model))
-    if foreign is not None:
-        return f"what a {foreign.__name__} of its own holds"
+    with contextlib.suppress(UnsupportedModelError):
+        foreign = foreign_cache(decoder_of(model))
+        if foreign is not None:
+            return f"what its own {foreign.__name__} holds"
     kinds = dict.fromkeys(type(layer).__name__ for layer in DynamicCache(config=model.config).layers)
     return "; ".join(words.get(kind, kind) for kind in kinds)
 
@@ -297,8 +299,8 @@ def look(key: str, readings: Sequence[str] = READINGS) -> Row:
     row = Row(key, type(model).__name__, BITWISE)
     try:
         row.carries = _carries(model)
-    except Exception as error:
-        row.carries = type(error).__name__
+    except Exception:
+        row.carries = "not known"  # transformers cannot make a cache for it either
     try:
         short = trial_text(model).numpy()
     except Exception:
