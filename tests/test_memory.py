@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from bench_tools import bench
 from sweep_tools import REPOSITORY, text_file, tiny_checkpoint, write_config
 
@@ -19,7 +21,7 @@ from drift.running.checkpoints import loading
 from drift.running.checkpoints.names import Shape
 from drift.running.model import weights
 from drift.running.sweep import config as sweep_config
-from drift.running.sweep import groups
+from drift.running.sweep import groups, memory
 from drift.running.sweep.engines.processes import automatic_jobs
 from drift.running.sweep.memory import _control_group, choose, footprint, free, parse_size
 from drift.running.sweep.planning import plan
@@ -196,6 +198,32 @@ def test_the_predicted_peak_is_within_fifteen_percent(case: dict[str, Any], smol
         found = script.measure({"model": smollm2, **case}, tmp_path)
     # No rounding: what the allocator keeps and libraries take differs from machine to machine (bench/README.md).
     assert found["predicted"] == pytest.approx(found["measured"], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("line", "more"),
+    [
+        ("cuda: Optional[str] = '13.0'", True),
+        ('cuda = "12.8"', True),
+        ("cuda: Optional[str] = None", False),
+        ("hip = '6.4'\n__all__ = ['cuda', 'hip']", False),
+    ],
+)
+def test_a_torch_that_was_built_for_cuda_takes_more(
+    line: str, more: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = memory.runtime_bytes.__wrapped__
+    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
+    least = fresh()
+    (tmp_path / "version.py").write_text(f"debug = False\n{line}\n")
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: spec)
+    assert (fresh() > least) is more
+
+
+def test_what_is_said_of_the_build_is_what_torch_says() -> None:
+    bare = memory.runtime_bytes.__wrapped__() == memory._RUNTIME
+    assert bare is (torch.version.cuda is None)
 
 
 def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
