@@ -26,7 +26,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # imports, some 6 seconds of processor time each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup report sweep test test-models test-cpus fuzz mutants lint format lab clean distclean
+.PHONY: help setup report sweep test pytest test-models test-cpus fuzz mutants lint format lab clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -79,8 +79,11 @@ sweep: $(STAMP)
 
 test: PREFETCH := smollm2-135m-instruct
 test: $(STAMP)
+	@$(MAKE) --no-print-directory -j 2 lint pytest
+
+# Types are checked on one core, for a minute: the tests need not wait for them.
+pytest: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct
-	@$(MAKE) --no-print-directory lint
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Some ten minutes of a processor; MODELS="gpt2 bloom" walks these alone, and writes nothing.

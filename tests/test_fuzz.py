@@ -20,7 +20,7 @@ from bench_tools import BENCH, bench
 from drift.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-INPUTS = 30  # of each format
+INPUTS = 20  # of each format
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,6 @@ def test_a_checkpoint_that_cannot_be_streamed_is_loaded_whole_unless_that_was_as
 @pytest.mark.parametrize(
     "case",
     [
-        {"dtype": "fp32", "tokens": 256, "chunk_size": 64},
         {"dtype": "fp32", "tokens": 256, "chunk_size": 64, "weights": "streamed"},
         {"dtype": "bf16", "tokens": 256, "chunk_size": 64, "half_matmul": "float32"},
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from drift.reading.figures.finishing import take_as_text
@@ -18,11 +20,12 @@ def png(figure: Figure, colours: int = 192) -> bytes:
     from PIL import Image
 
     take_as_text(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 0})
-    buffer.seek(0)
-    with Image.open(buffer) as image:
-        small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+    figure.set_dpi(DPI)
+    figure.set_facecolor("white")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once: `savefig` lays everything out in a first drawing that it throws away
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
     out = io.BytesIO()
     small.save(out, format="png", optimize=True)
     return out.getvalue()
