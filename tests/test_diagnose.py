@@ -258,7 +258,7 @@ def clean_pair(draw: random.Random) -> tuple[str, Tensors, Tensors]:
 
 
 def test_clean_pairs_are_never_called_a_bug(judge: Callable[..., Diagnosis]) -> None:
-    pairs = 60
+    pairs = 40
     draw = random.Random(20)
     undetermined = []
     for _ in range(pairs):

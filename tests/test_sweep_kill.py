@@ -15,7 +15,8 @@ from sweep_tools import Zygote, cells, differences, text_file, tiny_checkpoint, 
 
 from drift import dataset
 
-KILLS = 7
+KILLS = 5
+ATTEMPTS = 5  # at a signal that comes before the end, wherever the processors are at
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,13 @@ def test_the_comparison_would_notice(bench: Bench) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_interrupted_it_says_so_and_resumes(either: Bench, tmp_path: Path, number: signal.Signals) -> None:
     bench = either
-    out = tmp_path / "out"
-    started = bench.processes.start(str(bench.config), "--out", str(out), "--json")
-    assert until(lambda: bool(list(out.glob("*.nc"))), max(30, bench.seconds))
-    started.signal(number)
+    for attempt in range(ATTEMPTS):
+        out = tmp_path / f"out{attempt}"
+        started = bench.processes.start(str(bench.config), "--out", str(out), "--json")
+        assert until(lambda out=out: bool(list(out.glob("*.nc"))), max(30, bench.seconds))
+        started.signal(number)
+        if started.wait() != 0:  # else it had ended before the signal came
+            break
     assert started.wait() == 130
     assert "Traceback" not in started.stderr
     last = started.stderr.strip().splitlines()[-1]
