@@ -197,6 +197,16 @@ def test_bad_arguments_are_named(sweeps: dict[str, Sweep]) -> None:
                 draw(Sweep([]))
 
 
+def test_rows_of_a_forest_stand_in_the_order_of_the_cells_whichever_protocol_has_them() -> None:
+    of = [("append", 2), ("isolated", 4), ("append", 8), ("isolated", 8)]
+    cells = [small(protocol=p, chunk_size=c, tokens=256, documents=4) for p, c in of]
+    figure = FORESTS["equivalence C1"](Sweep(cells))
+    assert figure is not None
+    figure.draw_without_rendering()
+    rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert [re.search(r"chunk (\d+)", row)[1] for row in rows] == ["2", "4", "8"], rows  # type: ignore[index]
+
+
 def test_png_is_small_and_whole(sweeps: dict[str, Sweep]) -> None:
     payload = figures.png(figures.drift_per_step(sweeps["three models"]))
     assert len(payload) < 150_000

@@ -145,6 +145,17 @@ _NAME = 44
 _BESIDE = 3
 
 
+def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """Names in one order, each once: what only a later order has stands before what follows it there."""
+    merged: list[str] = []
+    for order in orders:
+        for place, name in enumerate(order):
+            if name not in merged:
+                after = next((merged.index(later) for later in order[place:] if later in merged), len(merged))
+                merged.insert(after, name)
+    return merged
+
+
 @dataclass(frozen=True)
 class _Plan:
     """How the rows of some protocols are set out on one screen: panels side by side, with their rows in one order.
@@ -176,7 +187,7 @@ class _Plan:
     @classmethod
     def of(cls, groups: Sequence[model.ClaimSummary]) -> _Plan:
         """Set out; where a screen does not hold all rows, those that decide come first."""
-        names = list(dict.fromkeys(f.scope for s in groups for f in s.findings))
+        names = _merged([[f.scope for f in s.findings] for s in groups])
         decided = {f.scope for s in groups for f in s.findings if f.status is not model.Status.UNDETERMINED}
         said, common = _without_common(names)
         labels = {name: "\n".join(textwrap.wrap(words, _NAME)) for name, words in zip(names, said, strict=True)}
