@@ -81,6 +81,8 @@ def test_the_title_correlates_what_is_drawn() -> None:
     assert "none of these has: no panel of the excess" in caption(unfloored)
     same = figures.failure_against_drift([task_cell(ONES, ONES)])
     assert "every answer is as likely" in same.axes[0].texts[0].get_text()
+    lost = figures.failure_against_drift([task_cell(ONES, ONES, kl=np.nan)])
+    assert "no number is finite" in lost.axes[0].texts[0].get_text()
     assert figures.failure_against_drift(floors) is None, "they are no folds"
     assert figures.failure_against_drift([]) is None
 

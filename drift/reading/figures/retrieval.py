@@ -179,11 +179,12 @@ def failure_against_drift(cells: Sequence[xr.Dataset]) -> Figure | None:
         return None
     protocols = list(frame["protocol"].unique())
     colour, marker = colours_of(protocols), cycle_styles(protocols, MARKERS)
-    known = [by for by in PREDICTORS if np.isfinite(frame[by]).any()]
-    found = {by: predicting(frame, by) for by in known}
+    floored = bool(np.isfinite(frame["excess"]).any())
+    shown = [by for by in PREDICTORS if by != "excess" or floored]
+    found = {by: predicting(frame, by) for by in shown}
     with set_style():
-        figure, axes = wrap_panels(len(known), height=3.4, width=4.4 if len(known) > 1 else 6.6, sharey=True)
-        for ax, by in zip(axes, known, strict=True):
+        figure, axes = wrap_panels(len(shown), height=3.4, width=4.4 if floored else 6.6, sharey=True)
+        for ax, by in zip(axes, shown, strict=True):
             _items_over(ax, frame, by, colour, marker)
             ax.set_xlabel(_PREDICTOR_NAMES[by], fontsize=9)
         axes[0].set_ylabel("change of the answer's\nlog-likelihood [nat]", fontsize=9)
@@ -191,7 +192,7 @@ def failure_against_drift(cells: Sequence[xr.Dataset]) -> Figure | None:
         within = within_words({p: predicting(own).correlation for p, own in frame.groupby("protocol", sort=False)})
         caption = (
             "Filled: full attention answers, the fold does not. Not drawn: items that are exactly as likely, or have "
-            f"no floor{'' if 'excess' in known else ' (none of these has: no panel of the excess)'}. {within}"
+            f"no floor{'' if floored else ' (none of these has: no panel of the excess)'}. {within}"
         )
         said = [
             predictor_words(_PREDICTORS_IN_SHORT[by], one.correlation, one.count, one.larger, one.lost)
@@ -203,9 +204,10 @@ def failure_against_drift(cells: Sequence[xr.Dataset]) -> Figure | None:
 
 def _items_over(ax: Axes, frame: pd.DataFrame, by: str, colour: dict[Any, Any], marker: dict[Any, Any]) -> None:
     """Items that changed, over one of the predictors; those that the fold loses are filled."""
-    drawn = frame[(frame[by] > 0) & (frame["change"] != 0)]
+    known = frame[np.isfinite(frame[by])]
+    drawn = known[(known[by] > 0) & (known["change"] != 0)]
     if not len(drawn):
-        say_empty(ax, "every answer is as likely as under full attention")
+        say_empty(ax, "every answer is as likely as under full attention" if len(known) else "no number is finite")
         return
     for protocol, own in drawn.groupby("protocol", sort=False):
         for lost, fill in ((False, "none"), (True, "full")):

@@ -66,12 +66,12 @@ class Sized(Protocol):
 def runtime_bytes() -> float:
     """What a process takes before it holds a model: more where the torch that is installed was built for CUDA."""
     found = importlib.util.find_spec("torch")  # which does not import it
+    if found is None or not found.origin:
+        return _RUNTIME
     try:
-        text = (
-            "" if found is None or not found.origin else Path(found.origin).with_name("version.py").read_text("utf-8")
-        )
-    except OSError:
-        text = ""
+        text = Path(found.origin).with_name("version.py").read_text("utf-8")
+    except (OSError, ValueError):
+        return _RUNTIME
     return _RUNTIME + (_CUDA_RUNTIME if _BUILT_FOR_CUDA.search(text) else 0.0)
 
 
