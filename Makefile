@@ -91,7 +91,7 @@ MODELS ?=
 test-models: $(STAMP)
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(PY) tests/architectures.py $(if $(MODELS),$(MODELS),--out docs/models.md)
 
-# Logs in build/cpus, figures in bench/results/cpus.json; about a quarter of an hour on two cores.
+# Logs in build/cpus, figures in bench/results/cpus.json; about half an hour on two cores.
 test-cpus: PREFETCH := smollm2-135m-instruct
 test-cpus: $(STAMP)
 	@$(PY) -m drift.checkpoints fetch smollm2-135m-instruct

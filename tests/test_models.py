@@ -44,7 +44,7 @@ REFUSALS: dict[str, str] = {
 }
 
 
-#: Each which architecture is held against the page here, besides; a fixed quarter of them.
+#: Which architectures are held against the page here, besides: the first, and how many further the next.
 FIRST, EVERY = 2, 4
 QUARTER = [key for key in list(architectures.mapping())[FIRST::EVERY] if key not in {**DRIVEN, **REFUSALS}]
 

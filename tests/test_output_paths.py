@@ -18,6 +18,7 @@ import nbformat
 import pytest
 import synthetic
 import xarray as xr
+from notebook_tools import own_notebook
 
 import drift
 from drift import dataset, writing
@@ -307,11 +308,7 @@ def test_pages_and_figures_follow_no_link_out_of_the_folder(
 
 
 def test_a_notebook_of_ones_own_is_said_to_be_code(cells: Path, tmp_path: Path, quick: dict[str, str]) -> None:
-    own = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("sweep = ''", metadata={"tags": ["parameters"]})],
-        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
-    )
-    nbformat.write(own, tmp_path / "plateau.ipynb")
+    own_notebook(tmp_path / "plateau.ipynb")
     said: list[str] = []
     rendering.render(cells, [str(tmp_path / "plateau.ipynb"), "layers"], tmp_path / "out", report=said.append)
     warned = [line for line in said if "a notebook is code" in line]

@@ -17,6 +17,7 @@ import in_process
 import nbformat
 import pytest
 import synthetic
+from notebook_tools import own_notebook
 
 import drift
 from drift import dataset
@@ -304,8 +305,7 @@ def test_committed_notebooks_are_clean(name: str) -> None:
 @pytest.mark.usefixtures("notebooks_here")
 def test_parameters_reach_the_notebook(sweep: Path, tmp_path: Path) -> None:
     given = ["-p", "measure=key_rel_l2", "-p", 'models=["beta"]']
-    with in_process.notebooks():
-        code = drift_report.main([str(sweep), "--notebook", "plateau", "--out", str(tmp_path), *given])
+    code = drift_report.main([str(sweep), "--notebook", "plateau", "--out", str(tmp_path), *given])
     assert code == 0
     text = (tmp_path / "plateau.html").read_text()
     assert "relative L2 drift of the keys that the chunk appended" in text
@@ -385,14 +385,8 @@ def test_notebooks_of_ones_own_run_on_this_interpreter(
     spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "trap", "language": "python"}
     (trap / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    v4 = nbformat.v4
-    own = v4.new_notebook(
-        cells=[v4.new_code_cell("sweep = ''", metadata={"tags": ["parameters"]}),
-               v4.new_code_cell("import sys\nprint('made by', sys.executable)")],
-        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
-    )  # fmt: skip
     path = tmp_path / "own.ipynb"
-    nbformat.write(own, path)
+    own = own_notebook(path, "import sys\nprint('made by', sys.executable)")
     rendering.render(sweep, [str(path)], tmp_path / "out", report=lambda line: None)
     assert f"made by {sys.executable}" in (tmp_path / "out" / "own.html").read_text()
     own.cells[0].metadata.tags = []
@@ -436,14 +430,8 @@ def test_the_banner_is_an_alert_where_a_control_failed_whatever_its_words(
 
 @pytest.mark.usefixtures("notebooks_here")
 def test_a_current_report_is_not_rendered_again(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    v4 = nbformat.v4
-    code = "sweep = ''\nword = 'x'"
-    own = v4.new_notebook(
-        cells=[v4.new_code_cell(code, metadata={"tags": ["parameters"]}), v4.new_code_cell("print(word)")],
-        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
-    )
     path, out = tmp_path / "own.ipynb", tmp_path / "out"
-    nbformat.write(own, path)
+    own_notebook(path, "print(word)", parameters="sweep = ''\nword = 'x'")
     command = [str(sweep), "--notebook", str(path), "--out", str(out)]
 
     def rendered(*more: str) -> bool:

@@ -9,15 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
 import synthetic
+from notebook_tools import own_notebook
+from sweep_tools import REPOSITORY
 
-import drift
 from drift import report
 from drift.dataset.files import write
-
-ROOT = Path(drift.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +26,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def notebook(folder: Path, name: str, code: str) -> str:
-    v4 = nbformat.v4
-    own = v4.new_notebook(
-        cells=[v4.new_code_cell("sweep = ''", metadata={"tags": ["parameters"]}), v4.new_code_cell(code)],
-        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
-    )
-    nbformat.write(own, folder / f"{name}.ipynb")
-    return str(folder / f"{name}.ipynb")
+    path = folder / f"{name}.ipynb"
+    own_notebook(path, code)
+    return str(path)
 
 
 def test_pages_are_in_the_order_asked_for_and_one_that_stops_takes_none_along(
@@ -80,7 +74,7 @@ def test_ctrl_c_ends_all_of_them_and_leaves_the_pages_as_they_were(sweep: Path, 
     marker = f"DRIFT_TEST={tmp_path}"
     rendering = subprocess.Popen(
         [sys.executable, "-m", "drift.report", str(sweep), "--notebook", *notebooks, "--jobs", "2", "--out", str(out)],
-        cwd=ROOT, env=os.environ | dict([marker.split("=")]), start_new_session=True, text=True,
+        cwd=REPOSITORY, env=os.environ | dict([marker.split("=")]), start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip

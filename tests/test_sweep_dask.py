@@ -153,9 +153,9 @@ def replace_device(config: Path, folder: Path) -> Path:
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_leaves_a_state_to_resume_from(bench: tuple[Path, Path], tmp_path: Path) -> None:
     # Groups enough that some are left when the signal arrives, however busy the machine is.
-    config = write_config(tmp_path / "more.yaml", **read_config(bench[0]), dtype=["bf16", "fp32", "fp64"])
+    config = write_config(tmp_path / "more.yaml", **read_config(bench[0]), dtype=["bf16", "fp16", "fp32", "fp64"])
     undisturbed = tmp_path / "undisturbed"
-    assert run(config, undisturbed).done == 6
+    assert run(config, undisturbed).done == 8
     out = tmp_path / "out"
     command = [sys.executable, "-m", "drift.sweep", str(config), "--out", str(out), "--engine", "dask", "--json"]
     sweep = subprocess.Popen(
@@ -180,11 +180,11 @@ def test_ctrl_c_leaves_a_state_to_resume_from(bench: tuple[Path, Path], tmp_path
     summary = json.loads(printed)
     there = cells(out)
     assert summary["cells"]["done"] == len(there)
-    assert 0 < len(there) < 6
+    assert 0 < len(there) < 8
     assert all_end(sweep.pid), "a worker outlives the sweep"
     assert not list(out.glob(".*.tmp"))
     finished = run(config, out)
-    assert (finished.done, len(finished.files)) == (6, 6 - len(there))
+    assert (finished.done, len(finished.files)) == (8, 8 - len(there))
     assert there.items() <= cells(out).items()
     assert same(out, undisturbed)
 

@@ -86,8 +86,8 @@ def execute(
                 report(
                     f"{job.notebook}: not one of drift's own; a notebook is code, and is run with all that you may do"
                 )
-        several = at_once > 1 and len(jobs) > 1
-        for place, outcome in _together(run, jobs, at_once, report) if several else _in_turn(run, jobs, report):
+        at_once = min(at_once, len(jobs))
+        for place, outcome in _together(run, jobs, at_once, report) if at_once > 1 else _in_turn(run, jobs, report):
             outcomes[place] = outcome
             became = "FAILED after" if outcome.failure else "done in"
             report(f"{jobs[place].name}: {became} {outcome.seconds:.0f} s")
@@ -96,36 +96,36 @@ def execute(
     return [(job, outcome.notebook) for job, outcome in ended if not outcome.failure], failed
 
 
-def _run(job: Job, *, room: Path, target: Path, kernel: str) -> _Outcome:
+_Numbered = tuple[int, Job]
+
+
+def _run(numbered: _Numbered, *, room: Path, target: Path, kernel: str) -> tuple[int, _Outcome]:
+    place, job = numbered
     started, name = time.monotonic(), f"{job.name}.partial.ipynb"
     given = {**job.parameters, "sweep": str(job.source.resolve())}
     try:
         notebook = execute_notebook(job.notebook, given, room / name, kernel, target / name)
     except NotebookFailure as error:
-        return _Outcome(time.monotonic() - started, failure=str(error))
-    return _Outcome(time.monotonic() - started, notebook)
+        return place, _Outcome(time.monotonic() - started, failure=str(error))
+    return place, _Outcome(time.monotonic() - started, notebook)
 
 
 def _in_turn(
-    run: Callable[[Job], _Outcome], jobs: Sequence[Job], report: Callable[[str], None]
+    run: Callable[[_Numbered], tuple[int, _Outcome]], jobs: Sequence[Job], report: Callable[[str], None]
 ) -> Iterator[tuple[int, _Outcome]]:
     for place, job in enumerate(jobs):
         report(f"{job.name}: running on {job.source} ...")
-        yield place, run(job)
+        yield run((place, job))
 
 
 def _together(
-    run: Callable[[Job], _Outcome], jobs: Sequence[Job], at_once: int, report: Callable[[str], None]
+    run: Callable[[_Numbered], tuple[int, _Outcome]], jobs: Sequence[Job], at_once: int, report: Callable[[str], None]
 ) -> Iterator[tuple[int, _Outcome]]:
     """Run jobs in processes of their own: papermill and what it stands on were not made for threads."""
-    report(f"{', '.join(job.name for job in jobs)}: running, {min(at_once, len(jobs))} at once ...")
+    report(f"{', '.join(job.name for job in jobs)}: running, {at_once} at once ...")
     # A kernel ends by itself when the process that started it has.
-    with multiprocessing.get_context("spawn").Pool(min(at_once, len(jobs)), _left_alone) as pool:
-        yield from pool.imap_unordered(partial(_placed, run), list(enumerate(jobs)))
-
-
-def _placed(run: Callable[[Job], _Outcome], job: tuple[int, Job]) -> tuple[int, _Outcome]:
-    return job[0], run(job[1])
+    with multiprocessing.get_context("spawn").Pool(at_once, _left_alone) as pool:
+        yield from pool.imap_unordered(run, list(enumerate(jobs)))
 
 
 def _left_alone() -> None:

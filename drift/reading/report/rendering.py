@@ -18,12 +18,7 @@ from drift.reading import controls, floor
 from drift.reading.report.executing import Job, execute
 from drift.reading.report.exhibits import Exhibit
 from drift.reading.report.front import write_front
-from drift.reading.report.notebooks import (
-    DEFAULT_NOTEBOOKS,
-    NotebookFailure,
-    find_notebook,
-    share_out,
-)
+from drift.reading.report.notebooks import DEFAULT_NOTEBOOKS, NotebookFailure, find_notebook, share_out
 from drift.reading.report.pages import (
     Page,
     contradictions_banner,
